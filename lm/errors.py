@@ -1,0 +1,62 @@
+"""The failures a user can meet, each with the exit code of the command line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class LMError(Exception):
+    """Base of every failure that is reported as one message instead of a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(LMError):
+    """A flag or a combination of flags makes no sense; the message names the flag."""
+
+    exit_code = 2
+
+
+class CorpusError(LMError):
+    """A corpus is missing, damaged or unusable; the message names the file and the remedy."""
+
+    exit_code = 3
+
+
+class DivergedError(LMError):
+    """A non-finite loss or gradient was met; raised before the update that would spread it."""
+
+    exit_code = 4
+
+
+class CheckpointError(LMError):
+    """A checkpoint is missing, damaged, or belongs to another model or corpus."""
+
+    exit_code = 5
+
+
+class Interrupted(LMError):
+    """A stop signal was honoured after a checkpoint was saved; exit code 128 + signal number."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signum
+
+
+def run_cli(main: Callable[[], None]) -> NoReturn:
+    """Run a command-line entry point and exit with its code, turning `LMError` into one message."""
+    try:
+        main()
+        sys.stdout.flush()
+    except LMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # `python -m lm.corpus ... | head`: the reader left, which is not our failure
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
