@@ -1,0 +1,274 @@
+"""Configuration: every value of a run, its flag, its help text, its bounds, and the presets.
+
+The fields of `TrainConfig` are the only place where a value is named: the command line and `--help` (`lm.flags`),
+`config.json`, the identity of a run and the README's table are derived from them.
+Defaults are those of awd-lstm-lm, so that a command line published for it means the same here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from lm.errors import ConfigError
+from lm.presets import preset_values
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Numeric range of a field; `open_high` excludes `high` itself."""
+
+    low: float
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.open_low else value >= self.low
+        return math.isfinite(value) and above and (value < self.high if self.open_high else value <= self.high)
+
+    def __str__(self) -> str:
+        low = f"{'greater than' if self.open_low else 'at least'} {self.low:g}"
+        return low if self.high == math.inf else f"{low} and {'below' if self.open_high else 'at most'} {self.high:g}"
+
+
+# The largest integer that every consumer (torch sizes, seeds, TensorBoard steps) takes without overflow.
+_MAX_INT = 2**31 - 1
+Probability = Annotated[float, Bounds(0, 1, open_high=True)]
+NonNegative = Annotated[float, Bounds(0)]
+Positive = Annotated[float, Bounds(0, open_low=True)]
+Count = Annotated[int, Bounds(0, _MAX_INT)]
+Size = Annotated[int, Bounds(1, _MAX_INT)]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """corpus and batches"""
+
+    dataset: str = ""
+    """corpus: ptb, wikitext-2 or pydocs; empty: the corpus that --data holds, else ptb"""
+    data: str = ""
+    """folder with the three split files, for an own corpus or an own copy"""
+    batch_size: Size = 80
+    """columns of the training text (B), read in parallel"""
+    bptt: Size = 70
+    """base length of a window of backpropagation through time (T), in tokens"""
+    variable_bptt: bool = True
+    """draw each window's length around bptt (Merity et al. 2018, sec. 5); the learning rate scales with it"""
+    max_seq_len_delta: Count = 20
+    """the drawn length is capped at bptt + this, which caps memory"""
+    eval_batch_size: Size = 10
+    """columns of valid (and of train, for the generalisation gap)"""
+    test_batch_size: Size = 1
+    """columns of test; 1 scores every token but the first"""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """model"""
+
+    model: Literal["LSTM", "GRU", "RNN_TANH", "RNN_RELU"] = "LSTM"
+    """recurrent cell"""
+    emsize: Size = 400
+    """embedding size (E)"""
+    nhid: Size = 1150
+    """hidden units of a layer (H); the last layer has emsize units when tied"""
+    nlayers: Size = 3
+    """recurrent layers"""
+    tied: bool = True
+    """share the embedding matrix with the decoder"""
+    dropout: Probability = 0.4
+    """dropout on the output of the last layer"""
+    dropouth: Probability = 0.3
+    """dropout between layers"""
+    dropouti: Probability = 0.65
+    """dropout on the embedded input"""
+    dropoute: Probability = 0.1
+    """dropout of whole words in the embedding matrix"""
+    wdrop: Probability = 0.5
+    """DropConnect on each hidden-to-hidden matrix"""
+    dropout_kind: Literal["locked", "standard"] = "locked"
+    """locked: one mask a window, shared over time (AWD-LSTM); standard: every element anew (before AWD-LSTM)"""
+
+
+@dataclass(frozen=True)
+class RegularizationConfig:
+    """activation regularization"""
+
+    alpha: NonNegative = 2.0
+    """AR: alpha * mean((m*h)^2) over the dropped output of the last layer"""
+    beta: NonNegative = 1.0
+    """TAR: beta * mean((h[t+1] - h[t])^2) over the raw output of the last layer"""
+    ar_norm: Literal["l2", "l1", "elastic"] = "l2"
+    """norm of AR: mean square, mean absolute value, or the sum of both"""
+    ar_layers: Literal["last", "all"] = "last"
+    """layers that AR and TAR cover; all: the penalties of the layers are summed"""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """optimization"""
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """sgd (becomes NT-ASGD unless --nonmono 0), adam (L2 in the gradient) or adamw (decoupled decay)"""
+    lr: Positive = 30.0
+    """learning rate"""
+    clip: NonNegative = 0.25
+    """largest norm of the gradient; 0: no clipping"""
+    wdecay: NonNegative = 1.2e-6
+    """weight decay on all parameters"""
+    nonmono: Count = 5
+    """NT-ASGD: average from the epoch whose valid loss exceeds the best of all but the last nonmono; 0: never"""
+    schedule: Literal["constant", "plateau", "linear", "onecycle"] = "constant"
+    """learning rate over the run; plateau: lr/4 after each epoch that does not improve valid"""
+    min_lr: NonNegative = 0.0
+    """plateau: stop when the learning rate falls below this"""
+    when: tuple[int, ...] = ()
+    """epochs after which the learning rate is divided by 10"""
+    adam_beta1: Probability = 0.9
+    """decay of Adam's mean of gradients"""
+    adam_beta2: Probability = 0.999
+    """decay of Adam's mean of squared gradients"""
+    epochs: Size = 750
+    """passes over the training text"""
+    max_steps: Count = 0
+    """end training after this many updates; 0: no limit"""
+    seed: Count = 1111
+    """seed of initial weights, masks and window lengths"""
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """arithmetic"""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """inputs of the matrix products; auto: bf16 on CUDA, fp32 elsewhere"""
+    deterministic: bool = False
+    """use only deterministic algorithms (slower on CUDA)"""
+
+
+@dataclass(frozen=True)
+class TrainConfig(ComputeConfig, OptimConfig, RegularizationConfig, ModelConfig, DataConfig):
+    """Everything that decides what a run computes. Inherited in reverse, so that fields keep the order above."""
+
+    preset: str = ""
+    """name of the preset that the values started from"""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.tied and self.nlayers == 1 and self.nhid != self.emsize:
+            raise ConfigError("--nhid: one tied layer has emsize units; set --nhid to --emsize or use --no-tied")
+        if self.min_lr and self.schedule != "plateau":
+            raise ConfigError("--min-lr: works with --schedule plateau only")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """this run (where and how, not what)"""
+
+    out_dir: str = ""
+    """run directory; empty: runs/<dataset>-<preset or model>-<hash of the configuration>"""
+    resume: str = ""
+    """auto: continue the run in --out-dir, or start it; PATH: continue from this checkpoint"""
+    save: str = ""
+    """also copy the best checkpoint to this file"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where to compute; auto: CUDA if there is a device"""
+    threads: Count = 0
+    """CPU threads; 0: PyTorch's choice"""
+    log_interval: Size = 200
+    """updates between two log records"""
+    save_every: Size = 500
+    """updates between two checkpoints; a killed run loses at most these"""
+    eval_test: bool = True
+    """score test once, from the best checkpoint, at the end"""
+    tensorboard: bool = True
+    """write TensorBoard events to tb/"""
+    dry_run: bool = False
+    """check the configuration, corpus and model, print what would run, and stop"""
+    print_config: bool = False
+    """print the configuration as JSON and stop"""
+    json: bool = False
+    """print the result as one JSON object on stdout"""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+# Values that label a run without changing what it computes.
+_LABELS = ("preset",)
+
+
+def check_fields(config: Any) -> None:
+    """Raise ConfigError, naming the flag, unless every field has its declared type and range."""
+    for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
+        flag, value = f"--{name.replace('_', '-')}", getattr(config, name)
+        bounds = next((m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Bounds)), None)
+        base = typing.get_args(hint)[0] if bounds else hint
+        if typing.get_origin(base) is Literal:
+            if value not in typing.get_args(base):
+                raise ConfigError(f"{flag}: {value!r} is not one of {', '.join(typing.get_args(base))}")
+        elif typing.get_origin(base) is tuple:
+            if not isinstance(value, tuple) or not all(type(item) is int and item > 0 for item in value):
+                raise ConfigError(f"{flag}: must be epochs, each at least 1; got {value!r}")
+        elif base is float and type(value) is int:
+            object.__setattr__(config, name, float(value))  # 1 and 1.0 are one configuration, with one identity
+        elif type(value) is not base:
+            raise ConfigError(f"{flag}: must be {base.__name__}; got {value!r}")
+        if bounds and getattr(config, name) not in bounds:
+            raise ConfigError(f"{flag}: must be {bounds}; got {value}")
+
+
+def make_config(preset: str = "", dataset: str = "", **overrides: Any) -> TrainConfig:
+    """Defaults, then the preset's values for the corpus, then `overrides`.
+
+    Raises ConfigError for an unknown preset or field, or a value out of its range.
+    """
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    if unknown := sorted(overrides.keys() - known):
+        raise ConfigError(f"unknown configuration field {unknown[0]!r}; the fields are {', '.join(sorted(known))}")
+    values = preset_values(preset, dataset) | overrides | {"preset": preset, "dataset": dataset}
+    if isinstance(values.get("when"), list):
+        values["when"] = tuple(values["when"])
+    return TrainConfig(**values)
+
+
+def config_from_dict(values: Mapping[str, Any]) -> TrainConfig:
+    """Read back what `config.json` or a checkpoint holds; raises ConfigError when fields are missing or unknown."""
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    if known != values.keys():
+        raise ConfigError(f"configuration of another version: fields {sorted(known ^ values.keys())} differ")
+    return TrainConfig(**{**values, "when": tuple(values["when"])})
+
+
+def config_id(config: TrainConfig) -> str:
+    """12 hex digits that identify what a run computes: equal for equal values, whatever flags produced them."""
+    values = {name: value for name, value in as_plain(config).items() if name not in _LABELS}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def resume_conflicts(now: TrainConfig, before: Mapping[str, Any]) -> list[str]:
+    """Flags whose values forbid that `now` continues a run configured as `before`, with both values.
+
+    `--epochs` may change where the learning rate does not depend on it.
+    """
+    free = _LABELS + (("epochs",) if now.schedule in ("constant", "plateau") else ())
+    values = as_plain(now)
+    changed = [name for name in values if name not in free and values[name] != before.get(name)]
+    return [f"--{name.replace('_', '-')} {before.get(name)} (now {values[name]})" for name in changed]
+
+
+def as_plain(config: TrainConfig) -> dict[str, Any]:
+    """All values as JSON types, for `config.json` and checkpoints; `config_from_dict` reads them back."""
+    return dataclasses.asdict(config) | {"when": list(config.when)}
+
+
+def run_name(config: TrainConfig) -> str:
+    """Folder name of a run: corpus, preset or model, identity."""
+    return f"{config.dataset}-{config.preset or config.model.lower()}-{config_id(config)}"

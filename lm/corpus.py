@@ -1,0 +1,300 @@
+"""Find or download, verify, encode and cache a corpus: `python -m lm.corpus --dataset ptb`.
+
+The known corpora are described in `data/corpora.toml`. Any folder with `train.txt`, `valid.txt` and `test.txt`, one
+sentence or paragraph a line, is a corpus too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from lm.cards import SPLITS, Card, download, file_names, known_corpora, match_card, mismatch, text_sha256
+from lm.errors import ConfigError, CorpusError, run_cli
+from lm.tokenizer import WordTokenizer, read_text, split_lines
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """An encoded corpus. `lines`, `unk` and `sha256` are per split, as `splits` is."""
+
+    name: str  # "ptb", "wikitext-2", "pydocs", or the folder's name for a corpus of one's own
+    source: str  # where the text came from: a folder, a hub repository, the interpreter
+    tokenizer: WordTokenizer
+    splits: dict[str, np.ndarray]  # int32 (N,), read-only and memory-mapped, in memory where there is no cache
+    unk: dict[str, int]  # tokens that became `<unk>` because train lacks the word; a literal `<unk>` is not counted
+    lines: dict[str, int]
+    sha256: dict[str, str]  # of the text
+    path: Path | None  # the cache folder: {train,valid,test}.bin and tokenizer.json; None if it could not be written
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of types, `<eos>` and `<unk>` included."""
+        return self.tokenizer.vocab_size
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A located corpus. `read` yields its splits as UTF-8; `key` stands for that text in the name of the cache."""
+
+    name: str
+    source: str
+    key: str
+    read: Callable[[], dict[str, bytes]]
+
+
+def load_corpus(dataset: str | None, data: str | Path | None = None, cache_dir: str | Path = Path("data")) -> Corpus:
+    """Find, verify, encode and cache a corpus.
+
+    Looked for in the folder `data`; else in `$LM_CORPORA/<dataset>`; else in `data/<dataset>`; else on the Hugging
+    Face hub. `pydocs` is made from the interpreter. The encoded splits are kept in `cache_dir/cache`, keyed by the
+    text and the definition of the tokenizer.
+
+    Args:
+        dataset: name of a known corpus, or of a folder in one of those places; None for the folder `data`.
+        data: folder with the three split files.
+        cache_dir: a cache that cannot be written here is done without, with a warning.
+
+    Raises:
+        ConfigError: neither `dataset` nor `data` is given, or they contradict each other.
+        CorpusError: the corpus is missing, unreadable, not text, empty, or not the one its name says.
+    """
+    found = _find(dataset, data)
+    key = hashlib.sha256(f"{found.key}\n{WordTokenizer.DEFINITION}".encode()).hexdigest()
+    folder = Path(cache_dir) / "cache" / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', found.name)}-{key[:16]}"
+    if cached := _read_cache(folder, found):
+        return cached
+    corpus = _encode(found)
+    try:
+        _write_cache(folder, corpus)
+    except OSError as error:
+        logger.warning("cannot write the token cache %s (%s): going on without it", folder, error.strerror)
+        return corpus
+    return _read_cache(folder, found) or corpus
+
+
+def identify(dataset: str | None, data: str | Path | None = None) -> str:
+    """Name that `load_corpus` will give the corpus, without encoding or downloading it; raises as it does."""
+    if data is None and dataset in known_corpora():
+        return dataset
+    return _find(dataset, data).name
+
+
+def _find(dataset: str | None, data: str | Path | None) -> _Found:
+    cards = known_corpora()
+    if data is not None and not os.path.lexists(data):
+        alias = next((name for name, card in cards.items() if Path(data).as_posix() in card.aliases), None)
+        if alias is not None:
+            if dataset not in (None, alias):
+                raise ConfigError(f"--data {data} stands for the corpus {alias}, not for --dataset {dataset}")
+            logger.warning("--data %s: no such folder; looking for the corpus %s in the usual places", data, alias)
+            dataset, data = alias, None
+    if dataset == "pydocs":
+        if data is not None:
+            raise ConfigError("--dataset pydocs is made from the Python interpreter: leave out --data, or --dataset")
+        from lm import pydocs
+
+        return _Found("pydocs", pydocs.describe(), pydocs.fingerprint(), pydocs.build)
+    if data is not None:
+        return _find_files(Path(data), dataset) or _refuse(dataset, [f"{data} (--data)"])
+    if dataset is None:
+        raise ConfigError("which corpus? Give --dataset NAME or --data DIR")
+    if not re.fullmatch(r"\w[\w.-]*", dataset):
+        raise ConfigError(f"--dataset {dataset!r} is not the name of a corpus; name a folder by --data")
+    places = [Path("data", dataset)]
+    if os.environ.get("LM_CORPORA"):
+        places.insert(0, Path(os.environ["LM_CORPORA"], dataset))
+    for place in places:
+        if found := _find_files(place, dataset):
+            return found
+    tried = [str(place) for place in places]
+    card = cards.get(dataset)
+    if card is None or not card.hub:
+        _refuse(dataset, tried)
+    origin = f"{card.hub['id']} at {card.hub['revision']}"
+    # The checksums of the card stand for the text, so that what was downloaded once needs no network again.
+    key = f"hub {origin} {sorted(card.sha256.items())}"
+    return _Found(dataset, f"Hugging Face hub, {origin}", key, functools.partial(_read_hub, card, tried))
+
+
+def _refuse(dataset: str | None, tried: list[str], cause: Exception | None = None) -> NoReturn:
+    """Say where a corpus was looked for and everything that helps."""
+    card = known_corpora().get(dataset or "")
+    name = dataset or "NAME"
+    reason = f"\nthe hub: {type(cause).__name__}: {' '.join(str(cause).split())[:300]}" if cause else ""
+    files = "\n".join(f"    {', '.join(names.values())}" for names in file_names())
+    remedies = [
+        f"--data DIR, a folder with three files named in one of these ways:\n{files}",
+        f"the same files in data/{name}, or in {name} in the folder that the variable LM_CORPORA names",
+        "--dataset pydocs, English prose out of the Python interpreter, which needs no download",
+    ]
+    if card is not None and card.hub:
+        remedies.append(f"a network that reaches the Hugging Face hub ({card.hub['id']}), and `pip install datasets`")
+    elif card is None:
+        remedies.append(f"a corpus known by name: {', '.join(known_corpora())}")
+    what = f"corpus {dataset} not found" if dataset else "no corpus found"
+    helps = "".join(f"\n  - {remedy}" for remedy in remedies)
+    raise CorpusError(f"{what}; tried {', '.join(tried)}{reason}\nwhat helps:{helps}") from cause
+
+
+def _find_files(folder: Path, dataset: str | None) -> _Found | None:
+    """The corpus whose files lie in `folder`; None if there is no such folder or it holds none of the files."""
+    try:
+        there = set(os.listdir(folder))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CorpusError(f"{folder}: cannot be read as a folder: {error.strerror}") from error
+    names = max(file_names(), key=lambda names: len(there & set(names.values())))
+    missing = [name for name in names.values() if name not in there]
+    if len(missing) == len(names):
+        return None
+    if missing:
+        raise CorpusError(f"{folder} holds only a part of a corpus: {' and '.join(missing)} missing")
+    card, texts = match_card({split: read_text(folder / name) for split, name in names.items()})
+    expected = known_corpora().get(dataset or "")
+    if expected is not None and expected != card:
+        raise CorpusError(f"{mismatch(expected, texts, str(folder))}\n  --data DIR without --dataset takes it as it is")
+    digests = text_sha256(texts)
+    name = card.name if card else dataset or folder.resolve().name or "corpus"
+    if card is None and name in known_corpora():
+        name = f"{name}-{digests['train'][:8]}"
+        logger.warning("%s is not the published corpus of that name: calling it %s", folder, name)
+    return _Found(name, str(folder), f"text {sorted(digests.items())}", lambda: texts)
+
+
+def _read_hub(card: Card, tried: list[str]) -> dict[str, bytes]:
+    logger.info("%s: downloading %s from the Hugging Face hub", card.name, card.hub["id"])
+    try:
+        texts = download(card)
+    except Exception as error:  # a network fails in too many ways to list
+        _refuse(card.name, [*tried, f"the hub ({card.hub['id']})"], error)
+    if text_sha256(texts) != card.sha256:
+        raise CorpusError(mismatch(card, texts, f"the hub ({card.hub['id']} at {card.hub['revision']})"))
+    return texts
+
+
+def _encode(found: _Found) -> Corpus:
+    raw = found.read()
+    logger.info("%s: encoding the text of %s", found.name, found.source)
+    texts = {split: raw[split].decode("utf-8-sig") for split in SPLITS}
+    tokenizer = WordTokenizer.from_text(texts["train"])
+    corpus = Corpus(
+        name=found.name,
+        source=found.source,
+        tokenizer=tokenizer,
+        splits={split: tokenizer.encode(text) for split, text in texts.items()},
+        unk={split: tokenizer.unknown_words(text).total() for split, text in texts.items()},
+        lines={split: len(split_lines(text)) for split, text in texts.items()},
+        sha256=text_sha256(raw),
+        path=None,
+    )
+    if (card := known_corpora().get(found.name)) and card.sha256:
+        counts = (corpus.vocab_size, {split: len(ids) for split, ids in corpus.splits.items()})
+        if counts != (card.vocab_size, card.tokens):
+            raise CorpusError(f"{found.name}: types and tokens {counts}, published {card.vocab_size, card.tokens}")
+    return corpus
+
+
+def _read_cache(folder: Path, found: _Found) -> Corpus | None:
+    """The corpus in a cache folder, None if there is none or it is damaged."""
+    if not os.path.isdir(folder):
+        return None
+    try:
+        meta = json.loads((folder / "meta.json").read_bytes())
+        if meta.pop("sha256") != hashlib.sha256(json.dumps(meta).encode()).hexdigest():
+            raise ValueError("meta.json is not as it was written")
+        contents = {f"{split}.bin": np.memmap(folder / f"{split}.bin", np.int32, mode="r") for split in SPLITS}
+        contents["tokenizer.json"] = (folder / "tokenizer.json").read_bytes()
+        for name, content in contents.items():
+            if hashlib.sha256(content).hexdigest() != meta["checksums"][name]:
+                raise ValueError(f"{name} is not as it was written")
+        tokenizer = WordTokenizer.load(folder / "tokenizer.json")
+        splits = {split: contents[f"{split}.bin"] for split in SPLITS}
+        return Corpus(found.name, found.source, tokenizer, splits, **meta["corpus"], path=folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, CorpusError) as error:
+        logger.warning("the token cache %s is damaged (%s): building it anew", folder, error)
+        return None
+
+
+def _write_cache(folder: Path, corpus: Corpus) -> None:
+    """Put a corpus into a cache folder, which appears complete or not at all; raises `OSError`."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        new = Path(scratch, "new")
+        new.mkdir()
+        for split, ids in corpus.splits.items():
+            (new / f"{split}.bin").write_bytes(ids.tobytes())
+        corpus.tokenizer.save(new / "tokenizer.json")
+        checksums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(new.iterdir())}
+        counts = {name: getattr(corpus, name) for name in ("unk", "lines", "sha256")}
+        meta = {"corpus": counts, "checksums": checksums}
+        meta["sha256"] = hashlib.sha256(json.dumps(meta).encode()).hexdigest()
+        (new / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        for path in new.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        # What stands there is damaged, or another process has just written the same.
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(folder, Path(scratch, "old"))
+        try:
+            os.rename(new, folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+
+
+def _report(corpus: Corpus) -> str:
+    """A corpus for a human reader."""
+    card = known_corpora().get(corpus.name)
+    rows = [
+        f"{corpus.name}: {card.title}; {card.licence}" if card else corpus.name,
+        f"text    {corpus.source}",
+        f"cache   {corpus.path or 'none'}",
+        f"types   {corpus.vocab_size:,}",
+        f"{'split':<8}{'lines':>10}{'tokens':>12}{'unknown':>10}  sha256 of the text",
+    ]
+    for split, ids in corpus.splits.items():
+        counts = f"{corpus.lines[split]:>10,}{len(ids):>12,}{corpus.unk[split]:>10,}"
+        rows.append(f"{split:<8}{counts}  {corpus.sha256[split]}")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Command line: prepare a corpus and report its counts."""
+    parser = argparse.ArgumentParser(prog="python -m lm.corpus", description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", metavar="NAME", help=f"one of {', '.join(known_corpora())}, or a folder in data/")
+    parser.add_argument("--data", metavar="DIR", help="folder with train.txt, valid.txt and test.txt")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    args = parser.parse_args()
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO)  # ours alone: the hub's client logs every request
+    corpus = load_corpus(args.dataset, args.data)
+    report = {
+        "dataset": corpus.name,
+        "vocab_size": corpus.vocab_size,
+        "tokens": {split: len(ids) for split, ids in corpus.splits.items()},
+        "unk": corpus.unk,
+        "sha256": corpus.sha256,
+        "path": str(corpus.path) if corpus.path else None,
+    }
+    print(json.dumps(report) if args.json else _report(corpus))
+
+
+if __name__ == "__main__":
+    run_cli(main)

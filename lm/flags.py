@@ -1,0 +1,140 @@
+"""The command line of training, built from the fields of the configuration; `python -m lm.flags` prints its table."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import functools
+import inspect
+import json
+import sys
+import textwrap
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+from lm.config import (
+    ComputeConfig,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RegularizationConfig,
+    RunOptions,
+    TrainConfig,
+    make_config,
+)
+from lm.errors import ConfigError
+from lm.presets import presets_help
+
+# What awd-lstm-lm's --data stands at when it is not given.
+_DEFAULT_DATASET = "ptb"
+# Other spellings in published command lines.
+_ALIASES = {"epochs": ("--epoch",)}
+
+
+@functools.cache
+def field_help(owner: type) -> dict[str, str]:
+    """Field name -> the docstring below it, for one of the dataclasses above."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in zip(body, body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    }
+
+
+def flag_groups() -> Iterator[tuple[str, list[tuple[dataclasses.Field, str]]]]:
+    """Group title and its (field, help) pairs, in the order of `--help`."""
+    for owner in (DataConfig, ModelConfig, RegularizationConfig, OptimConfig, ComputeConfig, RunOptions):
+        texts = field_help(owner)
+        yield owner.__doc__, [(field, texts[field.name]) for field in dataclasses.fields(owner)]
+
+
+def _hyphenated(argument: str) -> str:
+    """`--batch_size=3` -> `--batch-size=3`; anything but a flag's name stays."""
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else argument
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes `_` for `-` in names of flags, and reports a bad argument as ConfigError, as every command does."""
+
+    def parse_known_args(self, args: list[str] | None = None, namespace: Any = None) -> Any:  # noqa: D102 - argparse's
+        args = [_hyphenated(argument) for argument in (sys.argv[1:] if args is None else args)]
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise ConfigError(f"{message} (see {self.prog} --help)")
+
+
+def build_parser(prog: str) -> argparse.ArgumentParser:
+    """Parser with one flag a field."""
+    parser = Parser(
+        prog=prog, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=presets_help()
+    )
+    parser.add_argument("--preset", default="", metavar="NAME", help="start from a preset (below)")
+    # awd-lstm-lm's --cuda turned CUDA off, and people passed it to turn it on: neither is guessed.
+    parser.add_argument("--cuda", action="store_true", help=argparse.SUPPRESS)
+    hints = typing.get_type_hints(TrainConfig) | typing.get_type_hints(RunOptions)
+    for title, fields in flag_groups():
+        group = parser.add_argument_group(title)
+        for field, text in fields:
+            names = [f"--{field.name.replace('_', '-')}", *_ALIASES.get(field.name, ())]
+            keywords = _flag_type(hints[field.name], field, text)
+            group.add_argument(*names, dest=field.name, default=argparse.SUPPRESS, **keywords)
+    return parser
+
+
+def _flag_type(hint: Any, field: dataclasses.Field, text: str) -> dict[str, Any]:
+    """argparse keywords for one field."""
+    default = field.default if field.default != () else "none"
+    text = (text if default == "" else f"{text} (default: {default})").replace("%", "%%")
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction, "help": text}
+    if typing.get_origin(hint) is Literal:
+        return {"choices": typing.get_args(hint), "help": text}
+    if typing.get_origin(hint) is tuple:
+        return {"type": int, "nargs": "*", "metavar": "N", "help": text}
+    metavar = {int: "N", float: "X", str: "TEXT"}[hint]
+    return {"type": hint, "metavar": metavar, "help": text}
+
+
+def parse_train_args(
+    argv: list[str] | None, identify: Callable[[str | None, str | None], str]
+) -> tuple[TrainConfig, RunOptions, list[str]]:
+    """Parse a training command line.
+
+    Args:
+        argv: the arguments; None: those of the process.
+        identify: (dataset, data), None where not given -> name of the corpus, on which a preset's values may depend.
+
+    Returns:
+        configuration, run options, and warnings to log.
+
+    Raises:
+        ConfigError: a flag is unknown or its value makes no sense.
+    """
+    given = vars(build_parser("python -m lm.train").parse_args(argv))
+    warnings = []
+    if given.pop("cuda"):
+        warnings.append("--cuda is ignored: use --device cuda, --device cpu or nothing for automatic choice")
+    options = RunOptions(**{f.name: given.pop(f.name) for f in dataclasses.fields(RunOptions) if f.name in given})
+    preset, dataset, data = given.pop("preset"), given.pop("dataset", None), given.get("data")
+    dataset = identify(dataset, data) if dataset or data else _DEFAULT_DATASET
+    return make_config(preset, dataset, **given), options, warnings
+
+
+def flags_markdown() -> str:
+    """Table of all flags of `lm.train`, as it stands in the README."""
+    lines = ["| flag | default | meaning |", "|---|---|---|", "| `--preset` |  | start from a preset |"]
+    for title, fields in flag_groups():
+        lines.append(f"| **{title}** | | |")
+        for field, text in fields:
+            default = json.dumps(field.default).strip('"') if field.default not in ("", ()) else ""
+            lines.append(f"| `--{field.name.replace('_', '-')}` | {default} | {text} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(flags_markdown() + "\n")

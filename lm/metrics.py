@@ -1,0 +1,161 @@
+"""Metric records: `metrics.jsonl` first, TensorBoard and the progress line from the same values."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+
+class IntervalMeans:
+    """Means of per-update values over the updates since the last record, summed on the device without a transfer."""
+
+    names = ("loss", "ar", "tar", "grad_norm", "clipped")
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(len(self.names), dtype=torch.float64, device=device)
+        self._updates = self._targets = 0
+
+    def add(self, loss: Tensor, terms: dict[str, Tensor], norm: Tensor, max_norm: float, targets: int) -> None:
+        """Add one update; its loss is weighted with its number of targets."""
+        clipped = norm > max_norm if max_norm else torch.zeros_like(norm)
+        zero = torch.zeros_like(loss)
+        row = [loss * targets, terms.get("ar", zero), terms.get("tar", zero), norm, clipped]
+        self._sums += torch.stack([value.detach().to(torch.float64) for value in row])
+        self._updates += 1
+        self._targets += targets
+
+    def take(self) -> dict[str, float]:
+        """Means since the last call (loss in nats per target, clipped as a fraction); perplexity of the loss."""
+        nats, *others = self._sums.tolist()
+        means = [nats / self._targets, *(value / self._updates for value in others)]
+        self._sums.zero_()
+        self._updates = self._targets = 0
+        return dict(zip(self.names, means, strict=True)) | {"ppl": perplexity(means[0])}
+
+    @property
+    def updates(self) -> int:
+        """Updates since the last record."""
+        return self._updates
+
+    def state_dict(self) -> dict[str, Any]:
+        """Sums and counts so far."""
+        return {"sums": self._sums.clone(), "updates": self._updates, "targets": self._targets}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self._sums.copy_(state["sums"])
+        self._updates, self._targets = state["updates"], state["targets"]
+
+
+def perplexity(loss: float) -> float:
+    """exp(nats per target), kept below the largest float so that every record is valid JSON."""
+    return math.exp(min(loss, 709.0))
+
+
+class RunLog:
+    """Writes the records of one run; a context manager.
+
+    A resumed run passes the checkpoint's `position` (bytes of metrics.jsonl) and `step`: what a killed process wrote
+    after that checkpoint is cut off, so that no update is recorded twice.
+    """
+
+    def __init__(self, run_dir: Path, *, position: int = 0, step: int = 0, tensorboard: bool = True) -> None:
+        path = run_dir / "metrics.jsonl"
+        path.touch()
+        os.truncate(path, min(position, path.stat().st_size))
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by __exit__
+        self._writer = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # half a second to import
+
+            self._writer = SummaryWriter(str(run_dir / "tb"), purge_step=step + 1 if step else None)
+        self._bar = tqdm(total=0, unit="tok", unit_scale=True, disable=not sys.stderr.isatty(), dynamic_ncols=True)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.close()
+        self._file.close()
+        if self._writer:
+            self._writer.close()
+
+    @property
+    def position(self) -> int:
+        """Bytes of metrics.jsonl, flushed to the operating system."""
+        self._file.flush()
+        return os.fstat(self._file.fileno()).st_size
+
+    def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Write one record; `kind` is `step` or `epoch`. Nested values appear in TensorBoard as `kind/name/inner`."""
+        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self._file.flush()
+        if self._writer:
+            for name, value in values.items():
+                rows = value.items() if isinstance(value, dict) else [("", value)]
+                for inner, number in rows:
+                    self._writer.add_scalar("/".join(filter(None, (kind, name, inner))), number, step)
+
+    def histogram(self, name: str, values: Tensor, step: int) -> None:
+        """A distribution, for TensorBoard alone."""
+        if self._writer:
+            self._writer.add_histogram(name, values.float().cpu(), step)
+
+    def hparams(self, config: dict[str, Any], metrics: dict[str, float]) -> None:
+        """The configuration with the final metrics, for TensorBoard's HPARAMS tab."""
+        if self._writer:
+            plain = {name: value if isinstance(value, int | float | str) else str(value) for name, value in config.items()}
+            self._writer.add_hparams(plain, metrics, run_name=".")
+
+    def start_epoch(self, epoch: int, epochs: int, targets: int, done: int) -> None:
+        """Begin the progress line of an epoch of `targets` tokens, of which `done` are already behind."""
+        self._bar.set_description(f"epoch {epoch}/{epochs}", refresh=False)
+        self._bar.reset(total=targets)
+        self._bar.update(done)
+
+    def progress(self, tokens: int, text: str = "") -> None:
+        """Advance the progress line."""
+        if text:
+            self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(tokens)
+
+    def message(self, text: str, level: int = logging.INFO) -> None:
+        """A line for people, above the progress line and in train.log; DEBUG: in train.log alone."""
+        with tqdm.external_write_mode():
+            logger.log(level, text)
+
+
+@contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """Append every message of this package to `path` as well, details included."""
+    package, handler = logging.getLogger("lm"), logging.FileHandler(path)
+    level = package.level
+    package.addHandler(handler)
+    package.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(level)
+        handler.close()
+
+
+def log_to_stderr() -> None:
+    """Show messages on stderr, details excluded; for entry points."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(logging.INFO)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])

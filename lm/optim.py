@@ -1,0 +1,143 @@
+"""Optimizers, learning-rate schedules as pure functions, and NT-ASGD."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from lm.config import TrainConfig
+from lm.errors import DivergedError
+
+# One cycle (Smith 2018, arXiv 1803.09820): cosine from lr/25 up to lr over the first 30 % of the run, then down to
+# lr/25/10^4. The shape and its constants are those of torch.optim.lr_scheduler.OneCycleLR's defaults.
+_CYCLE_WARMUP, _CYCLE_START, _CYCLE_END = 0.3, 25.0, 1e4
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """SGD, Adam or AdamW over all parameters, one pass over memory a step (`fused`)."""
+    parameters = list(model.parameters())
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, config.lr, weight_decay=config.wdecay, fused=True)
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    betas = (config.adam_beta1, config.adam_beta2)
+    return kind(parameters, config.lr, betas, weight_decay=config.wdecay, fused=True)
+
+
+def clip_gradients(parameters: list[Tensor], max_norm: float) -> Tensor:
+    """Scale gradients to a joint norm of at most `max_norm` (0: leave them) and return the norm before that."""
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if max_norm:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
+
+
+def check_finite(loss: Tensor, norm: Tensor, step: int) -> None:
+    """Raise DivergedError if the loss or the gradient's norm is not finite."""
+    if not math.isfinite(norm) or not math.isfinite(loss):
+        raise DivergedError(
+            f"update {step}: loss {float(loss):g}, gradient norm {float(norm):g}: not finite; the update was not made. "
+            "Try a lower --lr, a smaller --clip, or --precision fp32"
+        )
+
+
+def schedule_factor(schedule: str, fraction: float) -> float:
+    """Factor on the learning rate after `fraction` (0 to 1) of the run; `plateau` acts through `LearningRate`."""
+    if schedule == "linear":
+        return 1 - fraction
+    if schedule == "onecycle":
+        low = 1 / _CYCLE_START
+        if fraction < _CYCLE_WARMUP:
+            return low + (1 - low) * (1 - math.cos(math.pi * fraction / _CYCLE_WARMUP)) / 2
+        end, rest = low / _CYCLE_END, (fraction - _CYCLE_WARMUP) / (1 - _CYCLE_WARMUP)
+        return end + (1 - end) * (1 + math.cos(math.pi * rest)) / 2
+    return 1.0
+
+
+@dataclass
+class LearningRate:
+    """The learning rate as a small state machine: what the epochs so far have made of it."""
+
+    schedule: str
+    base: float
+    when: tuple[int, ...] = ()
+    best: float = math.inf
+
+    def at(self, fraction: float) -> float:
+        """Learning rate after `fraction` of the run, before the scaling by window length."""
+        return self.base * schedule_factor(self.schedule, fraction)
+
+    def end_epoch(self, epoch: int, valid_loss: float) -> None:
+        """Divide by 4 without improvement (`plateau`, as pytorch/examples) and by 10 after the epochs in `when`."""
+        if valid_loss < self.best:
+            self.best = valid_loss
+        elif self.schedule == "plateau":
+            self.base /= 4
+        if epoch in self.when:
+            self.base /= 10
+
+    def state_dict(self) -> dict[str, Any]:
+        """What end_epoch changes."""
+        return {"base": self.base, "best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.base, self.best = state["base"], state["best"]
+
+
+@dataclass
+class NTASGD:
+    """Non-monotonically triggered averaged SGD (Merity et al. 2018, sec. 4, algorithm 1).
+
+    After each epoch of SGD, averaging starts when the validation loss is worse than the best of all but the last
+    `nonmono` epochs. (The paper's box prints another condition; the authors' code has this one.) From then on
+    `averaged` is the equal-weight mean of the iterates, and it is what is validated, kept and tested; training goes
+    on from the raw weights. `AveragedModel` over SGD has no lag, while `torch.optim.ASGD` steps with the previous
+    step's learning rate, which is wrong where the rate follows the window length.
+    """
+
+    nonmono: int
+    history: list[float] = field(default_factory=list)
+    averaged: AveragedModel | None = None
+
+    def end_epoch(self, valid_loss: float, model: nn.Module) -> bool:
+        """Take an epoch's validation loss; True when averaging starts with the next update."""
+        if not self.nonmono or self.averaged is not None:
+            return False
+        earlier = self.history[: -self.nonmono]
+        self.history.append(valid_loss)
+        if not earlier or valid_loss <= min(earlier):
+            return False
+        self.start(model)
+        return True
+
+    def start(self, model: nn.Module) -> None:
+        """Average from the next update on."""
+        self.averaged = AveragedModel(model)
+
+    def after_update(self, model: nn.Module) -> None:
+        """Add the new iterate to the mean."""
+        if self.averaged is not None:
+            self.averaged.update_parameters(model)
+
+    def evaluated(self, model: nn.Module) -> nn.Module:
+        """The model to validate, keep and test."""
+        return model if self.averaged is None else self.averaged.module
+
+    def state_dict(self) -> dict[str, Any]:
+        """History and, after the switch, the mean and its number of iterates."""
+        averaged = None if self.averaged is None else self.averaged.state_dict()
+        return {"history": list(self.history), "averaged": averaged}
+
+    def load_state_dict(self, state: dict[str, Any], model: nn.Module) -> None:
+        """Restore what `state_dict` returned; `model` gives the structure of the mean."""
+        self.history = list(state["history"])
+        if state["averaged"] is not None:
+            self.start(model)
+            self.averaged.load_state_dict(state["averaged"])
+
+

@@ -1,0 +1,160 @@
+"""A training run: its parts, their state in checkpoints, and the files of its directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lm.batching import BPTTWindows, batchify
+from lm.checkpoint import save_checkpoint, write_json
+from lm.config import TrainConfig, as_plain, config_id, resume_conflicts
+from lm.corpus import Corpus
+from lm.errors import CheckpointError, ConfigError
+from lm.metrics import IntervalMeans, perplexity
+from lm.model import AWDLSTM, count_parameters
+from lm.optim import NTASGD, LearningRate, build_optimizer
+from lm.runtime import (
+    git_state,
+    peak_rss_mb,
+    pick_precision,
+    rng_state,
+    set_determinism,
+    set_rng_state,
+    versions,
+)
+
+
+@dataclass
+class Progress:
+    """How far a run is, and the best it has seen; plain values only."""
+
+    epoch: int = 1
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    finished: bool = False
+    best_epoch: int = 0
+    best_loss: float = math.inf
+    best_activation: dict[str, float] = field(default_factory=dict)
+
+
+class Run:
+    """The parts of a training run. Equal configurations and corpora build equal runs, to the bit."""
+
+    def __init__(self, config: TrainConfig, corpus: Corpus, device: torch.device) -> None:
+        self.config, self.corpus, self.device = config, corpus, device
+        set_determinism(config.deterministic, config.seed)
+        with device:
+            self.model = AWDLSTM(corpus.vocab_size, config, precision=pick_precision(config.precision, device))
+        self.optimizer = build_optimizer(self.model, config)
+        self.averaging = NTASGD(config.nonmono if config.optimizer == "sgd" else 0)
+        self.learning_rate = LearningRate(config.schedule, config.lr, config.when)
+        columns_NB = batchify(corpus.splits["train"], config.batch_size, device)
+        self.windows = BPTTWindows(
+            columns_NB, config.bptt, variable=config.variable_bptt, max_delta=config.max_seq_len_delta, seed=config.seed
+        )
+        self.targets_per_epoch = (len(columns_NB) - 1) * config.batch_size
+        self.hidden = self.model.initial_state(config.batch_size)
+        self.means = IntervalMeans(device)
+        self.progress = Progress()
+
+    def state_dict(self, log_position: int) -> dict[str, Any]:
+        """All state, as tensors and plain values; `log_position` is how much of metrics.jsonl belongs to it."""
+        return self._header() | {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "averaging": self.averaging.state_dict(),
+            "learning_rate": self.learning_rate.state_dict(),
+            "windows": self.windows.state_dict(),
+            "hidden": [list(layer) for layer in self.hidden],
+            "means": self.means.state_dict(),
+            "rng": rng_state(),
+            "log_position": log_position,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken (tensors on the CPU).
+
+        Raises:
+            ConfigError: it was taken under another configuration; the message says what differs.
+            CheckpointError: it is of another corpus, or not of a run's state.
+        """
+        if conflicts := resume_conflicts(self.config, state["config"]):
+            raise ConfigError(f"--resume: the checkpoint was made with {', '.join(conflicts)}")
+        if state["corpus_sha256"] != self.corpus.sha256:
+            raise CheckpointError("--resume: the checkpoint was made of another text than the one found now")
+        if "optimizer" not in state:
+            raise CheckpointError("--resume: this checkpoint holds weights only; continue from a last.pt")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.averaging.load_state_dict(state["averaging"], self.model)
+        self.learning_rate.load_state_dict(state["learning_rate"])
+        self.windows.load_state_dict(state["windows"])
+        self.hidden = [tuple(tensor.to(self.device) for tensor in layer) for layer in state["hidden"]]
+        self.means.load_state_dict(state["means"])
+        self.progress = Progress(**state["progress"])
+        self.progress.finished &= self.progress.epoch > self.config.epochs or state["config"] == as_plain(self.config)
+        set_rng_state(state["rng"])
+
+    def best_state(self, model: AWDLSTM) -> dict[str, Any]:
+        """What `best.pt` holds: the validated weights and what is needed to use them."""
+        return self._header() | {"vocab_size": self.corpus.vocab_size, "model": model.state_dict()}
+
+    def _header(self) -> dict[str, Any]:
+        return {
+            "config": as_plain(self.config),
+            "corpus_sha256": self.corpus.sha256,
+            "progress": dataclasses.asdict(self.progress),
+        }
+
+
+class RunDir:
+    """The files of one run's directory; each appears complete or not at all."""
+
+    def __init__(self, path: Path, copy_best_to: str = "") -> None:
+        self.path, self._copy = path, copy_best_to
+        self.last, self.best = path / "ckpt" / "last.pt", path / "ckpt" / "best.pt"
+
+    def prepare(self, run: Run) -> None:
+        """Create the directory and write what describes the run."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "result.json").unlink(missing_ok=True)
+        environment = versions(run.device, run.model.precision) | {"git": git_state(), "argv": sys.argv}
+        write_json(self.path / "env.json", environment)
+        run.corpus.tokenizer.save(self.path / "tokenizer.json")
+        write_json(self.path / "config.json", as_plain(run.config))
+
+    def save_last(self, run: Run, log_position: int) -> None:
+        """Write last.pt, from which the run continues bit for bit; the one before stays as last.prev.pt."""
+        save_checkpoint(self.last, run.state_dict(log_position), keep_previous=True)
+
+    def save_best(self, run: Run, model: AWDLSTM) -> None:
+        """Write best.pt, and the copy that `--save` asks for."""
+        save_checkpoint(self.best, run.best_state(model))
+        if self._copy:
+            save_checkpoint(Path(self._copy), run.best_state(model))
+
+    def write_result(self, run: Run, status: str, scores: dict[str, Any]) -> dict[str, Any]:
+        """Write result.json, the last file of a run, and return its content."""
+        progress, known = run.progress, run.progress.best_epoch > 0
+        result = {
+            "status": status, "id": config_id(run.config), "config": as_plain(run.config), "seed": run.config.seed,
+            "dataset": run.corpus.name, "best_epoch": progress.best_epoch,
+            "valid_loss": progress.best_loss if known else None,
+            "valid_ppl": perplexity(progress.best_loss) if known else None,
+            "train_loss": None, "train_ppl": None, "test_loss": None, "test_ppl": None, **scores,
+            "activation": progress.best_activation, "params": count_parameters(run.model),
+            "epochs": progress.epoch - 1, "steps": progress.step, "tokens": progress.tokens,
+            "averaged": run.averaging.averaged is not None, "seconds": round(progress.seconds, 2),
+            "tokens_per_s": round(progress.tokens / max(progress.seconds, 1e-9)), "peak_rss_mb": round(peak_rss_mb()),
+            "versions": versions(run.device, run.model.precision), "git": git_state(),
+            "corpus_sha256": run.corpus.sha256,
+        }  # fmt: skip
+        write_json(self.path / "result.json", result)
+        return result

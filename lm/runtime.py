@@ -1,0 +1,130 @@
+"""The machine under a run: device, precision, seeds, determinism, stop signals, and a record of all of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import signal
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+
+from lm.errors import ConfigError, Interrupted
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`, `cpu` or `cuda` -> device. Raises ConfigError for cuda where there is none."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: PyTorch sees no CUDA device; use --device auto or cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """`auto` -> `bf16` on CUDA and `fp32` elsewhere; other names stand."""
+    if name != "auto":
+        return name
+    return "bf16" if device.type == "cuda" else "fp32"
+
+
+def set_determinism(deterministic: bool, seed: int) -> None:
+    """Seed every generator and, on request, allow only deterministic algorithms.
+
+    With one seed, machine, library version and number of threads, CPU runs repeat bit for bit either way;
+    CUDA needs `deterministic`, which also fixes cuBLAS's workspace.
+    """
+    torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cuda.matmul.fp32_precision = "ieee" if deterministic else "tf32"
+
+
+def rng_state() -> dict[str, Any]:
+    """State of every generator that a run draws from, as tensors."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Restore what `rng_state` returned (GPU states only where as many GPUs are here)."""
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def peak_rss_mb() -> float:
+    """Peak resident memory of this process, in MB (10^6 bytes)."""
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss counts bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the code and whether it was changed since; both None outside a checkout."""
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            return None
+
+    changes = git("status", "--porcelain", "--untracked-files=no", "--", ":/lm", ":/requirements.txt")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
+
+
+def cpu_name() -> str:
+    """Model name of the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def versions(device: torch.device, precision: str) -> dict[str, Any]:
+    """What decides the bits and the speed of a run, next to its configuration."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "tokenizers": version("tokenizers"),
+        "platform": platform.platform(),
+        "cpu": cpu_name(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+        "precision": precision,
+    }
+
+
+class StopSignals:
+    """Context manager that turns SIGINT and SIGTERM into a flag, so that a run can save before it ends.
+
+    A second SIGINT ends the process at once, as the first would without this class. Handlers are restored on exit.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __enter__(self) -> StopSignals:
+        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def check(self) -> None:
+        """Raise Interrupted if a signal has arrived."""
+        if self.received is not None:
+            raise Interrupted(self.received, f"stopped by {signal.Signals(self.received).name}")

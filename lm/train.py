@@ -1,0 +1,259 @@
+"""Train a language model: `python -m lm.train --preset awd-lstm --dataset ptb --out-dir runs/ptb`.
+
+The program: parse flags, load the corpus, build the model; then epochs of `update` (window -> loss + AR + TAR ->
+gradient -> clip -> step) and `end_epoch` (validate, keep the best, steer learning rate and averaging); at last one
+test of the best checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lm.batching import Window
+from lm.checkpoint import load_checkpoint, load_latest
+from lm.config import RunOptions, TrainConfig, as_plain, run_name
+from lm.corpus import identify, load_corpus
+from lm.errors import ConfigError, DivergedError, Interrupted, run_cli
+from lm.evaluate import evaluate
+from lm.flags import parse_train_args
+from lm.metrics import RunLog, log_to, log_to_stderr, perplexity
+from lm.model import count_parameters, detach
+from lm.optim import check_finite, clip_gradients
+from lm.regularization import regularization_terms
+from lm.run import Run, RunDir
+from lm.runtime import StopSignals, peak_rss_mb, pick_device
+
+logger = logging.getLogger("lm.train")
+
+
+def update(run: Run, window: Window) -> None:
+    """One step of truncated backpropagation through time."""
+    config, progress, model = run.config, run.progress, run.model
+    fraction = (progress.epoch - 1 + window.fraction) / config.epochs
+    run.optimizer.param_groups[0]["lr"] = run.learning_rate.at(fraction) * window.lr_scale
+
+    output = model(window.tokens_TB, run.hidden)
+    loss = model.loss(output, window.targets_TB)
+    terms = regularization_terms(
+        output.raw, output.dropped, config.alpha, config.beta, config.ar_norm, config.ar_layers
+    )
+    total = loss
+    for term in terms.values():
+        total = total + term
+
+    run.optimizer.zero_grad()
+    total.backward()
+    norm = clip_gradients(list(model.parameters()), config.clip)
+    check_finite(total.detach(), norm, progress.step + 1)
+    run.optimizer.step()
+    run.averaging.after_update(model)
+
+    run.hidden = detach(output.state)
+    run.means.add(loss, terms, norm, config.clip, window.targets_TB.numel())
+    progress.step += 1
+    progress.tokens += window.targets_TB.numel()
+
+
+def train_epoch(run: Run, run_dir: RunDir, options: RunOptions, log: RunLog, stop: StopSignals) -> None:
+    """The rest of the current epoch, with its log records and checkpoints."""
+    progress, max_steps = run.progress, run.config.max_steps or math.inf
+    done = progress.tokens - (progress.epoch - 1) * run.targets_per_epoch
+    log.start_epoch(progress.epoch, run.config.epochs, run.targets_per_epoch, done)
+    logged_tokens, logged_seconds = progress.tokens, progress.seconds
+    while progress.step < max_steps and (window := next(run.windows, None)) is not None:
+        started = time.perf_counter()
+        update(run, window)
+        progress.seconds += time.perf_counter() - started
+        log.progress(window.targets_TB.numel())
+        if run.means.updates == options.log_interval:
+            record_step(run, log, (progress.tokens - logged_tokens) / (progress.seconds - logged_seconds))
+            logged_tokens, logged_seconds = progress.tokens, progress.seconds
+        if progress.step % options.save_every == 0:
+            run_dir.save_last(run, log.position)
+        stop.check()
+
+
+def record_step(run: Run, log: RunLog, tokens_per_s: float) -> None:
+    """Record the means over the updates since the last record."""
+    means, epoch, step = run.means.take(), run.progress.epoch, run.progress.step
+    rate = run.optimizer.param_groups[0]["lr"]
+    values = {"epoch": epoch, "lr": rate, **means, "tokens_per_s": round(tokens_per_s), "peak_rss_mb": peak_rss_mb()}
+    log.record("step", step, values)
+    log.message(
+        f"epoch {epoch:3}  step {step:7}  lr {rate:<8.4g} loss {means['loss']:.4f}  ppl {means['ppl']:8.2f}  "
+        f"ar {means['ar']:.4f}  tar {means['tar']:.4f}  grad {means['grad_norm']:.3f}  {tokens_per_s:7.0f} tokens/s",
+        logging.DEBUG,
+    )
+    log.progress(0, f"ppl {means['ppl']:.1f}")
+
+
+def end_epoch(run: Run, run_dir: RunDir, log: RunLog, stop: StopSignals) -> None:
+    """Validate, keep the best, and let the validation loss steer learning rate and averaging."""
+    config, progress = run.config, run.progress
+    started = time.perf_counter()
+    model = run.averaging.evaluated(run.model)
+    valid = evaluate(
+        model, run.corpus.splits["valid"], config.eval_batch_size, config.bptt, between_windows=stop.check
+    )
+    progress.seconds += time.perf_counter() - started
+    if not math.isfinite(valid.loss):
+        raise DivergedError(f"epoch {progress.epoch}: valid loss {valid.loss}: not finite; try a lower --lr")
+    log_epoch(run, log, valid)
+    improved = valid.loss < progress.best_loss
+    if improved:
+        progress.best_epoch, progress.best_loss = progress.epoch, valid.loss
+        progress.best_activation = valid.activation
+        run_dir.save_best(run, model)
+    run.learning_rate.end_epoch(progress.epoch, valid.loss)
+    if run.averaging.end_epoch(valid.loss, run.model):
+        log.message(f"NT-ASGD: averaging from here on (best valid loss {progress.best_loss:.4f})")
+    progress.epoch += 1
+    progress.finished = (
+        progress.epoch > config.epochs
+        or (config.max_steps > 0 and progress.step >= config.max_steps)
+        or run.learning_rate.base < config.min_lr
+    )
+    run.windows.rewind()
+    run.hidden = run.model.initial_state(config.batch_size)
+    run_dir.save_last(run, log.position)
+
+
+def log_epoch(run: Run, log: RunLog, valid: Any) -> None:
+    """Record an epoch's validation."""
+    progress, rate, averaged = run.progress, run.learning_rate.base, run.averaging.averaged is not None
+    values = {
+        "epoch": progress.epoch, "lr": rate, "valid_loss": valid.loss, "valid_ppl": valid.perplexity,
+        "averaged": averaged, "activation": valid.activation, "seconds": round(progress.seconds, 2),
+    }  # fmt: skip
+    log.record("epoch", progress.step, values)
+    log.histogram("activation", valid.sample_TBH, progress.step)
+    log.message(
+        f"epoch {progress.epoch:3}/{run.config.epochs}  lr {rate:<7.4g} valid {valid.loss:.4f}  "
+        f"ppl {valid.perplexity:8.2f}{'*' if valid.loss < progress.best_loss else ' '} "
+        f"rms h {valid.activation['rms']:.3f}  rms dh {valid.activation['temporal_rms']:.3f}  "
+        f"{progress.seconds:6.0f} s{'  (averaged)' if averaged else ''}"
+    )
+
+
+def final_scores(run: Run, run_dir: RunDir, options: RunOptions, stop: StopSignals) -> dict[str, Any]:
+    """Perplexity of the best checkpoint on train (the generalisation gap) and, once, on test."""
+    config, corpus = run.config, run.corpus
+    run.model.load_state_dict(load_checkpoint(run_dir.best)["model"])
+
+    def score(split: str, columns: int) -> float:
+        return evaluate(run.model, corpus.splits[split], columns, config.bptt, between_windows=stop.check).loss
+
+    scores = {"train_loss": score("train", config.eval_batch_size)}
+    if options.eval_test:
+        scores["test_loss"] = score("test", config.test_batch_size)
+        if config.test_batch_size != 1:  # beside the protocol's figure the one that scores every token
+            scores["test_batch1_loss"] = score("test", 1)
+    return scores | {name.replace("loss", "ppl"): perplexity(loss) for name, loss in scores.items()}
+
+
+def open_run(config: TrainConfig, options: RunOptions, device: torch.device, path: Path) -> tuple[Run, int]:
+    """Build the run, restored when resuming; returns it and how much of metrics.jsonl belongs to it."""
+    run = Run(config, load_corpus(config.dataset, config.data or None), device)
+    state = None
+    if options.resume == "auto":
+        state, warning = load_latest(RunDir(path).last)
+        if warning:
+            logger.warning("%s: continuing from the checkpoint before it", warning)
+    elif options.resume:
+        state = load_checkpoint(Path(options.resume))
+    if state is None:
+        return run, 0
+    run.load_state_dict(state)
+    logger.info("resuming in epoch %d after update %d", run.progress.epoch, run.progress.step)
+    return run, state["log_position"]
+
+
+def finished_result(config: TrainConfig, path: Path, resume: str) -> dict[str, Any] | None:
+    """The result in `path` if the run there is complete. Raises ConfigError if a run is there and not resumed."""
+    if (path / "config.json").exists() and not resume:
+        raise ConfigError(f"--out-dir: {path} holds a run already: continue it with --resume auto, or choose another")
+    try:
+        result = json.loads((path / "result.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return result if result.get("status") == "completed" and result["config"] == as_plain(config) else None
+
+
+def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
+    """One run, from a configuration to the content of its result.json ({} for a dry run).
+
+    Raises:
+        ConfigError, CorpusError, CheckpointError: nothing was started.
+        DivergedError: a non-finite loss or gradient; result.json says `diverged`, checkpoints are the last good ones.
+        Interrupted: SIGINT or SIGTERM; everything is saved, `--resume auto` continues.
+    """
+    path = Path(options.out_dir or Path("runs") / run_name(config))
+    if result := finished_result(config, path, options.resume):
+        logger.info("%s is complete: nothing to do", path)
+        return result
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = pick_device(options.device)
+    run, log_position = open_run(config, options, device, path)
+    logger.info(
+        "%s: %s tokens, %s types; %s parameters; %s, %s, %d threads; %s",
+        run.corpus.name, f"{len(run.corpus.splits['train']):,}", f"{run.corpus.vocab_size:,}",
+        f"{count_parameters(run.model):,}", device, run.model.precision, torch.get_num_threads(), path,
+    )  # fmt: skip
+    if options.dry_run:
+        return {}
+    run_dir = RunDir(path, options.save)
+    run_dir.prepare(run)
+    with (
+        log_to(path / "train.log"),
+        RunLog(path, position=log_position, step=run.progress.step, tensorboard=options.tensorboard) as log,
+        StopSignals() as stop,
+    ):
+        try:
+            while not run.progress.finished:
+                train_epoch(run, run_dir, options, log, stop)
+                end_epoch(run, run_dir, log, stop)
+            result = run_dir.write_result(run, "completed", final_scores(run, run_dir, options, stop))
+        except Interrupted as interruption:
+            if not run.progress.finished:  # else last.pt is written, and the model may hold the best weights by now
+                run_dir.save_last(run, log.position)
+            run_dir.write_result(run, "interrupted", {})
+            raise Interrupted(stop.received, f"{interruption}; saved: --resume auto continues {path}") from None
+        except DivergedError:
+            run_dir.write_result(run, "diverged", {})
+            raise
+        final = {f"final/{key}": result[key] for key in ("valid_ppl", "test_ppl", "train_ppl") if result[key]}
+        log.hparams(as_plain(config), final)
+    return result
+
+
+def main() -> None:
+    """Command line."""
+    log_to_stderr()
+    config, options, warnings = parse_train_args(None, identify)
+    for warning in warnings:
+        logger.warning(warning)
+    if options.print_config:
+        sys.stdout.write(json.dumps(as_plain(config), indent=2) + "\n")
+        return
+    result = train(config, options)
+    if options.json:
+        sys.stdout.write(json.dumps(result) + "\n")
+    elif result:
+        test = f"  test {result['test_ppl']:.2f}" if result["test_ppl"] else ""
+        sys.stdout.write(
+            f"{result['dataset']}: perplexity train {result['train_ppl']:.2f}  valid {result['valid_ppl']:.2f}{test}  "
+            f"(best epoch {result['best_epoch']} of {result['epochs']}, {result['seconds'] / 60:.1f} min)\n"
+        )
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,81 @@
+"""Shared fixtures: a tiny synthetic corpus, and the real command line in a subprocess."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # tiny tensors: a second thread only waits, and the suite may share the machine
+ROOT = Path(__file__).resolve().parent.parent
+# A model that trains in milliseconds a step, small in every dimension and with all dropouts on.
+TINY = ["--emsize=8", "--nhid=12", "--nlayers=2", "--batch-size=4", "--bptt=7", "--eval-batch-size=2", "--lr=5"]
+
+
+def write_corpus(folder: Path, *, train: int = 600, seed: int = 0) -> Path:
+    """Three split files of random sentences over 40 words that follow each other with some regularity."""
+    folder.mkdir(parents=True)
+    generator = random.Random(seed)
+    for split, lines in (("train", train), ("valid", 60), ("test", 60)):
+        text = []
+        for _ in range(lines):
+            first = generator.randrange(40)
+            text.append(" ".join(f"w{(first + i * generator.choice((1, 1, 1, 2))) % 40}" for i in range(5)))
+        (folder / f"{split}.txt").write_text("\n".join(text) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpora") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Working directory of the subprocesses, where `data/cache` and `runs/` land."""
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    """Environment of the subprocesses: the program on the path, one thread, no hub."""
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="session")
+def cli(work_dir: Path, environment: dict[str, str]):
+    """Run `python -m lm.MODULE ARGUMENTS` and return the completed process."""
+
+    def run(module: str, *arguments: object, **extra_environment: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", f"lm.{module}", *map(str, arguments)],
+            cwd=work_dir, env=environment | extra_environment, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(cli, corpus_dir: Path, work_dir: Path) -> Path:
+    """A finished run of two epochs."""
+    run_dir = work_dir / "tiny_run"
+    done = cli("train", "--data", corpus_dir, *TINY, "--epochs=2", "--log-interval=10", "--out-dir", run_dir)
+    assert done.returncode == 0, done.stderr
+    return run_dir
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    corpora = os.environ.get("LM_CORPORA")
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if "corpora" in item.keywords and not (corpora and (Path(corpora) / "ptb").is_dir()):
+            item.add_marker(pytest.mark.skip(reason="needs the real corpora under $LM_CORPORA"))

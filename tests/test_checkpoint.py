@@ -1,0 +1,90 @@
+import os
+
+import pytest
+import torch
+
+from lm.checkpoint import load_checkpoint, load_latest, save_checkpoint, write_atomic
+from lm.errors import CheckpointError
+
+STATE = {"weights": torch.arange(1000.0), "nested": {"text": "a", "number": 1.5, "list": [1, 2]}}
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "ckpt" / "last.pt"
+    save_checkpoint(path, STATE)
+    return path
+
+
+def test_a_checkpoint_comes_back_as_it_was(path):
+    state = load_checkpoint(path)
+    assert torch.equal(state["weights"], STATE["weights"])
+    assert state["nested"] == STATE["nested"]
+    assert os.listdir(path.parent) == ["last.pt"]
+
+
+def test_a_flipped_bit_in_a_tensor_is_detected(path):
+    data = bytearray(path.read_bytes())
+    position = data.index(torch.arange(1000.0).numpy().tobytes()) + 2000
+    data[position] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="checksum"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"junk" * 100, None])
+def test_a_truncated_or_foreign_file_is_refused(path, content):
+    path.write_bytes(path.read_bytes()[:-200] if content is None else content)
+    with pytest.raises(CheckpointError, match="last.pt"):
+        load_checkpoint(path)
+
+
+def test_a_missing_file_a_foreign_zip_and_a_newer_format_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="no such"):
+        load_checkpoint(tmp_path / "none.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        load_checkpoint(tmp_path / "list.pt")
+    torch.save({"format": 99}, tmp_path / "newer.pt")
+    with pytest.raises(CheckpointError, match="newer"):
+        load_checkpoint(tmp_path / "newer.pt")
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "owned"),))
+
+    torch.save({"format": 1, "x": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(CheckpointError):
+        load_checkpoint(tmp_path / "evil.pt")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_the_checkpoint_before_is_used_when_the_last_is_damaged(path):
+    save_checkpoint(path, STATE | {"step": 2}, keep_previous=True)
+    assert load_latest(path)[0]["step"] == 2
+    path.write_bytes(b"junk")
+    state, warning = load_latest(path)
+    assert torch.equal(state["weights"], STATE["weights"])
+    assert "last.pt" in warning
+
+
+def test_nothing_to_load_is_none_and_nothing_usable_is_an_error(path, tmp_path):
+    assert load_latest(tmp_path / "none.pt") == (None, "")
+    path.write_bytes(b"junk")
+    with pytest.raises(CheckpointError):
+        load_latest(path)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(path):
+    before = path.read_bytes()
+
+    def fail(file):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(path, fail)
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == ["last.pt"]

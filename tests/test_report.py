@@ -1,0 +1,546 @@
+"""Statistics against scipy and hand-made ledgers, the written files, and comparisons."""
+
+import csv
+import json
+import math
+import random
+import struct
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import optimize, special, stats
+
+from lm.analysis import analyse
+from lm.compare import compare, compare_text, load_published
+from lm.errors import ConfigError, run_cli
+from lm.report import answer, main, report, report_text, unfinished
+from lm.stats import draw_difference, holm, paired_difference, pooled_sd, welch_difference
+from lm.study import append_ledger, load_study
+from lm.tables import verdict
+
+ROOT = Path(__file__).resolve().parent.parent
+GRID = "[[grid]]\nalpha = [0, 1, 2]\nbeta = [0, 1]\n"
+# Test losses that are easy to check by hand: cells by (alpha, beta), one value a seed.
+LOSSES = {(0, 0): (4.50, 4.52, 4.51), (1, 0): (4.47, 4.48, 4.49), (2, 0): (4.44, 4.47, 4.46)}
+
+
+def record(seed, valid_loss, *, test=None, status="completed", config=None, **more):
+    """A ledger line with the given losses, in nats; `more` replaces or adds keys."""
+    config = {"alpha": 0.0, "beta": 0.0, "epochs": 40, "dataset": "ptb", "preset": "examples-200"} | (config or {})
+    config["seed"] = seed
+    done = status == "completed" and valid_loss is not None
+    line = {
+        "id": json.dumps(config, sort_keys=True), "status": status, "config": config, "seed": seed, "dataset": "ptb",
+        "best_epoch": 3, "valid_loss": valid_loss, "valid_ppl": math.exp(valid_loss) if done else None,
+        "test_loss": test, "test_ppl": math.exp(test) if test else None, "train_ppl": 60.0 if done else None,
+        "activation": {"rms": 0.3, "mean_abs": 0.2, "frac_small": 0.1, "temporal_rms": 0.25} if done else {},
+        "seconds": 90.0, "versions": {"torch": "2.13.0", "cpu": "A CPU", "gpu": None, "threads": 1},
+        "git": {"commit": "0123456789abcdef", "dirty": False}, "corpus_sha256": "00",
+    }  # fmt: skip
+    return line | more
+
+
+def write_study(folder, records, *, seeds=(1, 2, 3), body=GRID):
+    folder.mkdir(parents=True, exist_ok=True)
+    head = 'title = "T"\nquestion = "Q?"\ndataset = "ptb"\npreset = "examples-200"\n'
+    (folder / "study.toml").write_text(f"{head}seeds = {list(seeds)}\n{body}")
+    for line in records:
+        append_ledger(folder / "runs.jsonl", line)
+    return folder
+
+
+def records_of(losses, *, offset=0.04):
+    """Valid losses from a table; test losses lie `offset` below, plus a little that differs by seed and cell."""
+    return [
+        record(
+            seed,
+            loss,
+            test=loss - offset + 0.001 * math.sin(7 * a + 3 * b + seed),
+            config={"alpha": float(a), "beta": b},
+        )
+        for (a, b), values in losses.items()
+        for seed, loss in enumerate(values, start=1)
+    ]
+
+
+def analysis_of(folder, records, **study):
+    study = load_study(write_study(folder, records, **study))
+    return analyse(study, records)
+
+
+def cell_of(analysis, **values):
+    return next(cell for cell in analysis.cells if all(cell.values[name] == value for name, value in values.items()))
+
+
+def test_holm_equals_numbers_worked_out_by_hand():
+    # Sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1 = 0.02, 0.03, 0.06, 0.04; the last is raised to the one before.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([0.01, None, 0.02]) == [pytest.approx(0.02), None, pytest.approx(0.02)]
+    assert holm([]) == []
+
+
+def test_paired_difference_agrees_with_the_paired_t_test_and_a_quantile_found_by_root_search():
+    generator = random.Random(3)
+    ours = {seed: 4.4 + generator.gauss(0, 0.01) for seed in range(6)}
+    theirs = {seed: 4.5 + generator.gauss(0, 0.01) for seed in range(1, 7)}
+    seeds = range(1, 6)
+    difference = paired_difference(ours, theirs)
+    assert difference.n == 5
+    assert difference.p == pytest.approx(stats.ttest_rel([ours[s] for s in seeds], [theirs[s] for s in seeds]).pvalue)
+    d = [ours[s] - theirs[s] for s in seeds]
+    mean = sum(d) / 5
+    error = math.sqrt(sum((x - mean) ** 2 for x in d) / 4 / 5)
+    quantile = optimize.brentq(lambda t: special.stdtr(4, t) - 0.975, 0, 100)
+    assert difference.mean == pytest.approx(mean)
+    assert (difference.low, difference.high) == pytest.approx((mean - quantile * error, mean + quantile * error))
+
+
+def test_one_common_seed_gives_a_difference_without_interval_and_none_gives_nothing():
+    difference = paired_difference({1: 4.0, 2: 4.1}, {2: 4.3, 3: 4.4})
+    assert (difference.mean, difference.n) == (pytest.approx(-0.2), 1)
+    assert (difference.low, difference.high, difference.p) == (None, None, None)
+    assert "n = 1" in verdict(difference)
+    assert paired_difference({1: 4.0}, {2: 4.0}) is None
+
+
+def test_differences_without_spread_are_not_tested_and_warn_of_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tie = paired_difference({1: 4.1, 2: 4.2, 3: 4.3}, {1: 4.1, 2: 4.2, 3: 4.3})
+        constant = paired_difference({1: 4.1, 2: 4.2, 3: 4.3}, {1: 4.0, 2: 4.1, 3: 4.2})
+        welch = welch_difference([4.0, 4.0], [4.1, 4.1])
+    assert (tie.mean, tie.low, tie.high, tie.p) == (0, 0, 0, 1)
+    assert (constant.mean, constant.low, constant.p) == (pytest.approx(0.1), None, None)
+    assert (welch.mean, welch.p) == (pytest.approx(-0.1), None)
+    assert "cannot test" in verdict(constant)
+
+
+def test_welch_difference_equals_welchs_formula():
+    a, b = [4.0, 4.1, 4.3, 4.2], [4.4, 4.5, 4.9]
+    va, vb = np.var(a, ddof=1) / 4, np.var(b, ddof=1) / 3
+    freedom = (va + vb) ** 2 / (va**2 / 3 + vb**2 / 2)
+    t = (np.mean(a) - np.mean(b)) / math.sqrt(va + vb)
+    difference = welch_difference(a, b)
+    assert difference.p == pytest.approx(2 * special.stdtr(freedom, -abs(t)))
+    assert difference.high == pytest.approx(difference.mean + special.stdtrit(freedom, 0.975) * math.sqrt(va + vb))
+    assert difference.n == 3
+
+
+def test_a_published_figure_is_a_draw_so_a_true_one_is_rejected_in_one_case_of_twenty():
+    generator = np.random.default_rng(0)
+    samples = generator.normal(size=(4000, 4))
+    rejected = np.mean([draw_difference(row[3], row[:3]).p < 0.05 for row in samples])
+    assert rejected == pytest.approx(0.05, abs=0.012)
+
+
+def test_pooled_sd_weights_cells_by_their_degrees_of_freedom():
+    # Variances 0.02 (1 degree of freedom) and 0.01 (2): (0.02 + 2 * 0.01) / 3.
+    assert pooled_sd([[0.0, 0.2], [0.0, 0.1, 0.2], [5.0], []]) == pytest.approx(math.sqrt(0.04 / 3))
+    assert pooled_sd([[1.0]]) is None
+
+
+def test_cells_hold_mean_sd_and_n_of_perplexity_and_the_gap_in_nats(tmp_path):
+    cell = cell_of(analysis_of(tmp_path, records_of(LOSSES)), alpha=1, beta=0)
+    ppl = np.exp(LOSSES[1, 0])
+    found = cell.estimates["valid_ppl"]
+    assert (found.mean, found.sd, found.n) == pytest.approx((ppl.mean(), ppl.std(ddof=1), 3))
+    assert cell.estimates["gap"].mean == pytest.approx(4.48 - math.log(60))
+    assert cell.differences["valid"].mean == pytest.approx(-0.03)
+    assert cell.differences["valid"].p == pytest.approx(stats.ttest_rel(LOSSES[1, 0], LOSSES[0, 0]).pvalue)
+
+
+def test_holm_runs_over_all_comparisons_of_the_study(tmp_path):
+    analysis = analysis_of(tmp_path, records_of(LOSSES))
+    found = [cell.differences["test"] for cell in analysis.cells if cell.differences["test"]]
+    p = sorted(d.p for d in found)
+    assert len(p) == 2
+    assert sorted(d.p_holm for d in found) == pytest.approx([min(1, 2 * p[0]), max(min(1, 2 * p[0]), p[1])])
+
+
+def test_the_choice_is_made_on_valid_even_where_test_says_otherwise(tmp_path):
+    lines = [
+        record(1, 4.5, test=4.4),
+        record(1, 4.3, test=4.6, config={"alpha": 1.0}),
+        record(1, 4.4, test=4.1, config={"alpha": 2.0}),
+    ]
+    analysis = analysis_of(tmp_path, lines, seeds=[1])
+    assert analysis.cells[analysis.chosen].values["alpha"] == 1.0
+    assert analysis.split == "test"
+    assert "alpha 1" in answer(analysis)
+    assert "+0.2000 nats per token on test" in answer(analysis)
+
+
+def test_ties_are_broken_by_the_order_of_the_study(tmp_path):
+    lines = [record(1, 4.3, config={"alpha": float(a)}) for a in (2, 1, 0)]
+    analysis = analysis_of(tmp_path, lines, seeds=[1])
+    assert analysis.chosen == analysis.baseline == 0
+    assert "No cell beats the baseline" in answer(analysis)
+
+
+def test_a_cell_that_diverged_on_one_seed_is_not_chosen(tmp_path):
+    lines = records_of({**LOSSES, (2, 0): (4.2, 4.2)})
+    lines.append(record(3, None, status="diverged", config={"alpha": 2.0}, error="non-finite loss"))
+    analysis = analysis_of(tmp_path, lines)
+    assert analysis.cells[analysis.chosen].values["alpha"] == 1.0
+    assert "alpha 2, beta 0, seed 3: diverged: non-finite loss" in unfinished(analysis)
+
+
+def test_failed_and_missing_runs_are_listed_and_do_not_count(tmp_path):
+    lines = records_of({(0, 0): (4.5, 4.6), (1, 0): (4.4,)})
+    lines.append(record(2, None, status="failed", config={"alpha": 1.0}, error="killed\nby signal 9"))
+    lines.append(record(3, float("nan"), config={"alpha": 1.0}))
+    analysis = analysis_of(tmp_path, lines)
+    listed = unfinished(analysis)
+    assert "alpha 0, beta 0, seed 3: not run" in listed
+    assert "alpha 1, beta 0, seed 2: failed: killed by signal 9" in listed
+    assert "alpha 1, beta 0, seed 3: completed: no finite valid loss" in listed
+    assert "alpha 2, beta 1, seeds 1, 2, 3: not run" in listed
+    assert cell_of(analysis, alpha=1, beta=0).estimates["valid_ppl"].n == 1
+    assert "3 of 18 runs" in answer(analysis)
+
+
+def test_one_seed_is_said_to_tell_nothing_and_the_noise_of_other_cells_is_named(tmp_path):
+    analysis = analysis_of(tmp_path / "a", records_of({(0, 0): (4.50,), (1, 0): (4.40,)}))
+    assert "n = 1" in answer(analysis)
+    assert "exceeds" not in answer(analysis)
+    assert "(sd)" not in answer(analysis)
+    analysis = analysis_of(tmp_path / "b", records_of({(0, 0): (4.50, 4.52), (1, 0): (4.40,)}))
+    noise = analysis.noise
+    assert noise == pytest.approx(np.std([r["test_loss"] for r in analysis.records[:2]], ddof=1))
+    assert f"{noise:.4f} nats (sd)" in answer(analysis)
+
+
+def test_seed_noise_is_told_from_an_effect(tmp_path):
+    clear = {(0, 0): (4.500, 4.520, 4.510), (1, 0): (4.400, 4.421, 4.409)}
+    assert "more than seed noise" in answer(analysis_of(tmp_path / "a", records_of(clear)))
+    noisy = {(0, 0): (4.500, 4.520, 4.510), (1, 0): (4.400, 4.560, 4.509)}
+    assert "within seed noise" in answer(analysis_of(tmp_path / "b", records_of(noisy)))
+
+
+def test_without_test_scores_claims_are_made_on_valid(tmp_path):
+    lines = [record(s, 4.5 + 0.01 * s + 0.1 * (a == 0), config={"alpha": float(a)}) for a in (0, 1) for s in (1, 2)]
+    analysis = analysis_of(tmp_path, lines)
+    assert analysis.split == "valid"
+    assert "nats per token on valid" in answer(analysis)
+
+
+def test_the_order_of_the_ledger_does_not_matter(tmp_path):
+    lines = records_of(LOSSES)
+    shuffled = random.Random(1).sample(lines, len(lines))
+    study = load_study(write_study(tmp_path, []))
+    assert report_text(analyse(study, lines)) == report_text(analyse(study, shuffled))
+
+
+def test_cells_that_a_refinement_added_follow_the_grid_sorted_by_value(tmp_path):
+    lines = records_of({(2, 0): (4.4,), (1.5, 0): (4.3,), (0.5, 0): (4.45,), (0, 0): (4.5,)})
+    analysis = analysis_of(tmp_path, lines, seeds=[1])
+    assert [cell.values["alpha"] for cell in analysis.cells][-2:] == [0.5, 1.5]
+    assert analysis.cells[analysis.chosen].values["alpha"] == 1.5
+
+
+def test_runs_under_other_flags_are_kept_apart(tmp_path):
+    lines = [record(1, 4.5), record(1, 5.5, config={"epochs": 2}), record(1, 4.4, config={"alpha": 1.0})]
+    analysis = analysis_of(tmp_path, lines, seeds=[1], body="[flags]\nepochs = 40\n" + GRID)
+    assert analysis.fields == ("alpha", "beta", "epochs")
+    assert analysis.cells[analysis.baseline].values["epochs"] == 40
+    assert cell_of(analysis, epochs=2).differences["valid"].mean == pytest.approx(1.0)
+
+
+def test_a_field_that_follows_from_the_grid_makes_no_column(tmp_path):
+    lines = [record(1, 4.5 - a / 10, config={"alpha": float(a), "derived": a + 1}) for a in (0, 1, 2)]
+    assert analysis_of(tmp_path, lines, seeds=[1]).fields == ("alpha", "beta")
+
+
+def test_lines_of_another_corpus_are_left_out_and_said_so(tmp_path):
+    lines = [record(1, 4.5), record(1, 3.0, dataset="pydocs", config={"dataset": "pydocs", "alpha": 1.0})]
+    analysis = analysis_of(tmp_path, lines, seeds=[1])
+    assert len(analysis.records) == 1
+    assert "another corpus" in report_text(analysis)
+
+
+def test_two_texts_under_one_corpus_name_are_warned_of(tmp_path):
+    lines = [record(1, 4.5), record(1, 4.4, config={"alpha": 1.0}, corpus_sha256="11")]
+    assert "different texts" in report_text(analysis_of(tmp_path, lines, seeds=[1]))
+
+
+def test_an_empty_ledger_gives_a_table_that_says_so(tmp_path):
+    analysis = report(str(write_study(tmp_path, [])))
+    assert answer(analysis) == "Nothing has run yet."
+    assert "Nothing has run yet." in (tmp_path / "README.md").read_text()
+    assert len(list(csv.DictReader((tmp_path / "table.csv").open()))) == 6
+    assert list(tmp_path.glob("*.png")) == []
+
+
+def test_a_missing_baseline_is_said_and_nothing_is_compared(tmp_path):
+    analysis = analysis_of(tmp_path, records_of({(1, 0): (4.4, 4.5)}))
+    assert "has not finished yet" in answer(analysis)
+    assert all(cell.differences["test"] is None for cell in analysis.cells)
+
+
+@pytest.fixture(scope="module")
+def full_study(tmp_path_factory):
+    """A study with every kind of plot: a full grid of two seeds, curves, a failure, a quoted figure."""
+    folder = tmp_path_factory.mktemp("results") / "full"
+    lines = records_of({(a, b): (4.5 - 0.02 * a - 0.01 * b, 4.51 - 0.02 * a) for a in (0, 1, 2) for b in (0, 1)})
+    for line in lines:
+        rms = 0.3 / (1 + line["config"]["alpha"])
+        line["activation"] = {"rms": rms, "mean_abs": 0.8 * rms, "frac_small": 0.1, "temporal_rms": 0.9 * rms}
+        line["curve"] = [[e, line["valid_ppl"] + 100 / e, line["valid_ppl"] + 120 / e] for e in range(1, 6)]
+    lines[-1] = record(2, None, status="failed", config={"alpha": 2.0, "beta": 1}, error="killed")
+    quoted = '[[quoted]]\nlabel = "2x200"\nsource = "a README"\nprotocol = "40 epochs"\ntest_ppl = 87.17\n'
+    return write_study(folder, lines, seeds=(1, 2), body=GRID + quoted)
+
+
+def test_regenerated_files_are_byte_identical_whatever_the_users_matplotlib_settings(full_study, monkeypatch):
+    import matplotlib
+
+    report(str(full_study))
+    outputs = [path for path in sorted(full_study.iterdir()) if path.suffix in (".md", ".csv", ".png")]
+    first = {path.name: path.read_bytes() for path in outputs}
+    assert first.keys() == {
+        "README.md", "table.csv", "alpha.png", "beta.png", "heatmap.png", "activations.png", "curves.png",
+    }  # fmt: skip
+    for path in outputs:
+        path.unlink()
+    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red"}):
+        report(str(full_study))
+    assert {name: (full_study / name).read_bytes() for name in first} == first
+
+
+def test_plots_are_png_files_of_a_readable_size_without_software_or_date(full_study):
+    report(str(full_study))
+    for path in full_study.glob("*.png"):
+        data = path.read_bytes()
+        assert data[:8] == b"\x89PNG\r\n\x1a\n"
+        width, height = struct.unpack(">II", data[16:24])
+        assert 300 < width < 2500
+        assert 200 < height < 2000
+        assert b"tEXt" not in data
+        assert b"tIME" not in data
+
+
+def test_the_page_holds_answer_table_quoted_figure_command_commit_and_cost(full_study):
+    report(str(full_study))
+    page = (full_study / "README.md").read_text()
+    assert page.index("**Answer.** Best on valid") < page.index("| baseline | alpha 0, beta 0 |")
+    assert "| quoted | 2x200 [1] |" in page
+    assert "[1] quoted, not measured here: 2x200, from a README; protocol: 40 epochs" in page
+    assert "`bash run.sh study full`" in page
+    assert "0123456789ab" in page
+    assert "A CPU" in page
+    assert f"{12 * 90 / 3600:.2f} hours" in page
+    assert "alpha 2, beta 1, seed 2: failed: killed" in page
+    assert "![" in page
+
+
+def test_the_csv_file_repeats_the_numbers_of_the_analysis(full_study):
+    analysis = report(str(full_study))
+    rows = list(csv.DictReader((full_study / "table.csv").open()))
+    assert len(rows) == len(analysis.cells) + 1
+    for row, cell in zip(rows, analysis.cells, strict=False):
+        assert float(row["valid_ppl_mean"]) == pytest.approx(cell.mean("valid_ppl"), rel=1e-5)
+        assert (float(row["alpha"]), float(row["beta"])) == (cell.values["alpha"], cell.values["beta"])
+    assert (rows[-1]["quoted_from"], rows[-1]["test_ppl_mean"]) == ("a README", "87.17")
+
+
+def test_json_is_one_object_without_nan(full_study, capsys):
+    main([str(full_study), "--json"])
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    (study,) = found["studies"]
+    assert sum(cell["chosen"] for cell in study["cells"]) == 1
+    assert study["cells"][0]["config"] == {"alpha": 0.0, "beta": 0.0}
+
+
+def test_columns_of_the_printed_table_are_aligned(full_study, capsys):
+    main([str(full_study)])
+    lines = capsys.readouterr().out.splitlines()
+    rule = next(i for i, line in enumerate(lines) if line.startswith("---"))
+    ends = [i for i in range(1, len(lines[rule])) if lines[rule][i] == " " and lines[rule][i - 1] == "-"]
+    for line in lines[rule - 1 : rule + 8]:
+        assert all(line[end : end + 2].strip() == "" for end in ends)
+
+
+def test_reports_and_comparisons_need_no_torch(full_study):
+    code = (
+        "import sys\n"
+        "class Blocker:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('torch', 'tokenizers', 'datasets'): raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Blocker())\n"
+        "from lm.report import main\n"
+        f"main([{str(full_study)!r}])\n"
+        f"main(['--compare', {str(full_study)!r}, 'published'])\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Best on valid" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["a", "--compare", "b", "c"], ["--compare"], ["nowhere"], ["--compare", "nowhere", "published"]]
+)
+def test_wrong_use_ends_with_status_2_and_a_message(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        run_cli(lambda: main(arguments))
+    assert caught.value.code == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_the_command_line_reports_a_missing_study_without_a_traceback(tmp_path):
+    command = [sys.executable, "-m", "lm.report", str(tmp_path / "nowhere")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "nowhere" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def write_run(folder, line):
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps({key: value for key, value in line.items() if key != "id"}))
+    return str(folder)
+
+
+def row_of(rows, source, **values):
+    return next(r for r in rows if r.source == source and all(r.values[k] == v for k, v in values.items()))
+
+
+def test_two_studies_are_matched_on_what_varies_and_paired_where_seeds_agree(tmp_path):
+    a = str(write_study(tmp_path / "a", records_of(LOSSES)))
+    lines = records_of({key: [x - 0.1 for x in values] for key, values in LOSSES.items()}, offset=0.05)
+    b = str(write_study(tmp_path / "b", [line | {"config": line["config"] | {"epochs": 50}} for line in lines]))
+    rows = compare([a, b])
+    row = row_of(rows, b, alpha=1.0, beta=0)
+    cells = [
+        cell_of(analyse(load_study(p), lines), alpha=1, beta=0) for p, lines in ((a, records_of(LOSSES)), (b, lines))
+    ]
+    ours, theirs = (list(cell.by_seed("test_loss").values()) for cell in (cells[1], cells[0]))
+    assert row.split == "test"
+    assert row.difference.mean == pytest.approx(np.mean(ours) - np.mean(theirs))
+    assert row.difference.n == 3
+    assert row.ppl_difference == pytest.approx(np.exp(ours).mean() - np.exp(theirs).mean())
+    assert row.config_differs == ("epochs 40 / 50",)
+    assert row_of(rows, a, alpha=1.0, beta=0).verdict == "reference"
+
+
+def test_studies_with_other_seeds_are_compared_by_welchs_test(tmp_path):
+    a = str(write_study(tmp_path / "a", [record(s, 4.5 + 0.01 * (s % 3)) for s in (1, 2, 3)]))
+    b = str(write_study(tmp_path / "b", [record(s, 4.4 + 0.02 * (s % 3)) for s in (4, 5, 6)], seeds=(4, 5, 6)))
+    row = row_of(compare([a, b]), b, alpha=0, beta=0)
+    expected = stats.ttest_ind([4.42, 4.44, 4.40], [4.51, 4.52, 4.50], equal_var=False).pvalue
+    assert row.difference.p == pytest.approx(expected)
+    assert row.split == "valid"
+    assert "more than seed noise" in row.verdict
+
+
+def test_p_values_of_a_comparison_are_adjusted_over_all_its_rows(tmp_path):
+    a = str(write_study(tmp_path / "a", records_of(LOSSES)))
+    b = str(write_study(tmp_path / "b", records_of({k: [x - 0.01 for x in v] for k, v in LOSSES.items()}, offset=0.01)))
+    c = str(
+        write_study(tmp_path / "c", records_of({k: [x + 0.01 * i for i, x in enumerate(v)] for k, v in LOSSES.items()}))
+    )
+    found = [row.difference for row in compare([a, b, c]) if row.difference and row.difference.p is not None]
+    assert len(found) >= 3
+    assert [d.p_holm for d in found] == pytest.approx(holm([d.p for d in found]))
+
+
+def test_a_run_is_matched_to_the_cell_of_its_configuration_and_cannot_tell_alone(tmp_path):
+    study = str(write_study(tmp_path / "a", records_of(LOSSES)))
+    run = write_run(tmp_path / "run", record(9, 4.40, test=4.38, config={"alpha": 2.0}))
+    rows = compare([study, run])
+    row = row_of(rows, run)
+    assert row.values == {"alpha": 2.0, "beta": 0.0}
+    assert row.difference.mean == pytest.approx(
+        4.38 - np.mean(list(row_of(rows, study, alpha=2.0, beta=0).cell.by_seed("test_loss").values()))
+    )
+    assert row.verdict == "n = 1: cannot tell from seed noise"
+    assert (
+        len([line for line in compare_text(rows).splitlines() if "reference" in line and line.startswith("alpha")]) == 1
+    )
+
+
+def test_two_runs_stand_side_by_side_with_what_differs_between_them(tmp_path):
+    a = write_run(tmp_path / "x", record(1, 4.5, test=4.45))
+    b = write_run(tmp_path / "y", record(1, 4.4, test=4.36, config={"alpha": 2.0}))
+    rows = compare([a, b])
+    assert [row.source for row in rows] == [a, b]
+    assert rows[1].difference.mean == pytest.approx(-0.09)
+    assert rows[1].config_differs == ("alpha 0 / 2",)
+    assert "cannot tell" in compare_text(rows)
+
+
+def test_a_diverged_run_has_nothing_to_compare(tmp_path):
+    a = write_run(tmp_path / "x", record(1, 4.5, test=4.45))
+    b = write_run(tmp_path / "y", record(1, None, status="diverged"))
+    assert compare([a, b])[1].verdict == "nothing to compare"
+
+
+def test_published_figures_meet_the_cell_of_their_protocol_and_no_other(tmp_path):
+    near = {(0, 0): (4.50, 4.51, 4.52), (2, 0): (4.45, 4.46, 4.47)}
+    study = str(write_study(tmp_path / "a", records_of(near)))
+    quoted = [row for row in compare(["published", study]) if row.quoted_from]
+    assert {(row.values["alpha"], row.values["beta"]) for row in quoted} == {(0.0, 0.0)}
+    full = next(row for row in quoted if row.cell.mean("test_ppl") == pytest.approx(87.17))
+    assert full.difference.n == 3
+    assert "within seed noise" in full.verdict
+    short = next(row for row in quoted if row.cell.mean("test_ppl") == pytest.approx(110.44))
+    assert short.difference.p is None
+    assert "epochs 6 there, 40 here" in short.verdict
+
+
+def test_a_published_figure_far_from_our_seeds_exceeds_their_noise(tmp_path):
+    study = str(write_study(tmp_path / "a", records_of({(0, 0): (4.60, 4.601, 4.602)})))
+    row = next(r for r in compare([study, "published"]) if r.quoted_from and not r.other_protocol)
+    assert "more than seed noise" in row.verdict
+
+
+def test_a_published_figure_against_one_run_cannot_tell(tmp_path):
+    run = write_run(tmp_path / "x", record(1, 4.5, test=4.47))
+    row = next(r for r in compare([run, "published"]) if r.quoted_from and not r.other_protocol)
+    assert row.difference.mean == pytest.approx(math.log(87.17) - 4.47)
+    assert "n = 1" in row.verdict
+
+
+def test_studies_of_different_corpora_are_never_subtracted(tmp_path):
+    a = str(write_study(tmp_path / "a", records_of(LOSSES)))
+    b = tmp_path / "b"
+    write_study(
+        b, [r | {"dataset": "pydocs", "config": r["config"] | {"dataset": "pydocs"}} for r in records_of(LOSSES)]
+    )
+    (b / "study.toml").write_text((b / "study.toml").read_text().replace("ptb", "pydocs"))
+    rows = compare([a, str(b)])
+    assert {row.dataset for row in rows} == {"ptb", "pydocs"}
+    assert all(row.difference is None for row in rows)
+
+
+def test_compare_prints_json_and_refuses_a_source_named_twice_or_alone(tmp_path, capsys):
+    study = str(write_study(tmp_path / "a", records_of(LOSSES)))
+    main(["--compare", study, "published", "--json"])
+    rows = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["rows"]
+    assert rows[0]["verdict"] == "reference"
+    for names in ([study], [study, study], ["published"]):
+        with pytest.raises(ConfigError, match="two different sources"):
+            compare(names)
+
+
+def test_a_damaged_result_file_is_a_config_error(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "result.json").write_text("{")
+    with pytest.raises(ConfigError, match="result.json"):
+        compare([str(tmp_path / "run"), "published"])
+
+
+def test_every_published_figure_names_its_source_and_mark_and_parameters_of_this_project():
+    from lm.config import make_config
+
+    for figure in load_published():
+        assert figure["mark"] in ("V", "X")
+        assert figure["source"]
+        assert {"valid_ppl", "test_ppl"} & figure.keys()
+        make_config(figure["preset"], figure["dataset"], **figure["config"])

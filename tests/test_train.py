@@ -1,0 +1,274 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import TINY
+
+# Fields that a clock or the process decides, not the computation.
+_TIMES = ("tokens_per_s", "peak_rss_mb", "seconds")
+
+
+def records(run_dir: Path) -> list[dict]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in _TIMES} for line in lines]
+
+
+def weights(run_dir: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    return torch.load(run_dir / "ckpt" / f"{name}.pt", weights_only=True)["model"]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def start(arguments, work_dir, environment) -> subprocess.Popen:
+    command = [sys.executable, "-m", "lm.train", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=work_dir, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1].decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def last_step(run_dir: Path) -> int:
+    try:
+        lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+        return json.loads(lines[-1])["step"] if lines else 0
+    except (OSError, ValueError):
+        return 0
+
+
+def test_a_run_directory_holds_what_the_design_promises(tiny_run):
+    names = {str(path.relative_to(tiny_run)) for path in tiny_run.rglob("*") if path.is_file()}
+    assert {
+        "config.json", "env.json", "tokenizer.json", "metrics.jsonl", "train.log", "result.json",
+        "ckpt/last.pt", "ckpt/best.pt",
+    } <= names  # fmt: skip
+    result = json.loads((tiny_run / "result.json").read_text())
+    assert result["status"] == "completed"
+    assert result["epochs"] == 2
+    assert {
+        "config", "seed", "dataset", "best_epoch", "valid_loss", "valid_ppl", "test_loss", "test_ppl", "train_ppl",
+        "activation", "params", "tokens", "seconds", "tokens_per_s", "peak_rss_mb", "versions", "git", "corpus_sha256",
+    } <= result.keys()  # fmt: skip
+    assert result["valid_ppl"] < 40  # fewer than the types: something was learned
+    assert "epoch   2/2" in (tiny_run / "train.log").read_text()
+
+
+def test_metrics_have_every_loss_term_apart(tiny_run):
+    steps = [record for record in records(tiny_run) if record["kind"] == "step"]
+    assert {"loss", "ar", "tar", "grad_norm", "clipped", "lr", "ppl"} <= steps[0].keys()
+    assert all(0 < record["ar"] and 0 < record["tar"] and 0 <= record["clipped"] <= 1 for record in steps)
+
+
+def test_tensorboard_shows_scalars_histograms_and_hyperparameters(tiny_run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tiny_run / "tb")).Reload()
+    assert {"step/loss", "step/ar", "step/tar", "step/grad_norm", "step/clipped", "step/lr", "step/tokens_per_s",
+            "step/peak_rss_mb", "epoch/valid_ppl", "epoch/activation/rms", "final/test_ppl"} <= set(
+        events.Tags()["scalars"]
+    )  # fmt: skip
+    assert events.Tags()["histograms"] == ["activation"]
+    assert any("hparams" in name for name in events.summary_metadata)
+
+
+def first_update(cli, corpus_dir, run_dir, *flags):
+    done = cli("train", "--data", corpus_dir, *TINY, "--max-steps=1", "--log-interval=1", "--epochs=1",
+               "--no-tensorboard", "--no-eval-test", "--out-dir", run_dir, *flags)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return records(run_dir)[0], weights(run_dir)
+
+
+def test_each_coefficient_changes_the_first_gradient_through_the_command_line(cli, corpus_dir, tmp_path):
+    plain, plain_weights = first_update(cli, corpus_dir, tmp_path / "0", "--alpha=0", "--beta=0")
+    ar, ar_weights = first_update(cli, corpus_dir, tmp_path / "a", "--alpha=2", "--beta=0")
+    tar, tar_weights = first_update(cli, corpus_dir, tmp_path / "b", "--alpha=0", "--beta=2")
+    assert plain["loss"] == ar["loss"] == tar["loss"]  # the reported loss is without penalties
+    assert (plain["ar"], plain["tar"], ar["tar"], tar["ar"]) == (0, 0, 0, 0)
+    assert len({plain["grad_norm"], ar["grad_norm"], tar["grad_norm"]}) == 3
+    for changed in (ar_weights, tar_weights):
+        assert not torch.equal(changed["rnns.1.weight_hh_l0"], plain_weights["rnns.1.weight_hh_l0"])
+
+
+def test_zero_coefficients_train_bit_for_bit_as_a_program_without_the_terms(corpus_dir, tmp_path, monkeypatch):
+    import lm.train
+    from lm.config import RunOptions, make_config
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str, **coefficients) -> dict[str, torch.Tensor]:
+        config = make_config(
+            dataset="tiny", data=str(corpus_dir), emsize=8, nhid=12, nlayers=2, batch_size=4, bptt=7,
+            eval_batch_size=2, epochs=1, max_steps=20, **coefficients,
+        )  # fmt: skip
+        lm.train.train(config, RunOptions(out_dir=name, tensorboard=False, eval_test=False))
+        return weights(tmp_path / name)
+
+    zero, regularized = run("zero", alpha=0.0, beta=0.0), run("on", alpha=2.0, beta=1.0)
+    monkeypatch.setattr(lm.train, "regularization_terms", lambda *arguments: {})
+    without = run("without", alpha=2.0, beta=1.0)
+    assert same(zero, without)
+    assert not same(regularized, without)
+
+
+@pytest.mark.parametrize(
+    ("flags", "averaged"),
+    [
+        (("--nonmono=0", "--alpha=2", "--beta=1"), False),
+        (("--nonmono=1", "--lr=60", "--clip=5", "--epochs=8"), True),
+        (("--optimizer=adam", "--lr=0.01"), False),
+        (("--optimizer=adamw", "--lr=0.01", "--schedule=onecycle", "--dropout-kind=standard"), False),
+    ],
+    ids=["sgd", "nt-asgd", "adam", "adamw-onecycle"],
+)
+def test_a_run_killed_and_resumed_ends_in_the_same_bits(
+    flags, averaged, cli, corpus_dir, work_dir, environment, tmp_path
+):
+    common = ["--data", corpus_dir, *TINY, "--epochs=3", "--save-every=25", "--log-interval=1", "--no-eval-test",
+              "--no-tensorboard", *flags]  # fmt: skip
+    assert cli("train", *common, "--out-dir", tmp_path / "straight").returncode == 0
+    straight = records(tmp_path / "straight")
+    # Mid-epoch, past a checkpoint; for NT-ASGD in the first epoch that averages.
+    kill_after = next((r["step"] for r in straight if r.get("averaged")), 40) - 12
+    process = start([*common, "--out-dir", tmp_path / "killed"], work_dir, environment)
+    wait_for(lambda: last_step(tmp_path / "killed") >= kill_after, process)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    done = cli("train", *common, "--out-dir", tmp_path / "killed", "--resume=auto")
+    assert done.returncode == 0, done.stderr
+    assert "resuming in epoch" in done.stderr
+    assert records(tmp_path / "killed") == straight  # no update missing, none twice
+    for name in ("last", "best"):
+        assert same(weights(tmp_path / "killed", name), weights(tmp_path / "straight", name))
+    assert json.loads((tmp_path / "killed" / "result.json").read_text())["averaged"] == averaged
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_signal_saves_and_the_resumed_run_ends_in_the_same_bits(
+    number, code, cli, corpus_dir, work_dir, environment, tmp_path
+):
+    common = ["--data", corpus_dir, *TINY, "--epochs=4", "--log-interval=1", "--no-tensorboard", "--no-eval-test"]
+    assert cli("train", *common, "--out-dir", tmp_path / "straight").returncode == 0
+    process = start([*common, "--out-dir", tmp_path / "stopped"], work_dir, environment)
+    wait_for(lambda: last_step(tmp_path / "stopped") >= 10, process)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert b"--resume auto" in stderr
+    assert b"Traceback" not in stderr
+    assert json.loads((tmp_path / "stopped" / "result.json").read_text())["status"] == "interrupted"
+    assert cli("train", *common, "--out-dir", tmp_path / "stopped", "--resume=auto").returncode == 0
+    assert records(tmp_path / "stopped") == records(tmp_path / "straight")
+    assert same(weights(tmp_path / "stopped"), weights(tmp_path / "straight"))
+
+
+@pytest.mark.parametrize("phase", ["valid", "train"])
+def test_a_stop_signal_during_evaluation_saves_too(phase, cli, corpus_dir, tmp_path, monkeypatch):
+    import lm.train
+    from lm.config import RunOptions, make_config
+    from lm.errors import Interrupted
+
+    monkeypatch.chdir(tmp_path)
+    config = make_config(dataset="tiny", data=str(corpus_dir), emsize=8, nhid=12, nlayers=2, batch_size=4, bptt=7,
+                         eval_batch_size=2, epochs=1)  # fmt: skip
+    result = lm.train.train(config, RunOptions(out_dir="straight", tensorboard=False))
+    real = lm.train.evaluate
+
+    def evaluate_with_signal(model, ids, *arguments, **keywords):
+        if (len(ids) > 1000) == (phase == "train"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(model, ids, *arguments, **keywords)
+
+    monkeypatch.setattr(lm.train, "evaluate", evaluate_with_signal)
+    with pytest.raises(Interrupted):
+        lm.train.train(config, RunOptions(out_dir="stopped", tensorboard=False))
+    monkeypatch.setattr(lm.train, "evaluate", real)
+    resumed = lm.train.train(config, RunOptions(out_dir="stopped", tensorboard=False, resume="auto"))
+    for key in ("valid_loss", "test_loss", "train_loss", "steps"):
+        assert resumed[key] == result[key]
+
+
+def test_a_finished_run_is_not_repeated_and_not_overwritten(cli, tiny_run, corpus_dir):
+    common = ("train", "--data", corpus_dir, *TINY, "--epochs=2", "--log-interval=10", "--out-dir", tiny_run)
+    before = (tiny_run / "result.json").read_bytes()
+    assert "nothing to do" in cli(*common, "--resume=auto").stderr
+    refused = cli(*common)
+    assert refused.returncode == 2
+    assert "--resume auto" in refused.stderr
+    assert (tiny_run / "result.json").read_bytes() == before
+
+
+def test_resuming_with_another_architecture_says_what_differs(cli, tiny_run, corpus_dir):
+    done = cli("train", "--data", corpus_dir, *TINY, "--epochs=2", "--nhid=13", "--out-dir", tiny_run, "--resume=auto")
+    assert done.returncode == 2
+    assert "--nhid 12 (now 13)" in done.stderr
+
+
+def test_a_divergence_exits_with_4_before_the_update_and_keeps_the_last_good_checkpoint(cli, corpus_dir, tmp_path):
+    flags = ("--model=RNN_RELU", "--clip=0", "--lr=1e30", "--epochs=2", "--nonmono=0", "--save-every=1")
+    done = cli("train", "--data", corpus_dir, *TINY, *flags, "--no-tensorboard", "--out-dir", tmp_path / "run")
+    assert done.returncode == 4
+    assert "not finite" in done.stderr
+    assert "--lr" in done.stderr
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "diverged"
+    assert all(w.isfinite().all() for w in weights(tmp_path / "run").values())
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (("--dropout=2",), 2, "--dropout"),
+        (("--resume=nowhere.pt",), 5, "nowhere.pt"),
+        (("--batch-size=5000",), 3, "--batch-size"),
+        (("--data=nowhere",), 3, "nowhere"),
+    ],
+)
+def test_a_users_mistake_is_one_message_and_the_documented_exit_code(flags, code, message, cli, corpus_dir, tmp_path):
+    done = cli("train", "--data", corpus_dir, *TINY, "--out-dir", tmp_path / "run", *flags)
+    assert done.returncode == code
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_print_config_and_dry_run_write_nothing(cli, corpus_dir, tmp_path):
+    common = ("train", "--data", corpus_dir, *TINY, "--out-dir", tmp_path / "run")
+    assert json.loads(cli(*common, "--print-config").stdout)["nhid"] == 12
+    done = cli(*common, "--dry-run")
+    assert done.returncode == 0
+    assert "parameters" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_json_prints_one_object_and_save_copies_the_best_checkpoint(cli, corpus_dir, tmp_path):
+    done = cli("train", "--data", corpus_dir, *TINY, "--epochs=1", "--max-steps=3", "--json", "--no-tensorboard",
+               "--out-dir", tmp_path / "run", "--save", tmp_path / "copy.pt")  # fmt: skip
+    assert json.loads(done.stdout)["steps"] == 3
+    copied = torch.load(tmp_path / "copy.pt", weights_only=True)["model"]
+    assert same(copied, weights(tmp_path / "run", "best"))
+
+
+def test_plateau_stops_at_the_smallest_learning_rate(cli, corpus_dir, tmp_path):
+    done = cli("train", "--data", corpus_dir, *TINY, "--schedule=plateau", "--nonmono=0", "--lr=1e-9", "--min-lr=9e-10",
+               "--wdecay=0", "--epochs=50", "--no-tensorboard", "--json", "--out-dir", tmp_path / "run")  # fmt: skip
+    assert json.loads(done.stdout)["epochs"] < 50
+
+
+@pytest.mark.gpu
+def test_a_cuda_run_trains_and_resumes(cli, corpus_dir, tmp_path):
+    common = ("train", "--data", corpus_dir, *TINY, "--device=cuda", "--no-tensorboard", "--out-dir", tmp_path / "run")
+    assert cli(*common, "--epochs=1").returncode == 0
+    done = cli(*common, "--epochs=2", "--resume=auto")
+    assert done.returncode == 0, done.stderr
