@@ -149,6 +149,8 @@ class ComputeConfig:
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """inputs of the matrix products; auto: bf16 on CUDA, fp32 elsewhere"""
+    kernel: Literal["auto", "native", "fused"] = "auto"
+    """recurrent layers: PyTorch's own (native), this project's for LSTMs on CPU (fused), or the faster one (auto)"""
     deterministic: bool = False
     """use only deterministic algorithms (slower on CUDA)"""
 

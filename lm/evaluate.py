@@ -22,7 +22,7 @@ from lm.errors import CheckpointError, run_cli
 from lm.flags import Parser
 from lm.metrics import log_to_stderr, perplexity
 from lm.model import AWDLSTM
-from lm.runtime import pick_device, pick_precision
+from lm.runtime import pick_device
 
 # |h| below this counts as inactive (a unit's output lies in -1..1).
 _SMALL = 0.01
@@ -87,7 +87,7 @@ def evaluate(
     *,
     between_windows: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Cross entropy of a text, hidden state carried from its start to its end.
+    """Cross entropy of a text in fp32, hidden state carried from its start to its end.
 
     Args:
         model: evaluated in evaluation mode and left in the mode it was in.
@@ -106,13 +106,14 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        for window in windows:
-            between_windows()
-            output = model(window.tokens_TB, state)
-            state = output.state
-            nats += model.sum_loss(output, window.targets_TB)
-            targets += window.targets_TB.numel()
-            sums.add(output.raw[-1])
+        with model.exact():
+            for window in windows:
+                between_windows()
+                output = model(window.tokens_TB, state)
+                state = output.state
+                nats += model.sum_loss(output, window.targets_TB)
+                targets += window.targets_TB.numel()
+                sums.add(output.raw[-1])
     finally:
         model.train(was_training)
     return Evaluation(nats.item(), targets, sums.means(), output.raw[-1].float())
@@ -129,9 +130,8 @@ def load_run(run_dir: Path, device: torch.device) -> tuple[AWDLSTM, TrainConfig,
     corpus = load_corpus(config.dataset, config.data or None)
     if corpus.sha256 != checkpoint["corpus_sha256"]:
         raise CheckpointError(f"{run_dir}: was trained on another text than that in {corpus.source}")
-    precision = pick_precision(config.precision, device)
     with device:
-        model = AWDLSTM(corpus.vocab_size, config, precision=precision)
+        model = AWDLSTM(corpus.vocab_size, config)
     model.load_state_dict(checkpoint["model"])
     return model.eval(), config, corpus
 

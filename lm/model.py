@@ -5,6 +5,8 @@ Shapes: T time, B batch, E embedding, H hidden, V vocabulary; tensors are time-m
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -36,14 +38,13 @@ class AWDLSTM(nn.Module):
     All dropout masks are drawn anew in each forward pass in training mode.
     """
 
-    def __init__(self, vocab_size: int, config: TrainConfig, *, precision: str = "fp32", kernel: str = "auto") -> None:
+    def __init__(self, vocab_size: int, config: TrainConfig, precision: str = "fp32") -> None:
         """Draw initial weights on the default device.
 
         Args:
             vocab_size: V.
-            config: sizes, dropouts and cell.
+            config: sizes, dropouts, cell and kernel.
             precision: `fp32` or `bf16`: the type of the matrix products' inputs; parameters stay as they are.
-            kernel: implementation of the recurrent layers, see `lm.lstm`.
         """
         super().__init__()
         self.precision = precision
@@ -53,7 +54,7 @@ class AWDLSTM(nn.Module):
         self.embedding_dropout = EmbeddingDropout(config.dropoute)
         self.input_dropout = dropout(config.dropouti)
         self.rnns = nn.ModuleList(
-            WeightDropLSTM(config.model, inputs, width, config.wdrop, kernel, precision)
+            WeightDropLSTM(config.model, inputs, width, config.wdrop, config.kernel, precision)
             for inputs, width in zip([config.emsize, *widths], widths, strict=False)
         )
         self.output_dropouts = nn.ModuleList(
@@ -83,6 +84,21 @@ class AWDLSTM(nn.Module):
             dropped.append(x_TBE)
             new_state.append(layer_state)
         return Output(raw, dropped, new_state)
+
+    @contextmanager
+    def exact(self) -> Iterator[None]:
+        """Compute in fp32 (or the parameters' type, if wider) within: for figures that are reported."""
+        before = self.precision
+        self._set_precision("fp32")
+        try:
+            yield
+        finally:
+            self._set_precision(before)
+
+    def _set_precision(self, precision: str) -> None:
+        self.precision = precision
+        for rnn in self.rnns:
+            rnn.precision = precision
 
     def loss(self, output: Output, targets_TB: Tensor) -> Tensor:
         """Cross entropy in nats per target, without penalties."""

@@ -51,7 +51,7 @@ class Run:
         self.config, self.corpus, self.device = config, corpus, device
         set_determinism(config.deterministic, config.seed)
         with device:
-            self.model = AWDLSTM(corpus.vocab_size, config, precision=pick_precision(config.precision, device))
+            self.model = AWDLSTM(corpus.vocab_size, config, pick_precision(config.precision, device))
         self.optimizer = build_optimizer(self.model, config)
         self.averaging = NTASGD(config.nonmono if config.optimizer == "sgd" else 0)
         self.learning_rate = LearningRate(config.schedule, config.lr, config.when)

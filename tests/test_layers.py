@@ -10,12 +10,13 @@ import pytest
 LM = Path(__file__).resolve().parent.parent / "lm"
 LAYERS = [
     {"errors", "presets", "config", "runtime"},
-    {"flags", "tokenizer", "pydocs", "dropout", "loss", "lstm", "regularization", "checkpoint", "metrics", "study"},
-    {"corpus", "batching", "model", "optim"},
+    {"flags", "tokenizer", "cards", "dropout", "loss", "lstm", "regularization", "checkpoint", "metrics", "study"},
+    {"pydocs", "corpus", "batching", "model", "optim"},
     {"run", "evaluate", "adapt", "generate"},
     {"train"},
-    {"sweep", "report", "bench"},
-]  # fmt: skip
+    {"stats", "tables", "analysis", "plots", "compare", "report"},
+    {"sweep", "bench"},
+]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 

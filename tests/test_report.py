@@ -338,6 +338,12 @@ def test_the_page_holds_answer_table_quoted_figure_command_commit_and_cost(full_
     assert "![" in page
 
 
+def test_runs_of_changed_or_several_versions_of_the_code_are_named(tmp_path):
+    lines = [record(1, 4.5), record(2, 4.5, git={"commit": "fedcba9876543210", "dirty": True})]
+    text = report_text(analysis_of(tmp_path, lines))
+    assert "Commit: 0123456789ab, fedcba987654 with uncommitted changes." in text
+
+
 def test_the_csv_file_repeats_the_numbers_of_the_analysis(full_study):
     analysis = report(str(full_study))
     rows = list(csv.DictReader((full_study / "table.csv").open()))
@@ -423,7 +429,7 @@ def test_two_studies_are_matched_on_what_varies_and_paired_where_seeds_agree(tmp
     ours, theirs = (list(cell.by_seed("test_loss").values()) for cell in (cells[1], cells[0]))
     assert row.split == "test"
     assert row.difference.mean == pytest.approx(np.mean(ours) - np.mean(theirs))
-    assert row.difference.n == 3
+    assert (row.difference.n, row.difference.p) == (3, pytest.approx(stats.ttest_rel(ours, theirs).pvalue))
     assert row.ppl_difference == pytest.approx(np.exp(ours).mean() - np.exp(theirs).mean())
     assert row.config_differs == ("epochs 40 / 50",)
     assert row_of(rows, a, alpha=1.0, beta=0).verdict == "reference"

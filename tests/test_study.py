@@ -1,10 +1,12 @@
 """Study files and the ledger: what is refused, how the grid unfolds, and appending from several processes."""
 
+import fcntl
 import itertools
 import json
 import logging
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -218,3 +220,16 @@ def test_processes_that_append_at_once_lose_and_mix_nothing(tmp_path):
     assert len(lines) == 160
     for n in range(4):
         assert [line["id"] for line in lines if line["pad"][0] == str(n)] == [f"{n}-{i}" for i in range(40)]
+
+
+def test_an_append_waits_while_another_process_holds_the_ledger(tmp_path):
+    ledger = tmp_path / "runs.jsonl"
+    ledger.write_text('{"id": "a"}\n')
+    with ledger.open("rb") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        writer = threading.Thread(target=append_ledger, args=(ledger, {"id": "b"}))
+        writer.start()
+        writer.join(timeout=0.3)
+        assert ledger.read_text() == '{"id": "a"}\n'
+    writer.join(timeout=30)
+    assert ledger.read_text() == '{"id": "a"}\n{"id": "b"}\n'

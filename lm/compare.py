@@ -1,0 +1,262 @@
+"""Studies, runs and published figures side by side: `python -m lm.report --compare A B [C ...]`.
+
+Cells are matched on the fields that vary in the compared studies, and on the corpus. The first study or run on the
+command line is the reference. Its seeds are paired with another's where at least two are the same, else Welch's t-test
+compares the two samples. A published figure is one run: it is held against the spread of our seeds, as one more draw.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from lm.analysis import METRICS, Cell, analyse, label, show, with_estimates
+from lm.errors import ConfigError
+from lm.stats import Difference, draw_difference, paired_difference, welch_difference, with_holm
+from lm.study import STUDY_FILE, identity, load_study, read_ledger
+from lm.tables import aligned, interval, mean_sd, number, signed, verdict
+
+PUBLISHED = "published"
+_PUBLISHED_FILE = Path(__file__).with_name("published.toml")
+_MARKS = {"V": "read in the primary source", "X": "transcribed from it by a third party"}
+
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one argument of --compare names: its cells, and the fields that make them."""
+
+    name: str
+    dataset: str
+    fields: tuple[str, ...]
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One source's part of one matched configuration; `difference` is to the reference, on `split`."""
+
+    source: str
+    cell: Cell
+    dataset: str
+    values: dict[str, Any]
+    reference: bool = False
+    split: str | None = None
+    difference: Difference | None = None
+    ppl_difference: float | None = None
+    quoted_from: str = ""
+    other_protocol: str = ""
+    config_differs: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> str:
+        """Whether the difference exceeds seed noise, in a few words."""
+        if self.reference:
+            return "reference"
+        if self.other_protocol:
+            return f"not the same protocol: {self.other_protocol}"
+        return verdict(self.difference)
+
+
+def load_source(name: str) -> Source:
+    """A study or a run directory. Raises ConfigError when the folder is neither."""
+    folder = Path(name)
+    if (folder / "result.json").is_file():
+        return _load_run(name, folder / "result.json")
+    if (folder / STUDY_FILE).is_file():
+        study = load_study(folder)
+        analysis = analyse(study, read_ledger(study.ledger))
+        return Source(name, study.dataset, analysis.fields, analysis.cells)
+    raise ConfigError(
+        f"--compare {name}: neither a study ({STUDY_FILE}), nor a finished run (result.json), nor published"
+    )
+
+
+def _load_run(name: str, file: Path) -> Source:
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        config, seed = dict(record["config"]), record["seed"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file}: not the result of a run: {error!r}") from None
+    cell = (
+        Cell(values={}, runs={seed: record}) if record.get("status") == "completed" else Cell({}, others=((seed, ""),))
+    )
+    return Source(name, record.get("dataset") or config.get("dataset", ""), (), (with_estimates(cell),))
+
+
+def load_published() -> list[dict[str, Any]]:
+    """The published figures, each with label, source, mark, dataset, preset, config and valid_ppl and/or test_ppl."""
+    return tomllib.loads(_PUBLISHED_FILE.read_text(encoding="utf-8"))["figure"]
+
+
+def _config(cell: Cell) -> dict[str, Any]:
+    """Configuration of a cell's runs; what only a study asked for, where nothing has run."""
+    first = next(iter(cell.runs.values()), {})
+    return {**(first.get("config") or {}), **cell.values}
+
+
+def compare(names: Sequence[str]) -> list[Row]:
+    """Rows of all sources, matched: all rows of one configuration follow each other, in the order of `names`.
+
+    Raises ConfigError for fewer than two different sources, or one that cannot be read.
+    """
+    if len(set(names)) < max(2, len(names)):
+        raise ConfigError("--compare: name at least two different sources")
+    sources = {name: load_source(name) for name in names if name != PUBLISHED}
+    reference = next(name for name in names if name != PUBLISHED)
+    fields = tuple(dict.fromkeys(field for source in sources.values() for field in source.fields))
+    groups: dict[Any, dict[str, Row]] = {}
+    for name, source in sources.items():
+        for cell in source.cells:
+            values = {field: _config(cell).get(field) for field in fields}
+            key = (source.dataset, identity(values))
+            groups.setdefault(key, {})[name] = Row(name, cell, source.dataset, values, reference=name == reference)
+    rows: list[Row] = []
+    for group in groups.values():
+        first = group.get(reference)
+        for name in names:
+            if name == PUBLISHED:
+                rows += _published_rows(next(iter(group.values())), first)
+            elif name in group:
+                rows.append(_against(group[name], first) if first and name != reference else group[name])
+    if PUBLISHED in names and not any(row.quoted_from for row in rows):
+        log.warning("published: no figure for this corpus, preset and configuration in %s", _PUBLISHED_FILE)
+    differences = with_holm([row.difference for row in rows])
+    return [replace(row, difference=d) for row, d in zip(rows, differences, strict=True)]
+
+
+def _common_split(row: Row, first: Row) -> str | None:
+    """Test where both have it, else valid, else None."""
+    has = [split for split in ("test", "valid") if row.cell.mean(f"{split}_loss") and first.cell.mean(f"{split}_loss")]
+    return has[0] if has else None
+
+
+def _against(row: Row, first: Row) -> Row:
+    """The row with its difference to the reference."""
+    ours, theirs = _config(row.cell), _config(first.cell)
+    skipped = set(row.values) | ({"seed"} if max(len(row.cell.runs), len(first.cell.runs)) > 1 else set())
+    differs = tuple(
+        f"{name} {show(theirs[name])} / {show(ours[name])}"
+        for name in theirs
+        if name in ours and name not in skipped and identity(ours[name]) != identity(theirs[name])
+    )
+    row = replace(row, config_differs=differs)
+    if (split := _common_split(row, first)) is None:
+        return row
+    a, b = row.cell.by_seed(f"{split}_loss"), first.cell.by_seed(f"{split}_loss")
+    paired = len(a.keys() & b.keys()) > 1
+    difference = paired_difference(a, b) if paired else welch_difference(list(a.values()), list(b.values()))
+    change = row.cell.mean(f"{split}_ppl") - first.cell.mean(f"{split}_ppl")
+    return replace(row, split=split, difference=difference, ppl_difference=change)
+
+
+def _published_rows(row: Row, first: Row | None) -> list[Row]:
+    """The published figures of a row's corpus, preset and varying configuration, held against the reference."""
+    config = _config(row.cell)
+    rows = []
+    for figure in load_published():
+        same = all(
+            identity(figure["config"][name]) == identity(value)
+            for name, value in row.values.items()
+            if name in figure["config"]
+        )
+        if (figure["dataset"], figure["preset"]) != (row.dataset, config.get("preset")) or not same:
+            continue
+        differs = [
+            f"{name} {show(value)} there, {show(config[name])} here"
+            for name, value in figure["config"].items()
+            if name in config and identity(config[name]) != identity(value)
+        ]
+        ppl = {f"{split}_ppl": figure[f"{split}_ppl"] for split in ("valid", "test") if f"{split}_ppl" in figure}
+        quoted = Row(
+            source=f"quoted: {figure['label']}",
+            cell=with_estimates(Cell(values={}, runs={0: ppl})),
+            dataset=row.dataset,
+            values=row.values,
+            quoted_from=f"{figure['source']} ({_MARKS[figure['mark']]})",
+            other_protocol="; ".join(([figure["note"]] if "note" in figure else []) + differs),
+        )
+        rows.append(_quoted_against(quoted, first))
+    return rows
+
+
+def _quoted_against(quoted: Row, first: Row | None) -> Row:
+    if first is None or (split := _common_split(quoted, first)) is None:
+        return quoted
+    single, sample = quoted.cell.mean(f"{split}_loss"), list(first.cell.by_seed(f"{split}_loss").values())
+    difference = draw_difference(single, sample)
+    if quoted.other_protocol:  # another protocol is no draw from ours: show the distance, test nothing
+        difference = Difference(difference.mean, difference.n)
+    change = quoted.cell.mean(f"{split}_ppl") - first.cell.mean(f"{split}_ppl")
+    return replace(quoted, split=split, difference=difference, ppl_difference=change)
+
+
+_HEADER = (
+    "cell", "source", "verdict", "n", "valid ppl", "test ppl", "on", "diff nats", "diff ppl", "gap", "rms h", "rms dh",
+)  # fmt: skip
+
+
+def compare_text(rows: Sequence[Row]) -> str:
+    """The comparison as a table for a terminal, with sources of quoted figures and differing configurations below.
+
+    Configurations that only one source has are left out, unless there are no others.
+    """
+    groups = [list(group) for _, group in groupby(rows, key=lambda row: (row.dataset, identity(row.values)))]
+    matched = [group for group in groups if len(group) > 1]
+    several = len({row.dataset for row in rows}) > 1
+    lines, below = [], {}
+    for group in matched or groups:
+        name = (f"{group[0].dataset}: " if several else "") + label(group[0].values)
+        lines += [[name if row is group[0] else "", *_line(row)] for row in group]
+        for row in group:
+            if row.quoted_from:
+                below[f"{row.source}: from {row.quoted_from}; not measured here"] = None
+            if row.config_differs:
+                below[f"{row.source} against the reference: {'; '.join(row.config_differs)} (reference / it)"] = None
+    if len(matched) < len(groups):
+        left = len(groups) - len(matched)
+        shown = "left out" if matched else "shown alone"
+        below[f"configurations without a counterpart in another source, {shown}: {left}"] = None
+    below[
+        "diff: source minus reference (below 0: the source is better), 95 % interval; p adjusted by Holm's method"
+    ] = None
+    return aligned(_HEADER, lines, 3) + "\n" + "".join(f"{line}\n" for line in below)
+
+
+def _line(row: Row) -> list[str]:
+    e, change = row.cell.estimates, row.ppl_difference
+    return [
+        row.source, row.verdict, "1" if row.quoted_from else str(len(row.cell.runs)),
+        mean_sd(e.get("valid_ppl")), mean_sd(e.get("test_ppl")), row.split or "", interval(row.difference),
+        "" if change is None else signed(change, 2),
+        number(row.cell.mean("gap"), 3), number(row.cell.mean("rms"), 4), number(row.cell.mean("temporal_rms"), 4),
+    ]  # fmt: skip
+
+
+def compare_json(rows: Sequence[Row]) -> dict[str, Any]:
+    """The comparison as one object."""
+
+    def mean(row: Row, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: asdict(e) if (e := row.cell.estimates.get(name)) else None for name in metrics}
+
+    return {
+        "rows": [
+            {
+                "config": row.values, "dataset": row.dataset, "source": row.source, "reference": row.reference,
+                "quoted_from": row.quoted_from or None, "other_protocol": row.other_protocol or None,
+                "split": row.split,
+                "difference": asdict(row.difference) if row.difference else None,
+                "ppl_difference": row.ppl_difference, "verdict": row.verdict,
+                "config_differs": list(row.config_differs), **mean(row, METRICS),
+            }
+            for row in rows
+        ]
+    }  # fmt: skip

@@ -1,0 +1,296 @@
+"""Plots of a study, as PNG files that are the same bytes whenever they are drawn from the same ledger.
+
+Everywhere the baseline is black and the cell chosen on valid is orange.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator
+
+from lm.analysis import Analysis, Cell, is_number, show
+from lm.study import identity
+
+# Colours that colour-blind readers can tell apart (Okabe and Ito 2008).
+BASELINE, CHOSEN, OTHER, PALE = "#000000", "#D55E00", "#0072B2", "#BBBBBB"
+_MORE = (OTHER, "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+_NAMES = {
+    "alpha": "alpha (coefficient of AR)", "beta": "beta (coefficient of TAR)",
+    "rms": "rms of the activations h", "temporal_rms": "rms of h[t+1] - h[t]",
+}  # fmt: skip
+_STYLE = {
+    "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 11, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": True, "grid.color": "#E6E6E6", "axes.axisbelow": True,
+    "legend.frameon": False, "legend.fontsize": 9, "lines.linewidth": 1.6, "lines.markersize": 6,
+}  # fmt: skip
+Plot = tuple[Figure, str]
+
+
+def draw_plots(analysis: Analysis, folder: Path) -> list[tuple[str, str]]:
+    """Draw every plot that has data into `folder`; returns (file name, caption) of each."""
+    drawn = []
+    with style.context(["default", _STYLE]):  # whatever the user's matplotlibrc says
+        plots = {f"{name}.png": _over_field(analysis, name) for name in analysis.fields}
+        plots |= {"heatmap.png": _heatmap(analysis), "activations.png": _activations(analysis)}
+        for name, plot in (plots | {"curves.png": _curves(analysis)}).items():
+            if plot is not None:
+                figure, caption = plot
+                figure.savefig(folder / name, dpi=120, metadata={"Software": None}, bbox_inches="tight")
+                drawn.append((name, caption))
+    return drawn
+
+
+def _figure(panels: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+
+
+def _colour(analysis: Analysis, cell: Cell, other: str = OTHER) -> str:
+    index = next(i for i, c in enumerate(analysis.cells) if c is cell)
+    return CHOSEN if index == analysis.chosen else BASELINE if index == analysis.baseline else other
+
+
+def _slice(analysis: Analysis, *free: str) -> list[Cell]:
+    """The cells that differ from the baseline in the fields `free` alone, which hold numbers, and the baseline."""
+    if analysis.baseline is None:
+        return []
+    base, held = analysis.cells[analysis.baseline].values, set(analysis.fields) - set(free)
+    same = [c for c in analysis.cells if all(identity(c.values.get(f)) == identity(base.get(f)) for f in held)]
+    return [cell for cell in same if all(is_number(cell.values.get(name)) for name in free)]
+
+
+def _rest(analysis: Analysis, *free: str) -> str:
+    """What is held fixed in a slice, in words."""
+    base = analysis.cells[analysis.baseline or 0].values
+    fixed = ", ".join(f"{name} {show(value)}" for name, value in base.items() if name not in free)
+    return f" at {fixed}" if fixed else ""
+
+
+def _ceiling(means: Sequence[float], baseline: float | None) -> float:
+    """Where to cut the scale: one cell far off must not flatten the differences between all others."""
+    best = min(means)
+    return best + 4 * max((baseline or best) - best, statistics.median(means) - best, 0.01 * best)
+
+
+def _places(values: Sequence[float]) -> dict[float, float]:
+    """Value -> place on the axis: linear for a narrow range, else logarithmic with 0 one step to the left."""
+    values = sorted(set(values))
+    positive = [v for v in values if v > 0]
+    if len(positive) < 2 or values[0] < 0 or positive[-1] / positive[0] <= 4:
+        return {v: float(v) for v in values}
+    logs = [math.log(v) for v in positive]
+    step = statistics.median(b - a for a, b in zip(logs, logs[1:], strict=False))
+    step = max(step, (logs[-1] - logs[0]) / 8)
+    return dict(zip(positive, logs, strict=True)) | ({0: logs[0] - step} if values[0] == 0 else {})
+
+
+def _ticks(axis: Any, places: dict[float, float], diverged: set[float]) -> None:
+    """Label the places with their values, leaving out labels that would touch the one before."""
+    span = max(places.values()) - min(places.values())
+    kept: list[tuple[float, str]] = []
+    for value, place in sorted(places.items(), key=lambda item: item[1]):
+        if not kept or place - kept[-1][0] >= 0.06 * span:
+            kept.append((place, show(value) + "\ndiverged" * (value in diverged)))
+    axis.set_ticks([place for place, _ in kept], [text for _, text in kept])
+
+
+def _over_field(analysis: Analysis, name: str) -> Plot | None:
+    """Perplexity over one field, everything else as in the baseline, whose band is shown."""
+    cells = sorted(_slice(analysis, name), key=lambda cell: cell.values[name])
+    done = [cell for cell in cells if cell.mean("valid_ppl") is not None]
+    if len({cell.values[name] for cell in done}) < 2:
+        return None
+    splits = [split for split in ("valid", "test") if any(cell.mean(f"{split}_ppl") for cell in done)]
+    figure, axes = _figure(len(splits), (1.0 + 4.4 * len(splits), 3.8))
+    places = _places([cell.values[name] for cell in cells])
+    for ax, split in zip(axes, splits, strict=True):
+        _panel(ax, analysis, [c for c in done if c.mean(f"{split}_ppl")], name, f"{split}_ppl", places)
+        _ticks(ax.xaxis, places, {cell.values[name] for cell in cells if cell.diverged})
+        ax.set(xlabel=_NAMES.get(name, name), ylabel=f"{split} perplexity")
+    caption = f"Perplexity over {name}{_rest(analysis, name)}"
+    figure.suptitle(caption, fontsize=12)
+    return figure, caption + _legend(figure, analysis, done, "--")
+
+
+def _panel(ax: Axes, analysis: Analysis, cells: list[Cell], name: str, metric: str, places: dict[float, float]) -> None:
+    base = analysis.cells[analysis.baseline].estimates[metric]
+    if base is not None:
+        ax.axhline(base.mean, color=BASELINE, linestyle="--", linewidth=1)
+        ax.axhspan(base.mean - (base.sd or 0), base.mean + (base.sd or 0), color=BASELINE, alpha=0.1, linewidth=0)
+    points = [(places[cell.values[name]], cell.estimates[metric], _colour(analysis, cell)) for cell in cells]
+    ax.plot([x for x, _, _ in points], [e.mean for _, e, _ in points], color=OTHER, zorder=2)
+    for x, e, colour in points:
+        ax.errorbar(x, e.mean, yerr=e.sd, color=colour, marker="o", capsize=4, zorder=3)
+    top = _ceiling([e.mean for _, e, _ in points], base.mean if base else None)
+    inside = [(e.mean - (e.sd or 0), e.mean + (e.sd or 0)) for _, e, _ in points if e.mean <= top]
+    if len(inside) < len(points):
+        low, high = min(a for a, _ in inside), max(b for _, b in inside)
+        ax.set_ylim(low - 0.1 * (high - low), high + 0.25 * (high - low))
+        for x, e, _ in points:
+            if e.mean > top:
+                place = {"xytext": (0, -2), "textcoords": "offset points", "xycoords": ax.get_xaxis_transform()}
+                ax.annotate(f"{e.mean:.1f} ↑", (x, 1.0), ha="center", va="top", fontsize=9, **place)
+
+
+def _legend(figure: Figure, analysis: Analysis, cells: Sequence[Cell], base_line: str = "none") -> str:
+    """One legend below the panels; returns the end of the caption."""
+    spread = " ± sd" if any(len(cell.runs) > 1 for cell in cells) else ""
+    colours = {_colour(analysis, cell) for cell in cells}
+    entries = [(BASELINE, "baseline", base_line), (CHOSEN, "chosen on valid", "none"), (OTHER, "other cells", "none")]
+    dot = {"marker": "o", "linewidth": 1}
+    handles = [
+        Line2D([], [], color=c, ls=line, label=text + spread, **dot) for c, text, line in entries if c in colours
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return "; bars: sd over seeds." if spread else "; one seed a cell."
+
+
+def _heatmap(analysis: Analysis) -> Plot | None:
+    """Mean valid perplexity over alpha x beta, when at least one 2 x 2 square of it has run."""
+    if not {"alpha", "beta"} <= set(analysis.fields):
+        return None
+    done = [cell for cell in _slice(analysis, "alpha", "beta") if cell.mean("valid_ppl") is not None]
+    cells = {(cell.values["alpha"], cell.values["beta"]): cell for cell in done}
+    alphas, betas = sorted({a for a, _ in cells}), sorted({b for _, b in cells})
+    rows = [{b for b in betas if (a, b) in cells} for a in alphas]
+    if not any(len(rows[i] & rows[j]) > 1 for i in range(len(rows)) for j in range(i)):
+        return None
+    values = [cell.mean("valid_ppl") for cell in done]
+    means = [[cells[a, b].mean("valid_ppl") if (a, b) in cells else math.nan for a in alphas] for b in betas]
+    low, top = min(values), max(values)
+    high = max(min(top, _ceiling(values, analysis.cells[analysis.baseline].mean("valid_ppl"))), low + 1e-9)
+    figure, (ax,) = _figure(1, (2.6 + 0.95 * len(alphas), 1.9 + 0.6 * len(betas)))
+    colours = matplotlib.colormaps["cividis"].with_extremes(bad="#F2F2F2")
+    image = ax.imshow(means, cmap=colours, vmin=low, vmax=high, origin="lower", aspect="auto")
+    for (a, b), cell in cells.items():
+        x, y, value = alphas.index(a), betas.index(b), cell.mean("valid_ppl")
+        ink = "white" if value < low + 0.5 * (high - low) else "black"
+        ax.text(x, y, f"{value:.2f}", ha="center", va="center", color=ink)
+        if (colour := _colour(analysis, cell)) != OTHER:
+            for edge, width in (("white", 5.5), (colour, 3)):
+                ax.add_patch(Rectangle((x - 0.46, y - 0.44), 0.92, 0.88, fill=False, edgecolor=edge, linewidth=width))
+    ax.set_xticks(range(len(alphas)), [show(a) for a in alphas])
+    ax.set_yticks(range(len(betas)), [show(b) for b in betas])
+    ax.set(xlabel=_NAMES["alpha"], ylabel=_NAMES["beta"], title=f"Valid perplexity{_rest(analysis, 'alpha', 'beta')}")
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    figure.colorbar(image, ax=ax, label="valid perplexity", extend="max" if top > high else "neither")
+    chosen = any(_colour(analysis, cell) == CHOSEN for cell in done)
+    frames = "black frame: baseline" + "; orange frame: chosen on valid" * chosen
+    figure.text(0.5, -0.01, frames, ha="center", va="top", fontsize=9)
+    return figure, f"Mean valid perplexity over alpha and beta; {frames}."
+
+
+def _activations(analysis: Analysis) -> Plot | None:
+    """Perplexity against the size and the speed of the activations, a point a cell."""
+    metric = f"{analysis.split}_ppl"
+    done = [cell for cell in analysis.cells if cell.mean(metric) is not None]
+    panels = [(m, [c for c in done if c.mean(m) is not None]) for m in ("rms", "temporal_rms")]
+    panels = [(name, cells) for name, cells in panels if len(cells) > 1]
+    if not panels:
+        return None
+    figure, axes = _figure(len(panels), (1.0 + 4.6 * len(panels), 4.8))
+    for ax, (name, cells) in zip(axes, panels, strict=True):
+        for cell in cells:
+            x, y = cell.estimates[name], cell.estimates[metric]
+            ax.errorbar(x.mean, y.mean, xerr=x.sd, yerr=y.sd, color=_colour(analysis, cell), marker="o", elinewidth=1)
+        ax.xaxis.set_major_locator(MaxNLocator(6))
+        ax.margins(0.14)
+        ax.set(xlabel=_NAMES[name], ylabel=f"{analysis.split} perplexity")
+    main = [name for name in ("alpha", "beta") if name in analysis.fields] or list(analysis.fields)
+    labels = "/".join(main)
+    figure.suptitle(f"Perplexity and activations of the last layer (labels: {labels})", fontsize=12)
+    ending = _legend(figure, analysis, done)
+    figure.canvas.draw()  # the layout must stand before labels can be kept apart
+    for ax, (name, cells) in zip(axes, panels, strict=True):
+        texts = [_short(analysis, cell, main) for cell in cells]
+        _place_labels(ax, [(c.mean(name), c.mean(metric)) for c in cells], texts)
+    return figure, f"Perplexity on {analysis.split} against rms activation and its change (labels: {labels}){ending}"
+
+
+def _short(analysis: Analysis, cell: Cell, main: Sequence[str]) -> str:
+    """`2/1`, and what else differs from the baseline."""
+    base = analysis.cells[analysis.baseline].values if analysis.baseline is not None else {}
+    text = "/".join(show(cell.values.get(name)) for name in main)
+    others = [(k, v) for k, v in cell.values.items() if k not in main and identity(v) != identity(base.get(k))]
+    return " ".join([text, *(f"{name} {show(value)}" for name, value in others)])
+
+
+def _place_labels(ax: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str]) -> None:
+    """Label every point near by, or at the end of a line; where all places are taken it stays unlabelled."""
+    renderer, frame = ax.figure.canvas.get_renderer(), ax.get_window_extent()
+    dots = [tuple(ax.transData.transform(point)) for point in points]
+    taken: list[tuple[float, float, float, float]] = []
+    spots = [(r, math.radians(a)) for r in (9, 22, 34, 46) for a in (30, 330, 150, 210, 90, 270, 60, 300, 120, 240)]
+    for i, (point, text) in enumerate(zip(points, texts, strict=True)):
+        near = [(x - 10, y - 10, x + 10, y + 10) for j, (x, y) in enumerate(dots) if j != i]
+        for radius, angle in spots:
+            dx, dy = radius * math.cos(angle), radius * math.sin(angle)
+            align = {"ha": "center" if abs(dx) < 1 else "left" if dx > 0 else "right", "va": "center"}
+            line = {"arrowstyle": "-", "color": "#999999", "linewidth": 0.6, "shrinkB": 4} if radius > 9 else None
+            font = {"fontsize": 8.5, "color": "#333333"}
+            note = ax.annotate(text, point, (dx, dy), textcoords="offset points", arrowprops=line, **font, **align)
+            note.update_positions(renderer)
+            x0, y0, x1, y1 = Text.get_window_extent(note, renderer).extents  # the words without their line
+            inside = x0 > frame.x0 and x1 < frame.x1 and y0 > frame.y0 and y1 < frame.y1
+            if inside and not any(x0 < r and x1 > left and y0 < t and y1 > b for left, b, r, t in taken + near):
+                taken.append((x0, y0, x1, y1))
+                break
+            note.remove()
+
+
+def _curve(cell: Cell, column: int) -> tuple[list[float], list[float]]:
+    """Epochs and the mean over seeds of one column of `curve` (1: valid, 2: train), where all seeds have it."""
+    values: dict[float, list[float]] = {}
+    curves = [record.get("curve") or [] for record in cell.runs.values()]
+    for row in (row for curve in curves for row in curve):
+        if len(row) > column and is_number(row[column]):
+            values.setdefault(row[0], []).append(row[column])
+    full = {epoch: statistics.fmean(found) for epoch, found in sorted(values.items()) if len(found) == len(curves)}
+    return list(full), list(full.values())
+
+
+def _curves(analysis: Analysis) -> Plot | None:
+    """Valid and train perplexity over epochs: baseline, chosen and the best others in colour, the rest pale."""
+    ranked = [cell for cell in analysis.cells if len(_curve(cell, 1)[0]) > 1]
+    ranked.sort(key=lambda cell: (cell.diverged, cell.mean("valid_ppl")))
+    if not ranked:
+        return None
+    others = [cell for cell in ranked if _colour(analysis, cell) == OTHER]
+    colours = {id(cell): _colour(analysis, cell, PALE) for cell in ranked}
+    colours |= {id(cell): colour for cell, colour in zip(others, _MORE, strict=False)}
+    titles = {1: "valid", 2: "train (running, with dropout)"}
+    panels = [column for column in titles if any(len(_curve(cell, column)[0]) > 1 for cell in ranked)]
+    figure, axes = _figure(len(panels), (3.4 + 4.2 * len(panels), 4.2))
+    for ax, column in zip(axes, panels, strict=True):
+        lines = [(_curve(cell, column), colours[id(cell)]) for cell in reversed(ranked)]
+        lines = [(curve, colour) for curve, colour in lines if curve[0]]
+        for curve, colour in lines:
+            front = colour in (BASELINE, CHOSEN)
+            ax.plot(*curve, color=colour, linewidth=2 if front else 1.2, zorder=3 if front else 2)
+        values = [value for (_, ys), _ in lines for value in ys]
+        top = min(max(values), 1.3 * statistics.median(ys[-1] for (_, ys), _ in lines))
+        ax.set_ylim(min(values) - 0.05 * (top - min(values)), top)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set(xlabel="epoch", ylabel="perplexity", title=titles[column])
+    marks = {BASELINE: " (baseline)", CHOSEN: " (chosen)"}
+    shown = [(cell.label + marks.get(colours[id(cell)], ""), colours[id(cell)]) for cell in ranked]
+    handles = [Line2D([], [], color=colour, label=text) for text, colour in shown if colour != PALE]
+    if pale := sum(colour == PALE for _, colour in shown):
+        handles.append(Line2D([], [], color=PALE, label=f"{pale} more"))
+    figure.legend(handles=handles, loc="outside right upper", title="best first")
+    return figure, "Learning curves, means over seeds; the start is cut off."

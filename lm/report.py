@@ -1,0 +1,290 @@
+"""Tables, statistics and plots of studies, from `study.toml` and `runs.jsonl` alone (PyTorch is not needed).
+
+python -m lm.report results/ptb-200                     # README.md, table.csv and plots; prints the table
+python -m lm.report --compare results/ptb-200 published # side by side, see lm.compare
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from lm.analysis import METRICS, Analysis, Cell, analyse, show
+from lm.compare import compare, compare_json, compare_text
+from lm.errors import ConfigError, run_cli
+from lm.plots import draw_plots
+from lm.stats import Difference
+from lm.study import load_study, read_ledger
+from lm.tables import aligned, interval, markdown, mean_sd, number, p_text, percent, signed, verdict
+
+_HOW_TO_READ = """\
+Perplexity is the mean ± sd over n seeds. Differences are to the baseline, in nats per token, paired by seed, below 0 is
+better; [95 % t-interval] and p, adjusted by Holm's method over the comparisons of this table, are those of {split}. The
+chosen cell has the lowest mean valid perplexity, among cells none of whose seeds diverged. Choose on valid, show test:
+the difference on valid flatters the cell that was chosen for it, the one on test does not. Train perplexity is without
+dropout, gap = valid loss - ln(train perplexity), in nats. rms h and mean abs h are those of the last layer's
+activations, near 0 the share of them with |h| < 0.01, rms dh that of their change from one step to the next; min is
+minutes a run.
+"""
+
+
+def columns(analysis: Analysis) -> list[tuple[str, Callable[[Cell], str]]]:
+    """Headings of the table and what each shows of a cell; columns without any value are left out."""
+
+    def difference(split: str) -> Callable[[Cell], str]:
+        full = split == analysis.split
+        return lambda c: interval(d) if (d := c.differences[split]) is None or full else signed(d.mean)
+
+    def p(cell: Cell) -> str:
+        d = cell.differences[analysis.split]
+        return p_text(d.p_holm).removeprefix("= ") if d and d.p_holm is not None else ""
+
+    def small(cell: Cell) -> str:
+        share = cell.mean("frac_small")
+        return "" if share is None else f"{100 * share:.1f} %"
+
+    def minutes(cell: Cell) -> str:
+        seconds = cell.mean("seconds")
+        return "" if seconds is None else f"{seconds / 60:.1f}"
+
+    found: list[tuple[str, Callable[[Cell], str]]] = [
+        ("n", lambda c: str(len(c.runs))),
+        ("valid ppl", lambda c: mean_sd(c.estimates["valid_ppl"])),
+        ("test ppl", lambda c: mean_sd(c.estimates["test_ppl"])),
+        ("diff valid", difference("valid")),
+        ("diff test", difference("test")),
+        ("p", p),
+        ("train ppl", lambda c: number(c.mean("train_ppl"), 2)),
+        ("gap", lambda c: number(c.mean("gap"), 3)),
+        ("rms h", lambda c: number(c.mean("rms"), 4)),
+        ("mean abs h", lambda c: number(c.mean("mean_abs"), 4)),
+        ("near 0", small),
+        ("rms dh", lambda c: number(c.mean("temporal_rms"), 4)),
+        ("min", minutes),
+    ]
+    kept = {"n", "valid ppl", "test ppl"}
+    return [(name, text) for name, text in found if name in kept or any(text(cell) for cell in analysis.cells)]
+
+
+def table(analysis: Analysis) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: the cells, then the published figures, marked as quoted; 2 columns of text come first."""
+    shown = columns(analysis)
+    rows = []
+    for i, cell in enumerate(analysis.cells):
+        marks = [name for name, at in (("baseline", analysis.baseline), ("chosen", analysis.chosen)) if at == i]
+        rows.append([", ".join(marks), cell.label, *(text(cell) for _, text in shown)])
+    for i, figure in enumerate(analysis.study.quoted, start=1):
+        texts = {f"{split} ppl": number(figure.get(f"{split}_ppl"), 2) for split in ("valid", "test")}
+        rows.append(["quoted", f"{figure['label']} [{i}]", *(texts.get(name, "") for name, _ in shown)])
+    return ["", "cell", *(name for name, _ in shown)], rows
+
+
+def answer(analysis: Analysis) -> str:
+    """The study's answer in plain words: best cell, difference, seed noise, and what became of the activations."""
+    planned = len(analysis.study.runs())
+    done = planned - sum(len(cell.others) for cell in analysis.cells)
+    if analysis.chosen is None:
+        return "Nothing has run yet." if not analysis.records else "No run has finished with a usable result yet."
+    unfinished = "" if done >= planned else f" So far {done} of {planned} runs are finished."
+    best = analysis.cells[analysis.chosen]
+    base = None if analysis.baseline is None else analysis.cells[analysis.baseline]
+    if base is None or not base.runs:
+        name = base.label if base else "not in the ledger"
+        return f"Best on valid: {best.label}, {_ppl(best)}; the baseline ({name}) has not finished yet.{unfinished}"
+    if best is not base:
+        text = f"Best on valid: {best.label}, {_ppl(best)}, against {_ppl(base)} for the baseline ({base.label})"
+        return f"{text}: {_effect(best, analysis)} {_activations(best, base)}{unfinished}"
+    text = f"No cell beats the baseline ({base.label}) on valid; it has {_ppl(base)}."
+    others = [c for c in analysis.cells if c is not base and c.mean("valid_ppl") is not None and not c.diverged]
+    if others:
+        best = min(others, key=lambda cell: cell.mean("valid_ppl"))
+        text += f" Next to it comes {best.label}, {_ppl(best)}: {_effect(best, analysis)} {_activations(best, base)}"
+    elif len(analysis.cells) == 1:
+        text = f"One cell: {base.label}, {_ppl(base)}, n = {len(base.runs)}."
+    return text.rstrip() + unfinished
+
+
+def _ppl(cell: Cell) -> str:
+    found = [f"{split} {cell.mean(f'{split}_ppl'):.2f}" for split in ("valid", "test") if cell.mean(f"{split}_ppl")]
+    return f"perplexity {' / '.join(found)}"
+
+
+def _effect(cell: Cell, analysis: Analysis) -> str:
+    """The difference on the split that claims are made on, and whether seeds alone could have made it."""
+    difference: Difference | None = cell.differences[analysis.split]
+    if difference is None:
+        return "no seed has finished in both, so there is no paired difference."
+    text = f"{interval(difference)} nats per token on {analysis.split} ({percent(difference.mean)} perplexity)"
+    if difference.n > 1:
+        text = text.replace("[", "[95 %: ")
+        return f"{text}, {verdict(difference)}."
+    text += ". This is one seed (n = 1), which cannot tell an effect from seed noise"
+    return text + (f"; seeds of this study spread by {analysis.noise:.4f} nats (sd)." if analysis.noise else ".")
+
+
+def _activations(cell: Cell, base: Cell) -> str:
+    parts = []
+    for metric, name, digits in (("rms", "activation rms", 4), ("temporal_rms", "temporal rms", 4)):
+        ours, theirs = cell.mean(metric), base.mean(metric)
+        if ours is not None and theirs:
+            change = signed(100 * (ours / theirs - 1), 0)
+            parts.append(f"{name} went from {theirs:.{digits}f} to {ours:.{digits}f} ({change} %)")
+    if (ours := cell.mean("gap")) is not None and (theirs := base.mean("gap")) is not None:
+        parts.append(f"the gap between train and valid from {theirs:.3f} to {ours:.3f} nats")
+    return f"Meanwhile {', '.join(parts)}." if parts else ""
+
+
+def unfinished(analysis: Analysis) -> list[str]:
+    """One line a cell and fate: what failed, diverged, or has not run."""
+    lines = []
+    for cell in analysis.cells:
+        fates: dict[str, list[str]] = {}
+        for seed, fate in cell.others:
+            fates.setdefault(" ".join(fate.split()), []).append(str(seed))
+        for fate, seeds in fates.items():
+            lines.append(f"{cell.label}, seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}: {fate}")
+    return lines
+
+
+def provenance(analysis: Analysis) -> str:
+    """The command that makes these figures, and the code, machine and time that made them."""
+    study, records = analysis.study, analysis.records
+    commits = set()
+    for git in filter(None, (record.get("git") for record in records)):
+        commits.add((git.get("commit") or "unknown")[:12] + (" with uncommitted changes" if git.get("dirty") else ""))
+    versions = [record.get("versions") or {} for record in records]
+    machine = []
+    for key, form in (("gpu", "{}"), ("cpu", "{}"), ("threads", "threads a run: {}"), ("torch", "PyTorch {}")):
+        values = sorted({str(v[key]) for v in versions if v.get(key) is not None})
+        machine += [form.format(" and ".join(values))] if values else []
+    seconds = math.fsum(sorted(r["seconds"] for r in records if isinstance(r.get("seconds"), (int, float))))
+    setting = [f"corpus {study.dataset}"] + ([f"preset {study.preset}"] if study.preset else [])
+    setting += [f"{name} {show(value)}" for name, value in study.flags.items()]
+    lines = [f"Reproduce: `bash run.sh study {study.path.resolve().name}` ({', '.join(setting)})."]
+    if records:
+        commit = ", ".join(sorted(commits)) or "not recorded"
+        lines.append(f"Commit: {commit}. Machine: {', '.join(machine) or 'not recorded'}.")
+        lines.append(f"Cost: {seconds / 3600:.2f} hours of computing in all, number of runs: {len(records)}.")
+    return "\n".join(lines)
+
+
+def below_table(analysis: Analysis) -> list[str]:
+    """Sources of the quoted figures, what has no result, and warnings."""
+    lines = []
+    for i, figure in enumerate(analysis.study.quoted, start=1):
+        protocol = f"; protocol: {figure['protocol']}" if figure.get("protocol") else ""
+        lines.append(f"[{i}] quoted, not measured here: {figure['label']}, from {figure['source']}{protocol}")
+    lines += [f"without a result: {line}" for line in unfinished(analysis)]
+    return lines + list(analysis.notes)
+
+
+def readme(analysis: Analysis, plots: list[tuple[str, str]]) -> str:
+    """The study's page; `plots` are pairs of file name and caption."""
+    study = analysis.study
+    blocks = [
+        f"# {study.title}",
+        study.question,
+        f"**Answer.** {answer(analysis)}",
+        markdown(*table(analysis), 2).rstrip(),
+    ]
+    blocks += ["\n".join(f"- {line}" for line in below_table(analysis)), provenance(analysis)]
+    blocks += [_HOW_TO_READ.format(split=analysis.split).rstrip()]
+    blocks += [f"![{caption}]({file})\n\n{caption}" for file, caption in plots]
+    blocks += ["Generated by `python -m lm.report` from `study.toml` and `runs.jsonl`; not edited by hand."]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def cell_values(analysis: Analysis, index: int) -> dict[str, Any]:
+    """All numbers of a cell, flat, unrounded; absent ones are None."""
+    cell = analysis.cells[index]
+    values: dict[str, Any] = {"baseline": index == analysis.baseline, "chosen": index == analysis.chosen}
+    values |= {"n": len(cell.runs), "seeds": " ".join(map(str, cell.runs)), "unfinished": len(cell.others)}
+    for metric in METRICS:
+        found = cell.estimates[metric]
+        values |= {f"{metric}_mean": found.mean if found else None, f"{metric}_sd": found.sd if found else None}
+    for split, difference in cell.differences.items():
+        for part in ("mean", "n", "low", "high", "p", "p_holm"):
+            values[f"diff_{split}_{part}"] = getattr(difference, part, None)
+    return values
+
+
+def table_csv(analysis: Analysis) -> str:
+    """Every number of every cell, and the quoted figures; six significant digits."""
+    rows = []
+    for i, cell in enumerate(analysis.cells):
+        own = {name: show(cell.values[name]) for name in analysis.fields if name in cell.values}
+        rows.append({"cell": cell.label, **own, **cell_values(analysis, i)})
+    for figure in analysis.study.quoted:
+        ppl = {f"{split}_ppl_mean": figure.get(f"{split}_ppl") for split in ("valid", "test")}
+        rows.append({"cell": figure["label"], "quoted_from": figure["source"], **ppl})
+    names = ["cell", *analysis.fields, *cell_values(analysis, 0), "quoted_from"]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(dict.fromkeys(names)), restval="", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    return out.getvalue()
+
+
+def report(path: str) -> Analysis:
+    """Write README.md, table.csv and the plots of one study. Raises ConfigError for a bad or unwritable study."""
+    study = load_study(path)
+    analysis = analyse(study, read_ledger(study.ledger))
+    try:
+        plots = draw_plots(analysis, study.path)
+        (study.path / "table.csv").write_text(table_csv(analysis), encoding="utf-8")
+        (study.path / "README.md").write_text(readme(analysis, plots), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{study.path}: cannot be written: {error}") from None
+    return analysis
+
+
+def report_text(analysis: Analysis) -> str:
+    """What is printed: title, answer, table, what is missing, and how to reproduce it."""
+    below = "".join(f"{line}\n" for line in below_table(analysis))
+    title = analysis.study.title
+    return f"{title}\n{answer(analysis)}\n\n{aligned(*table(analysis), 2)}\n{below}{provenance(analysis)}\n"
+
+
+def report_json(analysis: Analysis) -> dict[str, Any]:
+    """The same as one object."""
+    study = analysis.study
+    cells = [{"config": cell.values, **cell_values(analysis, i)} for i, cell in enumerate(analysis.cells)]
+    return {
+        "study": str(study.path), "title": study.title, "question": study.question, "dataset": study.dataset,
+        "preset": study.preset, "answer": answer(analysis), "claims_on": analysis.split, "cells": cells,
+        "quoted": list(study.quoted), "unfinished": unfinished(analysis), "notes": list(analysis.notes),
+    }  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line: report studies, or compare sources."""
+    parser = argparse.ArgumentParser(prog="python -m lm.report", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("studies", nargs="*", metavar="STUDY_DIR", help="folder with study.toml and runs.jsonl")
+    parser.add_argument(
+        "--compare", nargs="+", metavar="SOURCE",
+        help="two or more of: a study, a run directory, or the word published; the first study or run is the reference",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    args = parser.parse_args(arguments)
+    if bool(args.studies) == bool(args.compare):
+        parser.error("give study folders, or --compare A B")
+    if args.compare:
+        rows = compare(args.compare)
+        sys.stdout.write(json.dumps(compare_json(rows)) + "\n" if args.json else compare_text(rows))
+        return
+    analyses = [report(path) for path in args.studies]
+    if args.json:
+        sys.stdout.write(json.dumps({"studies": [report_json(analysis) for analysis in analyses]}) + "\n")
+    else:
+        sys.stdout.write("\n".join(report_text(analysis) for analysis in analyses))
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,270 @@
+"""A study: a folder with `study.toml` (what is asked) and `runs.jsonl` (the ledger: one line per finished run).
+
+title = "AR and TAR on PTB"
+question = "Do AR and TAR lower perplexity on a 2x200 LSTM?"
+preset = "examples-200"
+dataset = "ptb"
+seeds = [1, 2, 3]
+[flags]                      # configuration fields that are the same in every run
+epochs = 40
+[[grid]]                     # product inside a block, union over blocks
+alpha = [0, 1, 2, 4]
+beta = [0]
+seed = [1]                   # optional: this block's seeds instead of the study's
+[[grid]]
+alpha = [0]
+beta = [1, 2, 4]
+[baseline]                   # the cell that the others are compared with; default: the first
+alpha = 0
+beta = 0
+[[quoted]]                   # published figures, shown as quoted
+label = "2x200 tied"
+source = "pytorch/examples README"
+test_ppl = 87.17
+[refine]                     # read by `lm.sweep`
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import logging
+import math
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm.errors import ConfigError
+
+STUDY_FILE, LEDGER_FILE = "study.toml", "runs.jsonl"
+_KEYS = {"title", "question", "preset", "dataset", "seeds", "flags", "grid", "baseline", "quoted", "refine"}
+_QUOTED_KEYS = {"label": str, "source": str, "protocol": str, "valid_ppl": (int, float), "test_ppl": (int, float)}
+# Fields that have a place of their own in study.toml, so that a value has one home.
+_OWN_PLACE = {"seed": "seeds", "dataset": "dataset", "preset": "preset"}
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study asks. Every cell has a value for every field of the grid, in one order of fields."""
+
+    path: Path
+    title: str
+    question: str
+    preset: str
+    dataset: str
+    seeds: tuple[int, ...]
+    flags: dict[str, Any]
+    cells: tuple[dict[str, Any], ...]
+    cell_seeds: tuple[tuple[int, ...], ...]
+    baseline: dict[str, Any]
+    quoted: tuple[dict[str, Any], ...]
+    refine: dict[str, Any]
+
+    @property
+    def ledger(self) -> Path:
+        """The file of the study's finished runs."""
+        return self.path / LEDGER_FILE
+
+    def runs(self) -> list[tuple[dict[str, Any], int]]:
+        """Every (cell, seed) that is asked for, in the order of study.toml, one seed of all cells after the other."""
+        order = dict.fromkeys(itertools.chain(self.seeds, *self.cell_seeds))
+        pairs = list(zip(self.cells, self.cell_seeds, strict=True))
+        return [(cell, seed) for seed in order for cell, seeds in pairs if seed in seeds]
+
+
+def identity(value: Any) -> Any:
+    """A hashable stand-in that is equal for equal values: 1 and 1.0 are one value, 1 and true are not."""
+    if isinstance(value, (list, tuple)):
+        return tuple(identity(item) for item in value)
+    if isinstance(value, dict):
+        return tuple(sorted((key, identity(item)) for key, item in value.items()))
+    return ("bool", value) if isinstance(value, bool) else value
+
+
+def load_study(path: str | os.PathLike[str]) -> Study:
+    """Read the study in folder `path`. Raises ConfigError that names the file and the key at fault."""
+    folder = Path(path)
+    folder = folder.parent if folder.name == STUDY_FILE else folder
+    file = folder / STUDY_FILE
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such file; a study is a folder with a {STUDY_FILE}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from None
+    if unknown := sorted(values.keys() - _KEYS):
+        raise ConfigError(f"{file}: unknown key {unknown[0]!r}; the keys are {', '.join(sorted(_KEYS))}")
+    for key in ("title", "question", "preset", "dataset"):
+        _check(file, key, isinstance(values.get(key, ""), str), "must be a string")
+    _check(file, "dataset", bool(values.get("dataset")), "must name the corpus")
+    for key in ("flags", "baseline", "refine"):
+        _check(file, key, isinstance(values.get(key, {}), dict), f"must be a table: [{key}]")
+    seeds = _seeds(file, "seeds", values.get("seeds"))
+    flags = _fields(file, "flags", values.get("flags", {}))
+    cells, cell_seeds = _expand(file, values.get("grid", []), flags, seeds)
+    return Study(
+        path=folder,
+        title=values.get("title") or folder.resolve().name,
+        question=values.get("question", ""),
+        preset=values.get("preset", ""),
+        dataset=values["dataset"],
+        seeds=seeds,
+        flags=flags,
+        cells=cells,
+        cell_seeds=cell_seeds,
+        baseline=_baseline(file, values.get("baseline", {}), flags, cells),
+        quoted=_quoted(file, values.get("quoted", [])),
+        refine=values.get("refine", {}),
+    )
+
+
+def _check(file: Path, key: str, good: bool, demand: str) -> None:
+    if not good:
+        raise ConfigError(f"{file}: {key}: {demand}")
+
+
+def _seeds(file: Path, key: str, seeds: Any) -> tuple[int, ...]:
+    good = isinstance(seeds, list) and bool(seeds) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    _check(file, key, good and len(set(seeds)) == len(seeds), "must be a list of different integers, each at least 0")
+    return tuple(seeds)
+
+
+def _fields(file: Path, key: str, table: dict[str, Any]) -> dict[str, Any]:
+    """The table with `-` in field names read as `_`; a field that has a place of its own is refused."""
+    for name in table:
+        place = _OWN_PLACE.get(name)
+        _check(file, f"{key}.{name}", place is None, f"belongs to the top-level key {place}")
+    return {name.replace("-", "_"): value for name, value in table.items()}
+
+
+def _expand(
+    file: Path, blocks: Any, flags: dict[str, Any], seeds: tuple[int, ...]
+) -> tuple[tuple[dict[str, Any], ...], tuple[tuple[int, ...], ...]]:
+    """Cells of the grid and each cell's seeds; without a grid one cell, which is the flags alone."""
+    _check(file, "grid", isinstance(blocks, list) and all(isinstance(b, dict) for b in blocks), "must be [[grid]]")
+    if not blocks:
+        return ({},), (seeds,)
+    blocks = [dict(block) for block in blocks]
+    block_seeds = [_seeds(file, "grid.seed", b.pop("seed")) if "seed" in b else seeds for b in blocks]
+    blocks = [_fields(file, "grid", block) for block in blocks]
+    names = list(dict.fromkeys(name for block in blocks for name in block))
+    found: dict[Any, tuple[dict[str, Any], dict[int, None]]] = {}
+    for block, own_seeds in zip(blocks, block_seeds, strict=True):
+        for name in names:
+            _check(
+                file, f"grid.{name}", name in block or name in flags,
+                "one block sets it and another does not; give it in every block, or its usual value under [flags]",
+            )  # fmt: skip
+            values = block.get(name, [flags.get(name)])
+            _check(file, f"grid.{name}", isinstance(values, list) and bool(values), "must be a list of values")
+        for values in itertools.product(*(block.get(name, [flags.get(name)]) for name in names)):
+            cell = dict(zip(names, values, strict=True))
+            found.setdefault(identity(cell), (cell, {}))[1].update(dict.fromkeys(own_seeds))
+    return tuple(cell for cell, _ in found.values()), tuple(tuple(own) for _, own in found.values())
+
+
+def _baseline(file: Path, wanted: Any, flags: dict[str, Any], cells: tuple[dict[str, Any], ...]) -> dict[str, Any]:
+    """The cell that `[baseline]` names; a field it leaves out has its value under `[flags]`, if any."""
+    wanted = _fields(file, "baseline", wanted)
+    if not wanted:
+        return cells[0]
+    for name in wanted:
+        _check(file, f"baseline.{name}", name in cells[0], "is not a field of the grid")
+    wanted = {name: flags[name] for name in cells[0] if name in flags} | wanted
+    matches = [cell for cell in cells if all(identity(cell[name]) == identity(v) for name, v in wanted.items())]
+    _check(file, "baseline", bool(matches), "names no cell of the grid; add it to the grid so that it is run")
+    missing = ", ".join(name for name in cells[0] if name not in wanted)
+    _check(file, "baseline", len(matches) == 1, f"names {len(matches)} cells of the grid; give {missing} as well")
+    return matches[0]
+
+
+def _quoted(file: Path, rows: Any) -> tuple[dict[str, Any], ...]:
+    _check(file, "quoted", isinstance(rows, list) and all(isinstance(r, dict) for r in rows), "must be [[quoted]]")
+    for row in rows:
+        for key, value in row.items():
+            _check(file, f"quoted.{key}", key in _QUOTED_KEYS, f"unknown; the keys are {', '.join(_QUOTED_KEYS)}")
+            good = isinstance(value, _QUOTED_KEYS[key]) and not isinstance(value, bool)
+            _check(file, f"quoted.{key}", good, "must be a number" if key.endswith("_ppl") else "must be a string")
+            _check(file, f"quoted.{key}", not key.endswith("_ppl") or 1 <= value < math.inf, "is no perplexity")
+        for key in ("label", "source"):
+            _check(file, f"quoted.{key}", bool(row.get(key)), "a published figure needs one")
+        _check(file, "quoted", "valid_ppl" in row or "test_ppl" in row, "needs valid_ppl or test_ppl")
+    return tuple(rows)
+
+
+def read_ledger(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Records of the ledger file `path`, one per `id` (the last line wins); no file: none.
+
+    A last line that a killed writer left unfinished is skipped with a warning; any other damage is a ConfigError.
+    """
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    records: dict[str, dict[str, Any]] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        record = _parse(line)
+        if record is not None:
+            records[record["id"]] = record
+        elif number == len(lines):  # no newline after it
+            log.warning("%s:%d: skipped the last line, which was not written to its end", path, number)
+        else:
+            raise ConfigError(f"{path}:{number}: not a JSON object with an id; restore or delete the line")
+    return list(records.values())
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("id"), str) else None
+
+
+def append_ledger(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
+    """Add `record` as one line: all of it or nothing, with any number of processes appending at once.
+
+    Not-a-number and infinity become null, which JSON has and they are not. What a killed writer left behind the last
+    newline is completed if it is a whole record, else cut off. Raises OSError when the disk is full.
+    """
+    if not isinstance(record.get("id"), str):
+        raise ValueError("a ledger record needs an id")
+    line = json.dumps(_finite(record), sort_keys=True, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # closing the descriptor releases it, also when the process is killed
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            content = os.pread(descriptor, size, 0)
+            tail = content[content.rfind(b"\n") + 1 :]
+            if _parse(tail) is not None:
+                line = b"\n" + line
+            else:
+                size -= len(tail)
+                os.ftruncate(descriptor, size)
+        if os.write(descriptor, line) != len(line):
+            os.ftruncate(descriptor, size)
+            raise OSError(f"{path}: disk full, the record was not added")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _finite(value: Any) -> Any:
+    """`value` with every non-finite number replaced by None."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

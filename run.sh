@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# bash run.sh              set up, then the main job: a small study of AR, TAR and dropout on each corpus, and its tables
+# bash run.sh setup        set up only
+# bash run.sh test [...]   set up, then the tests (further words go to pytest)
+# bash run.sh study NAME   set up, then the study results/NAME (further words go to lm.sweep)
+# bash run.sh paper        set up, then the full recipes of the paper on PTB and WikiText-2 (days on a CPU, hours on a GPU)
+#
+# Needs Python >= 3.11 with pip. Packages go into .venv (VENV=DIR: another place; an active environment is used instead).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+usage() {
+  sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+  exit 2
+}
+
+setup() {
+  local python=${PYTHON:-python3} place stamp wanted
+  if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    echo "error: Python 3.11 or later is needed; PYTHON=/path/to/python bash run.sh takes another one" >&2
+    exit 2
+  fi
+  place=${VENV:-${VIRTUAL_ENV:-.venv}}
+  if [ ! -x "$place/bin/python" ]; then
+    echo "creating $place" >&2
+    "$python" -m venv "$place" || { echo "error: no venv module; on Debian: apt install python3-venv" >&2; exit 2; }
+  fi
+  PATH="$(cd "$place/bin" && pwd):$PATH"
+  # The stamp names the requirements that were installed last, so that a second start asks no one for anything.
+  stamp="$place/.lm-requirements"
+  wanted=$(cksum <requirements.txt)
+  if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+    echo "installing requirements.txt into $place (a few minutes the first time)" >&2
+    python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+    echo "$wanted" >"$stamp"
+  fi
+}
+
+# The corpora that can be had, in CORPORA; the one made from Python's documentation where there is none.
+find_corpora() {
+  local name
+  CORPORA=()
+  for name in ptb wikitext-2; do
+    if python -m lm.corpus --dataset "$name"; then
+      CORPORA+=("$name")
+    fi
+    echo
+  done
+  if [ ${#CORPORA[@]} -eq 0 ]; then
+    echo "=========================================================================================="
+    echo "Neither PTB nor WikiText-2 can be had here (see above). What follows runs on pydocs, English"
+    echo "prose out of Python's documentation: its perplexities compare with nothing published."
+    echo "=========================================================================================="
+    python -m lm.corpus --dataset pydocs
+    CORPORA=(pydocs)
+  fi
+}
+
+case ${1:-quick} in
+  quick)
+    setup
+    find_corpora
+    for name in "${CORPORA[@]}"; do
+      python -m lm.sweep "results/quick/$name"
+    done
+    ;;
+  setup) setup ;;
+  test)
+    setup
+    shift
+    exec python -m pytest "$@"
+    ;;
+  study)
+    [ $# -ge 2 ] || usage
+    setup
+    shift
+    exec python -m lm.sweep "results/$1" "${@:2}"
+    ;;
+  paper)
+    setup
+    for name in ptb wikitext-2; do
+      python -m lm.train --preset awd-lstm --dataset "$name" --out-dir "runs/paper/$name" --resume auto
+    done
+    ;;
+  *) usage ;;
+esac
