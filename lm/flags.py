@@ -71,7 +71,11 @@ class Parser(argparse.ArgumentParser):
 def build_parser(prog: str) -> argparse.ArgumentParser:
     """Parser with one flag a field."""
     parser = Parser(
-        prog=prog, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=presets_help()
+        prog=prog,
+        usage=f"{prog} [--preset NAME] [--dataset NAME | --data DIR] [--out-dir DIR] [flags]",
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=presets_help(),
     )
     parser.add_argument("--preset", default="", metavar="NAME", help="start from a preset (below)")
     # awd-lstm-lm's --cuda turned CUDA off, and people passed it to turn it on: neither is guessed.

@@ -1,8 +1,116 @@
-"""placeholder"""
+"""Linear decoder and cross entropy in one, without the N x V logits of a whole window in fp32.
+
+Shapes: rows N = time x batch, features E, vocabulary V. With z = h W^T + b and p = softmax(z), the mean loss in nats is
+
+    L = (1/N) sum_n (lse(z_n) - z_n,target)       dL/dz = (p - onehot(target)) / N
+    dL/dh = dz W          dL/dW = dz^T h          dL/db = sum_n dz_n
+
+All gradients are computed in the forward pass, one chunk of rows after the other while its logits are in cache, so
+that backward only scales them. Grave et al. 2017 and the papers on fused linear cross entropy do the same on GPUs.
+"""
+
+from __future__ import annotations
+
 import torch
-import torch.nn.functional as F
-def linear_cross_entropy(h, weight, bias, target, precision="fp32"):
-    return F.cross_entropy(F.linear(h, weight, bias), target)
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lm.lstm import pack_linear, product, transposed, transposed_product
+
+# 2M logits are 8 MB in fp32 and stay in a shared L3 cache; dz is kept for blocks of rows of at most 32M entries
+# (64 MB in bf16), so that dL/dW is one large product a block.
+_CHUNK_LOGITS = 1 << 21
+_BLOCK_LOGITS = 1 << 25
+
+
+def _rows(limit: int, vocabulary: int) -> int:
+    return max(16, limit // vocabulary)
+
+
+def _compute_dtype(precision: str, dtype: torch.dtype) -> torch.dtype:
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"precision must be fp32 or bf16, got {precision!r}")
+    return torch.bfloat16 if precision == "bf16" and dtype == torch.float32 else dtype
+
+
+def _softmax_nats(z: Tensor, target: Tensor, probabilities: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return (p, nats) of logits z (n, V): nats = lse - z_target, with lse = max z - log max p.
+
+    max p >= 1/V, so the logarithm is taken where it is well conditioned, even if p_target is 0 in fp32. `softmax` plus
+    two maxima take 0.5 ms for 200 x 10,000; max, subtract, `exp`, sum 0.8 ms; `logsumexp` 3.4 ms.
+    """
+    if probabilities is None:
+        probabilities = torch.softmax(z, 1)
+    else:
+        torch.softmax(z, 1, out=probabilities)
+    lse = z.amax(1) - probabilities.amax(1).log()
+    return probabilities, lse - z.gather(1, target.unsqueeze(1)).squeeze(1)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h_NE, weight_VE, bias_V, target_N, dtype, needs_grad):
+        (N, E), V, exact = h_NE.shape, weight_VE.shape[0], weight_VE.dtype
+        h, w, b = h_NE.to(dtype), weight_VE.to(dtype), bias_V.to(dtype)
+        logits = pack_linear(w)
+        size, block = min(N, _rows(_CHUNK_LOGITS, V)), min(N, _rows(_BLOCK_LOGITS, V))
+        z, p = (torch.empty(size, V, dtype=exact, device=h.device) for _ in range(2))
+        nats = torch.empty(N, dtype=exact, device=h.device)
+        if needs_grad:
+            hidden_gradient = pack_linear(transposed(w))
+            dz = torch.empty(block, V, dtype=dtype, device=h.device)
+            dh, dw, db = torch.empty_like(h_NE), None, torch.zeros_like(bias_V)
+        for first in range(0, N, block):
+            last = min(N, first + block)
+            for start in range(first, last, size):
+                n = min(last, start + size) - start
+                target = target_N[start : start + n]
+                z[:n].copy_(logits(h[start : start + n], b))
+                _, nats[start : start + n] = _softmax_nats(z[:n], target, p[:n])
+                if needs_grad:
+                    p[torch.arange(n, device=p.device), target] -= 1
+                    db += p[:n].sum(0)
+                    dz_n = dz[start - first : start - first + n].copy_(p[:n])
+                    dh[start : start + n] = hidden_gradient(dz_n)
+            if needs_grad:
+                dw_block = transposed_product(dz[: last - first], h[first:last])
+                dw = dw_block.to(exact) if dw is None else dw.add_(dw_block)
+        if needs_grad:
+            ctx.save_for_backward(dh, dw, db)
+            ctx.rows = N
+        return nats.mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return *(g * (grad / ctx.rows) for g in ctx.saved_tensors), None, None, None
+
+
+def linear_cross_entropy(
+    h_NE: Tensor, weight_VE: Tensor, bias_V: Tensor, target_N: Tensor, precision: str = "fp32"
+) -> Tensor:
+    """Mean cross entropy in nats of `h W^T + b` against int64 targets, differentiable by h, W and b (0-dim).
+
+    `precision="bf16"` rounds h, W, b, the logits and dz to bf16; softmax, sums and the loss stay in fp32, so that the
+    reported loss is the exact loss of the rounded logits to about 1e-6 relative, and each of those is off by at most
+    2**-9 |z| + 2**-8 sum_e |h_e W_e| (in practice 1e-3 nats for one token and below 1e-4 for the mean of a window).
+    float64 inputs are computed in float64. Raises ValueError for another precision.
+    """
+    dtype = _compute_dtype(precision, weight_VE.dtype)
+    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (h_NE, weight_VE, bias_V))
+    return _LinearCrossEntropy.apply(h_NE, weight_VE, bias_V, target_N, dtype, needs_grad)
+
+
 @torch.no_grad()
-def sum_cross_entropy(h, weight, bias, target, precision="fp32"):
-    return F.cross_entropy(F.linear(h, weight, bias), target, reduction="none").double().sum()
+def sum_cross_entropy(
+    h_NE: Tensor, weight_VE: Tensor, bias_V: Tensor, target_N: Tensor, precision: str = "fp32"
+) -> Tensor:
+    """Sum of nats over all rows as a 0-dim float64 tensor, for evaluation: divide by the number of targets once."""
+    dtype = _compute_dtype(precision, weight_VE.dtype)
+    size = _rows(_CHUNK_LOGITS, weight_VE.shape[0])
+    logits, b = pack_linear(weight_VE.to(dtype)), bias_V.to(dtype)
+    total = torch.zeros((), dtype=torch.float64, device=h_NE.device)
+    for h, target in zip(h_NE.split(size), target_N.split(size), strict=True):
+        z = logits(h.to(dtype), b).to(weight_VE.dtype)
+        total += _softmax_nats(z, target)[1].sum(dtype=torch.float64)
+    return total

@@ -28,19 +28,27 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     return kind(parameters, config.lr, betas, weight_decay=config.wdecay, fused=True)
 
 
-def clip_gradients(parameters: list[Tensor], max_norm: float) -> Tensor:
-    """Scale gradients to a joint norm of at most `max_norm` (0: leave them) and return the norm before that."""
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if max_norm:
-        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+def clipped_step(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
+    """Make one update with gradients scaled to a joint norm of at most `max_norm` (0: as they are).
+
+    The scaling happens inside the fused update, as gradient unscaling does in mixed precision, so that gradients are
+    read twice in all: for the norm and for the update. An update whose norm is not finite is left out, without a
+    transfer from the device. Returns the norm before scaling, 0-dim.
+    """
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    # 1e-6 as in torch.nn.utils.clip_grad_norm_.
+    optimizer.grad_scale = ((norm + 1e-6) / max_norm).clamp_(min=1.0).float() if max_norm else None
+    optimizer.found_inf = (~norm.isfinite()).float()
+    optimizer.step()
     return norm
 
 
-def check_finite(loss: Tensor, norm: Tensor, step: int) -> None:
-    """Raise DivergedError if the loss or the gradient's norm is not finite."""
+def check_finite(loss: float, norm: float, step: int) -> None:
+    """Raise DivergedError if the loss or the gradient's norm is not finite (`clipped_step` made no update then)."""
     if not math.isfinite(norm) or not math.isfinite(loss):
         raise DivergedError(
-            f"update {step}: loss {float(loss):g}, gradient norm {float(norm):g}: not finite; the update was not made. "
+            f"update {step}: loss {loss:g}, gradient norm {norm:g}: not finite, so the update was not made. "
             "Try a lower --lr, a smaller --clip, or --precision fp32"
         )
 

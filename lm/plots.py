@@ -23,6 +23,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lm.analysis import Analysis, Cell, is_number, show
 from lm.study import identity
+from lm.tables import number
 
 # Colours that colour-blind readers can tell apart (Okabe and Ito 2008).
 BASELINE, CHOSEN, OTHER, PALE = "#000000", "#D55E00", "#0072B2", "#BBBBBB"
@@ -143,7 +144,7 @@ def _panel(ax: Axes, analysis: Analysis, cells: list[Cell], name: str, metric: s
         for x, e, _ in points:
             if e.mean > top:
                 place = {"xytext": (0, -2), "textcoords": "offset points", "xycoords": ax.get_xaxis_transform()}
-                ax.annotate(f"{e.mean:.1f} ↑", (x, 1.0), ha="center", va="top", fontsize=9, **place)
+                ax.annotate(f"{number(e.mean, 1)} ↑", (x, 1.0), ha="center", va="top", fontsize=9, **place)
 
 
 def _legend(figure: Figure, analysis: Analysis, cells: Sequence[Cell], base_line: str = "none") -> str:
@@ -179,7 +180,7 @@ def _heatmap(analysis: Analysis) -> Plot | None:
     for (a, b), cell in cells.items():
         x, y, value = alphas.index(a), betas.index(b), cell.mean("valid_ppl")
         ink = "white" if value < low + 0.5 * (high - low) else "black"
-        ax.text(x, y, f"{value:.2f}", ha="center", va="center", color=ink)
+        ax.text(x, y, number(value, 2), ha="center", va="center", color=ink)
         if (colour := _colour(analysis, cell)) != OTHER:
             for edge, width in (("white", 5.5), (colour, 3)):
                 ax.add_patch(Rectangle((x - 0.46, y - 0.44), 0.92, 0.88, fill=False, edgecolor=edge, linewidth=width))

@@ -16,12 +16,14 @@ def mean_sd(estimate: Estimate | None, digits: int = 2) -> str:
     """`72.13 ± 0.21`; without sd for one seed; empty for none."""
     if estimate is None:
         return ""
-    return f"{estimate.mean:.{digits}f}" + ("" if estimate.sd is None else f" ± {estimate.sd:.{digits}f}")
+    return number(estimate.mean, digits) + ("" if estimate.sd is None else f" ± {number(estimate.sd, digits)}")
 
 
 def number(value: float | None, digits: int) -> str:
-    """A fixed number of decimals; empty for None."""
-    return "" if value is None else f"{value:.{digits}f}"
+    """A fixed number of decimals, fewer for huge values; empty for None."""
+    if value is None:
+        return ""
+    return f"{value:.{digits}f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
 def signed(value: float, digits: int = 4) -> str:

@@ -26,7 +26,7 @@ from lm.evaluate import evaluate
 from lm.flags import parse_train_args
 from lm.metrics import RunLog, log_to, log_to_stderr, perplexity
 from lm.model import count_parameters, detach
-from lm.optim import check_finite, clip_gradients
+from lm.optim import check_finite, clipped_step
 from lm.regularization import regularization_terms
 from lm.run import Run, RunDir
 from lm.runtime import StopSignals, peak_rss_mb, pick_device
@@ -51,9 +51,9 @@ def update(run: Run, window: Window) -> None:
 
     run.optimizer.zero_grad()
     total.backward()
-    norm = clip_gradients(list(model.parameters()), config.clip)
-    check_finite(total.detach(), norm, progress.step + 1)
-    run.optimizer.step()
+    norm = clipped_step(run.optimizer, config.clip)
+    if run.device.type == "cpu":  # on a GPU this would wait for the device: record_step looks at the means instead
+        check_finite(total.item(), norm.item(), progress.step + 1)
     run.averaging.after_update(model)
 
     run.hidden = detach(output.state)
@@ -84,6 +84,7 @@ def train_epoch(run: Run, run_dir: RunDir, options: RunOptions, log: RunLog, sto
 def record_step(run: Run, log: RunLog, tokens_per_s: float) -> None:
     """Record the means over the updates since the last record."""
     means, epoch, step = run.means.take(), run.progress.epoch, run.progress.step
+    check_finite(means["loss"], means["grad_norm"], step)
     rate = run.optimizer.param_groups[0]["lr"]
     values = {"epoch": epoch, "lr": rate, **means, "tokens_per_s": round(tokens_per_s), "peak_rss_mb": peak_rss_mb()}
     log.record("step", step, values)

@@ -7,7 +7,7 @@ from torch import nn
 
 from lm.config import make_config
 from lm.errors import DivergedError
-from lm.optim import NTASGD, LearningRate, build_optimizer, check_finite, clip_gradients, schedule_factor
+from lm.optim import NTASGD, LearningRate, build_optimizer, check_finite, clipped_step, schedule_factor
 
 
 def switch_epoch(losses, nonmono):
@@ -76,18 +76,38 @@ def test_adam_and_adamw_take_the_configured_values(name, kind):
     assert (group["lr"], group["weight_decay"], group["betas"]) == (0.1, 0.2, (0.5, 0.6))
 
 
-@pytest.mark.parametrize(("max_norm", "expected"), [(1.0, 1.0), (100.0, 5.0), (0.0, 5.0)])
-def test_clipping_scales_to_the_norm_only_when_it_is_exceeded(max_norm, expected):
-    parameters = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
-    parameters[0].grad, parameters[1].grad = torch.tensor([3.0]), torch.tensor([-4.0])
-    assert clip_gradients(parameters, max_norm).item() == 5
-    assert math.isclose(math.hypot(*(p.grad.item() for p in parameters)), expected, rel_tol=1e-5)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("max_norm", [1.0, 100.0, 0.0])
+def test_a_clipped_step_is_clip_grad_norm_and_a_plain_step(optimizer, max_norm):
+    config = make_config(optimizer=optimizer, lr=0.1, wdecay=0.01)
+    ours, theirs = (nn.Linear(3, 4) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    for module in (ours, theirs):
+        (module(torch.arange(6.0).view(2, 3)) ** 2).sum().backward()
+    norm = clipped_step(build_optimizer(ours, config), max_norm)
+    expected = nn.utils.clip_grad_norm_(theirs.parameters(), max_norm or math.inf)
+    build_optimizer(theirs, config).step()
+    assert torch.isclose(norm, expected)
+    assert 1 < norm < 100  # one bound clips, the other does not
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_gradient_that_is_not_finite_makes_no_update(bad, optimizer):
+    module = nn.Linear(2, 2)
+    before = copy.deepcopy(module.state_dict())
+    module(torch.ones(1, 2)).sum().backward()
+    module.weight.grad[0, 0] = bad
+    norm = clipped_step(build_optimizer(module, make_config(optimizer=optimizer)), 0.25)
+    assert not norm.isfinite()
+    assert all(torch.equal(w, before[name]) for name, w in module.state_dict().items())
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (1.0, math.inf)])
-def test_a_value_that_is_not_finite_is_refused_before_the_update(loss, norm):
+def test_a_value_that_is_not_finite_is_reported_as_divergence(loss, norm):
     with pytest.raises(DivergedError, match="update 7"):
-        check_finite(torch.tensor(loss), torch.tensor(norm), 7)
+        check_finite(loss, norm, 7)
 
 
 def test_plateau_divides_by_four_without_improvement_and_when_by_ten():

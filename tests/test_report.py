@@ -419,7 +419,8 @@ def row_of(rows, source, **values):
 
 def test_two_studies_are_matched_on_what_varies_and_paired_where_seeds_agree(tmp_path):
     a = str(write_study(tmp_path / "a", records_of(LOSSES)))
-    lines = records_of({key: [x - 0.1 for x in values] for key, values in LOSSES.items()}, offset=0.05)
+    shifted = {key: [x - 0.1 + 0.003 * i for i, x in enumerate(values)] for key, values in LOSSES.items()}
+    lines = records_of(shifted)
     b = str(write_study(tmp_path / "b", [line | {"config": line["config"] | {"epochs": 50}} for line in lines]))
     rows = compare([a, b])
     row = row_of(rows, b, alpha=1.0, beta=0)
