@@ -60,13 +60,15 @@ class DataConfig:
     bptt: Size = 70
     """base length of a window of backpropagation through time (T), in tokens"""
     variable_bptt: bool = True
-    """draw each window's length around bptt (Merity et al. 2018, sec. 5); the learning rate scales with it"""
+    """draw each window's length around bptt (Merity et al. 2018, sec. 4.1); the learning rate scales with it"""
     max_seq_len_delta: Count = 20
     """the drawn length is capped at bptt + this, which caps memory"""
     eval_batch_size: Size = 10
     """columns of valid (and of train, for the generalisation gap)"""
     test_batch_size: Size = 1
     """columns of test; 1 scores every token but the first"""
+    eval_train_tokens: Count = 0
+    """tokens of train that its final perplexity is taken over, from the start; 0: all"""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ class OptimConfig:
     epochs: Size = 750
     """passes over the training text"""
     max_steps: Count = 0
-    """end training after this many updates; 0: no limit"""
+    """end training, and the schedule, after this many updates; 0: no limit"""
     seed: Count = 1111
     """seed of initial weights, masks and window lengths"""
 
@@ -148,7 +150,7 @@ class ComputeConfig:
     """arithmetic"""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """inputs of the matrix products; auto: bf16 on CUDA, fp32 elsewhere"""
+    """inputs of the matrix products; auto: bf16 on CUDA and on CPUs that have it in hardware, else fp32"""
     kernel: Literal["auto", "native", "fused"] = "auto"
     """recurrent layers: PyTorch's own (native), this project's for LSTMs on CPU (fused), or the faster one (auto)"""
     deterministic: bool = False

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from lm.batching import Window
@@ -29,7 +30,7 @@ from lm.model import count_parameters, detach
 from lm.optim import check_finite, clipped_step
 from lm.regularization import regularization_terms
 from lm.run import Run, RunDir
-from lm.runtime import StopSignals, peak_rss_mb, pick_device
+from lm.runtime import StopSignals, keep_freed_memory, peak_rss_mb, pick_device
 
 logger = logging.getLogger("lm.train")
 
@@ -38,6 +39,8 @@ def update(run: Run, window: Window) -> None:
     """One step of truncated backpropagation through time."""
     config, progress, model = run.config, run.progress, run.model
     fraction = (progress.epoch - 1 + window.fraction) / config.epochs
+    if config.max_steps:
+        fraction = max(fraction, progress.step / config.max_steps)
     run.optimizer.param_groups[0]["lr"] = run.learning_rate.at(fraction) * window.lr_scale
 
     output = model(window.tokens_TB, run.hidden)
@@ -149,14 +152,15 @@ def final_scores(run: Run, run_dir: RunDir, options: RunOptions, stop: StopSigna
     config, corpus = run.config, run.corpus
     run.model.load_state_dict(load_checkpoint(run_dir.best)["model"])
 
-    def score(split: str, columns: int) -> float:
-        return evaluate(run.model, corpus.splits[split], columns, config.bptt, between_windows=stop.check).loss
+    def score(ids: np.ndarray, columns: int) -> float:
+        return evaluate(run.model, ids, columns, config.bptt, between_windows=stop.check).loss
 
-    scores = {"train_loss": score("train", config.eval_batch_size)}
+    train_ids = corpus.splits["train"][: config.eval_train_tokens or None]
+    scores = {"train_loss": score(train_ids, config.eval_batch_size)}
     if options.eval_test:
-        scores["test_loss"] = score("test", config.test_batch_size)
+        scores["test_loss"] = score(corpus.splits["test"], config.test_batch_size)
         if config.test_batch_size != 1:  # beside the protocol's figure the one that scores every token
-            scores["test_batch1_loss"] = score("test", 1)
+            scores["test_batch1_loss"] = score(corpus.splits["test"], 1)
     return scores | {name.replace("loss", "ppl"): perplexity(loss) for name, loss in scores.items()}
 
 
@@ -200,6 +204,7 @@ def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
     if result := finished_result(config, path, options.resume):
         logger.info("%s is complete: nothing to do", path)
         return result
+    keep_freed_memory()
     if options.threads:
         torch.set_num_threads(options.threads)
     device = pick_device(options.device)

@@ -266,6 +266,16 @@ def test_plateau_stops_at_the_smallest_learning_rate(cli, corpus_dir, tmp_path):
     assert json.loads(done.stdout)["epochs"] < 50
 
 
+def test_schedules_end_with_the_last_update_and_train_perplexity_can_be_taken_over_a_part(cli, corpus_dir, tmp_path):
+    done = cli("train", "--data", corpus_dir, *TINY, "--schedule=linear", "--max-steps=10", "--log-interval=1", "--json",
+               "--eval-train-tokens=100", "--no-variable-bptt", "--no-tensorboard", "--out-dir", tmp_path / "run")  # fmt: skip
+    assert [r["lr"] for r in records(tmp_path / "run") if r["kind"] == "step"] == pytest.approx(
+        [5 * (1 - step / 10) for step in range(10)]
+    )
+    whole = cli("evaluate", tmp_path / "run", "--split", "train", "--json")
+    assert json.loads(done.stdout)["train_ppl"] != json.loads(whole.stdout)["splits"][0]["ppl"]
+
+
 @pytest.mark.gpu
 def test_a_cuda_run_trains_and_resumes(cli, corpus_dir, tmp_path):
     common = ("train", "--data", corpus_dir, *TINY, "--device=cuda", "--no-tensorboard", "--out-dir", tmp_path / "run")

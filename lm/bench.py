@@ -1,0 +1,256 @@
+"""Speed and memory of a full training step against plain PyTorch: `python -m lm.bench --preset awd-lstm --dataset ptb`.
+
+Both programs run in processes of their own and take turns, a few steps each, so that neither shares memory with the
+other and whatever else the machine does falls on both. Figures are medians over the turns. The text is random words:
+speed does not depend on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from lm.cards import known_corpora
+from lm.config import TrainConfig, make_config
+from lm.errors import ConfigError, run_cli
+from lm.flags import Parser
+from lm.lstm import choose_kernel, pack_linear
+from lm.metrics import log_to_stderr
+from lm.plain import PlainLM, plain_step
+from lm.run import Run
+from lm.runtime import cpu_name, keep_freed_memory, peak_rss_mb, pick_precision
+from lm.train import update
+
+_CPU = torch.device("cpu")
+# Steps in a row before the other program's turn: enough that the first, whose caches are cold, does not count.
+_STEPS_A_TURN = 3
+# Configurations of the table in results/speed: label, preset, corpus, changed fields.
+_GROWTH: list[tuple[str, str, str, dict[str, Any]]] = [
+    ("awd-lstm, PTB", "awd-lstm", "ptb", {}),
+    ("awd-lstm, WT2", "awd-lstm", "wikitext-2", {}),
+    ("examples-650, PTB", "examples-650", "ptb", {}),
+    ("examples-200, PTB", "examples-200", "ptb", {}),
+    ("awd-lstm, batch 40", "awd-lstm", "ptb", {"batch_size": 40}),
+    ("awd-lstm, batch 80", "awd-lstm", "ptb", {"batch_size": 80}),
+    ("awd-lstm, 575 units", "awd-lstm", "ptb", {"nhid": 575}),
+    ("awd-lstm, 2300 units", "awd-lstm", "ptb", {"nhid": 2300}),
+]
+
+
+def _timed(call: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
+    """`call`, which also adds its duration to the last entry of `spent`."""
+
+    def wrapper(*arguments: Any, **keywords: Any) -> Any:
+        started = time.perf_counter()
+        result = call(*arguments, **keywords)
+        spent[-1] += time.perf_counter() - started
+        return result
+
+    return wrapper
+
+
+def _our_step(config: TrainConfig, vocab_size: int) -> tuple[Callable[[], Any], dict[str, list[float]]]:
+    """The program's own `update` on random text, and the times of its phases, one entry a step."""
+    keep_freed_memory()
+    tokens = config.batch_size * (config.bptt * 400 + 1)
+    ids = np.random.default_rng(0).integers(0, vocab_size, tokens).astype(np.int32)
+    run = Run(config, SimpleNamespace(vocab_size=vocab_size, splits={"train": ids}), _CPU)
+    phases: dict[str, list[float]] = {"forward": [], "loss": [], "update": []}
+    run.model.forward = _timed(run.model.forward, phases["forward"])
+    run.model.loss = _timed(run.model.loss, phases["loss"])
+    run.optimizer.step = _timed(run.optimizer.step, phases["update"])
+
+    def step() -> None:
+        for spent in phases.values():
+            spent.append(0.0)
+        update(run, next(run.windows))
+
+    return step, phases
+
+
+def _plain_step(config: TrainConfig, vocab_size: int) -> tuple[Callable[[], Any], dict[str, list[float]]]:
+    torch.manual_seed(config.seed)
+    model = PlainLM(vocab_size, config)
+    optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, weight_decay=config.wdecay)
+    data = torch.randint(vocab_size, (config.bptt + 1, config.batch_size))
+    return lambda: plain_step(model, optimizer, data[:-1], data[1:]), {}
+
+
+def _worker(connection: Connection, ours: bool, config: TrainConfig, vocab_size: int, threads: int) -> None:
+    """Answer each `True` with the durations of a turn's steps, `False` with phases and peak memory."""
+    torch.set_num_threads(threads)
+    step, phases = (_our_step if ours else _plain_step)(config, vocab_size)
+    for _ in range(_STEPS_A_TURN):
+        step()
+    for spent in phases.values():
+        spent.clear()
+    while connection.recv():
+        times = []
+        for _ in range(_STEPS_A_TURN):
+            started = time.perf_counter()
+            step()
+            times.append(time.perf_counter() - started)
+        connection.send(times[1:])
+    connection.send(({name: statistics.median(spent) for name, spent in phases.items()}, peak_rss_mb()))
+    connection.close()
+
+
+def gemm_seconds(config: TrainConfig, vocab_size: int, dtype: torch.dtype) -> float:
+    """Time of a step's matrix products alone, at their real shapes, weights packed, each in its fastest form."""
+    rows, widths = config.batch_size * config.bptt, [config.nhid] * (config.nlayers - 1) + [config.emsize]
+    products = [(1, rows, config.emsize, vocab_size), (1, rows, vocab_size, config.emsize)]
+    products.append((1, vocab_size, rows, config.emsize))
+    for inputs, hidden in zip([config.emsize, *widths], widths, strict=False):
+        gates = 4 * hidden
+        products += [(config.bptt, config.batch_size, hidden, gates), (config.bptt, config.batch_size, gates, hidden)]
+        products += [(1, rows, inputs, gates), (1, rows, gates, inputs), (1, gates, rows, inputs), (1, gates, rows, hidden)]
+    return sum(count * _product_seconds(m, k, n, dtype, min(count, 10)) for count, m, k, n in products)
+
+
+def _product_seconds(m: int, k: int, n: int, dtype: torch.dtype, repeats: int) -> float:
+    """Median time of one (m, k) x (k, n) product over seven rounds of `repeats`, packed or plain."""
+    a, b = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)
+    packed, best = pack_linear(b.t().contiguous()), []
+    for form in (lambda: packed(a), lambda: a @ b):
+        times = []
+        for _ in range(7):
+            started = time.perf_counter()
+            for _ in range(repeats):
+                form()
+            times.append((time.perf_counter() - started) / repeats)
+        best.append(statistics.median(times))
+    return min(best)
+
+
+def measure(config: TrainConfig, vocab_size: int, turns: int, threads: int) -> dict[str, Any]:
+    """Take turns between our step and plain PyTorch's; returns the figures that `--json` prints."""
+    torch.set_num_threads(threads)  # for the products alone; each worker sets its own
+    config = dataclasses.replace(config, variable_bptt=False)
+    context = multiprocessing.get_context("spawn")
+    workers = []
+    for ours in (True, False):
+        here, there = context.Pipe()
+        process = context.Process(target=_worker, args=(there, ours, config, vocab_size, threads), daemon=True)
+        process.start()
+        workers.append((here, process))
+    times: list[list[float]] = [[], []]
+    for _ in range(turns):
+        for (connection, _), spent in zip(workers, times, strict=True):
+            connection.send(True)
+            spent.append(statistics.median(connection.recv()))
+    reports = []
+    for connection, process in workers:
+        connection.send(False)
+        reports.append(connection.recv())
+        process.join()
+    (phases, memory), (_, plain_memory) = reports
+    seconds, plain_seconds = (statistics.median(spent) for spent in times)
+    phases["backward and the rest"] = seconds - sum(phases.values())
+    precision = pick_precision(config.precision, _CPU)
+    kernel, dtype = choose_kernel(config.kernel, config.model, precision, _CPU, torch.float32)
+    gemm, tokens = gemm_seconds(config, vocab_size, dtype), config.batch_size * config.bptt
+    return {
+        "tokens_per_s": round(tokens / seconds), "seconds_per_step": seconds,
+        "plain_tokens_per_s": round(tokens / plain_seconds), "plain_seconds_per_step": plain_seconds,
+        "ratio": statistics.median(p / o for o, p in zip(*times, strict=True)), "gemm_seconds": gemm,
+        "gemm_ratio": seconds / gemm, "peak_rss_mb": round(memory), "plain_peak_rss_mb": round(plain_memory),
+        "phases": phases, "kernel": kernel, "precision": str(dtype).removeprefix("torch."), "threads": threads,
+        "cpu": cpu_name(), "torch": torch.__version__, "turns": turns,
+    }  # fmt: skip
+
+
+def text(label: str, row: dict[str, Any]) -> str:
+    """One measurement as a line."""
+    return (
+        f"{label:22} {row['seconds_per_step'] * 1e3:7.0f} ms {row['tokens_per_s']:8,} tokens/s   "
+        f"plain {row['plain_seconds_per_step'] * 1e3:7.0f} ms {row['plain_tokens_per_s']:8,} tokens/s   "
+        f"{row['ratio']:5.2f} x   products alone {row['gemm_seconds'] * 1e3:6.0f} ms ({row['gemm_ratio']:.2f} x)   "
+        f"peak {row['peak_rss_mb']:,} MB, plain {row['plain_peak_rss_mb']:,} MB"
+    )
+
+
+def write_table(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
+    """Write `speed.json`, README.md with the table, and speed.png into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "speed.json").write_text(json.dumps(rows, indent=1) + "\n")
+    first = next(iter(rows.values()))
+    lines = [
+        "# Speed of a training step", "",
+        f"`python -m lm.bench --table {folder}` on {first['cpu']}, {first['threads']} threads, PyTorch {first['torch']}; "
+        f"medians over {first['turns']} turns, both programs alternated; ours in {first['precision']}, plain in float32.",
+        "", "| | ms a step | tokens/s | plain, tokens/s | ratio | products alone, ms | step / products | peak MB | plain |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]  # fmt: skip
+    for label, row in rows.items():
+        lines.append(
+            f"| {label} | {row['seconds_per_step'] * 1e3:.0f} | {row['tokens_per_s']:,} | {row['plain_tokens_per_s']:,} "
+            f"| {row['ratio']:.2f} | {row['gemm_seconds'] * 1e3:.0f} | {row['gemm_ratio']:.2f} | {row['peak_rss_mb']:,} "
+            f"| {row['plain_peak_rss_mb']:,} |"
+        )
+    (folder / "README.md").write_text("\n".join([*lines, "", "![tokens per second](speed.png)"]) + "\n")
+    _plot(folder / "speed.png", rows)
+
+
+def _plot(path: Path, rows: dict[str, dict[str, Any]]) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 0.55 * len(rows) + 1.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes, places = figure.add_subplot(), np.arange(len(rows))
+    for shift, key, label in ((-0.2, "tokens_per_s", "this project"), (0.2, "plain_tokens_per_s", "plain PyTorch")):
+        bars = axes.barh(places + shift, [row[key] for row in rows.values()], 0.38, label=label)
+        axes.bar_label(bars, fmt="{:,.0f}", padding=3)
+    axes.set_yticks(places, rows)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlabel("tokens per second of training")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def main() -> None:
+    """Command line."""
+    parser = Parser("python -m lm.bench", description=__doc__.split(":")[0])
+    parser.add_argument("--preset", default="awd-lstm", help="tied LSTM preset of lm.train")
+    parser.add_argument("--dataset", default="ptb", choices=["ptb", "wikitext-2"], help="corpus that gives the vocabulary")
+    parser.add_argument("--turns", type=int, default=7, help="turns of each program")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of each program")
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
+    parser.add_argument("--kernel", choices=["auto", "native", "fused"], default="auto")
+    parser.add_argument("--table", metavar="DIR", help="measure growth with size as well; write table and plot to DIR")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    arguments = parser.parse_args()
+    if min(arguments.turns, arguments.threads) < 1:
+        raise ConfigError("--turns and --threads: must be at least 1")
+    log_to_stderr()
+    chosen = [(arguments.preset, arguments.preset, arguments.dataset, {})]
+    rows = {}
+    for label, preset, dataset, changes in _GROWTH if arguments.table else chosen:
+        config = make_config(preset, dataset, **changes, precision=arguments.precision, kernel=arguments.kernel)
+        rows[label] = measure(config, known_corpora()[dataset].vocab_size, arguments.turns, arguments.threads)
+        if not arguments.json:
+            sys.stdout.write(text(label, rows[label]) + "\n")
+            sys.stdout.flush()
+    if arguments.table:
+        write_table(Path(arguments.table), rows)
+    if arguments.json:
+        sys.stdout.write(json.dumps(rows if arguments.table else rows[arguments.preset]) + "\n")
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,72 @@
+import os
+import signal
+
+import pytest
+import torch
+
+from lm import runtime
+from lm.errors import ConfigError, Interrupted
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_reported_when_checked_and_handlers_are_restored(number):
+    before = signal.getsignal(number)
+    with runtime.StopSignals() as stop:
+        stop.check()
+        os.kill(os.getpid(), number)
+        with pytest.raises(Interrupted) as caught:
+            stop.check()
+    assert caught.value.exit_code == 128 + number
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_interrupt_ends_at_once():
+    with runtime.StopSignals(), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_precision_is_bf16_where_the_hardware_has_it(monkeypatch):
+    assert runtime.pick_precision("auto", CUDA) == "bf16"
+    for native in (True, False):
+        monkeypatch.setattr(runtime, "has_native_bf16", lambda native=native: native)
+        assert runtime.pick_precision("auto", CPU) == ("bf16" if native else "fp32")
+        assert runtime.pick_precision("fp32", CPU) == "fp32"
+        assert runtime.pick_precision("bf16", CPU) == "bf16"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_where_there_is_none_is_refused():
+    with pytest.raises(ConfigError, match="--device"):
+        runtime.pick_device("cuda")
+    assert runtime.pick_device("auto") == CPU
+
+
+def test_generator_states_round_trip():
+    state = runtime.rng_state()
+    first = torch.rand(3)
+    runtime.set_rng_state(state)
+    assert torch.equal(torch.rand(3), first)
+
+
+def test_keeping_freed_memory_is_harmless_without_glibc(monkeypatch):
+    runtime.keep_freed_memory()
+
+    def missing(name):
+        raise OSError(name)
+
+    monkeypatch.setattr(runtime.ctypes, "CDLL", missing)
+    runtime.keep_freed_memory()
+
+
+def test_git_state_names_a_commit_or_nothing():
+    state = runtime.git_state()
+    assert state["commit"] is None or len(state["commit"]) == 40
+
+
+def test_fp32_means_fp32_on_cuda():
+    runtime.set_determinism(False, 1)
+    assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+    assert torch.backends.cudnn.rnn.fp32_precision == "ieee"

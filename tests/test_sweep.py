@@ -1,0 +1,276 @@
+"""Sweeps as a user runs them: real runs on a tiny corpus, killed, stopped, failing, and two at a time."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lm.analysis import METRICS
+from lm.config import make_config
+from lm.corpus import identify
+from lm.errors import ConfigError
+from lm.executors import take_lock, train_arguments
+from lm.flags import parse_train_args
+from lm.study import load_study, read_ledger
+from lm.studyfile import parse_args, save_study, study_from_flags, with_refine
+from tests.conftest import write_corpus
+
+FLAGS = {"emsize": 8, "nhid": 12, "nlayers": 2, "batch_size": 4, "bptt": 7, "eval_batch_size": 2, "lr": 5, "epochs": 3}
+GRID = "[[grid]]\nalpha = [0, 1]\nbeta = [0, 2]\n"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("sweep") / "tiny", train=200)
+
+
+def write_study(folder: Path, corpus: Path, grid: str = GRID, seeds: tuple[int, ...] = (1, 2), **flags) -> Path:
+    folder.mkdir(parents=True)
+    lines = [f"{name} = {json.dumps(value)}" for name, value in (FLAGS | flags | {"data": str(corpus)}).items()]
+    text = f'dataset = "tiny"\nseeds = {list(seeds)}\n[flags]\n' + "\n".join(lines) + f"\n{grid}"
+    (folder / "study.toml").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(environment):
+    """Start `python -m lm.sweep ARGUMENTS` in a folder."""
+    processes = []
+
+    def begin(folder: Path, *arguments: object) -> subprocess.Popen:
+        command = [sys.executable, "-m", "lm.sweep", *map(str, arguments), "--device=cpu"]
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        processes.append(process)
+        return process
+
+    yield begin
+    for process in processes:
+        process.kill()
+
+
+def end(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, err
+    return out, err
+
+
+def lines(study: Path) -> list[str]:
+    try:
+        return (study / "runs.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def figures(study: Path) -> dict:
+    names = ("valid_loss", "test_loss", "train_loss", "curve", "steps")
+    return {record["id"]: [record[name] for name in names] for record in read_ledger(study / "runs.jsonl")}
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start, corpus, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    study = write_study(folder / "results" / "s", corpus)
+    end(start(folder, study, "--jobs=2", "--no-report"))
+    return study
+
+
+def test_every_cell_and_seed_becomes_one_ledger_line_with_curve_and_command(undisturbed):
+    records = [json.loads(line) for line in lines(undisturbed)]
+    asked = {(cell["alpha"], cell["beta"], seed) for cell, seed in load_study(undisturbed).runs()}
+    assert {(r["config"]["alpha"], r["config"]["beta"], r["seed"]) for r in records} == asked
+    assert len(records) == len(asked) == 8
+    for record in records:
+        assert record["status"] == "completed"
+        assert [epoch for epoch, _ in record["curve"]] == [1, 2, 3]
+        assert METRICS["valid_ppl"](record) == pytest.approx(min(ppl for _, ppl in record["curve"]))
+
+
+def test_the_command_in_the_ledger_makes_the_same_configuration(undisturbed):
+    for record in read_ledger(undisturbed / "runs.jsonl"):
+        words = shlex.split(record["command"])
+        assert words[:3] == ["python", "-m", "lm.train"]
+        config, options, _ = parse_train_args(words[3:], identify)
+        assert json.loads(json.dumps(vars(config))) == record["config"]
+        assert options.out_dir == f"runs/s/{record['id']}"
+
+
+def test_started_again_it_starts_nothing(undisturbed, start):
+    before = lines(undisturbed)
+    out, _ = end(start(undisturbed.parent.parent, undisturbed, "--no-report", "--json"))
+    assert json.loads(out)["started"] == 0
+    assert lines(undisturbed) == before
+
+
+def test_runs_that_are_complete_are_only_entered_when_the_ledger_is_lost(undisturbed, start):
+    before = figures(undisturbed)
+    (undisturbed / "runs.jsonl").unlink()
+    out, _ = end(start(undisturbed.parent.parent, undisturbed, "--no-report", "--json"))
+    assert json.loads(out)["started"] == 0
+    assert figures(undisturbed) == before
+
+
+def test_killed_twice_and_continued_it_gives_the_same_figures(start, corpus, undisturbed, tmp_path):
+    study = write_study(tmp_path / "results" / "s", corpus)
+    for done in (1, 4):
+        process = start(tmp_path, study, "--jobs=2", "--no-report")
+        wait_for(lambda done=done: len(lines(study)) >= done, process)
+        process.kill()
+        process.wait()
+    runs = tmp_path / "runs" / "s"
+    deadline = time.monotonic() + 60
+    for lock in runs.glob("*/run.lock"):  # the runs of a killed sweep end by themselves
+        while (taken := take_lock(lock, wait=False)) is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.close(taken)
+    end(start(tmp_path, study, "--jobs=2", "--no-report"))
+    assert len(lines(study)) == 8
+    assert figures(study) == figures(undisturbed)
+
+
+def test_two_sweeps_on_one_study_share_its_runs_and_both_end_with_the_full_ledger(start, corpus, tmp_path):
+    study = write_study(tmp_path / "results" / "s", corpus, "[[grid]]\nalpha = [0, 1]\n")
+    both = [start(tmp_path, study, "--jobs=1", "--no-report", "--json") for _ in range(2)]
+    summaries = [json.loads(end(process)[0]) for process in both]
+    assert sum(summary["started"] for summary in summaries) == 4
+    assert [summary["completed"] for summary in summaries] == [4, 4]
+    assert len(lines(study)) == len(figures(study)) == 4
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_signal_lets_the_runs_save_and_the_same_command_continues(number, code, start, corpus, tmp_path):
+    study = write_study(tmp_path / "results" / "s", corpus, "", seeds=(1,), epochs=500)
+    process = start(tmp_path, study, "--no-report")
+    wait_for(lambda: list(tmp_path.glob("runs/s/*/ckpt/last.pt")), process)
+    process.send_signal(number)
+    _, stderr = end(process, code)
+    assert "the same command continues" in stderr
+    assert "Traceback" not in stderr
+    (result,) = tmp_path.glob("runs/s/*/result.json")
+    assert json.loads(result.read_text())["status"] == "interrupted"
+    assert not lines(study)
+
+
+def test_failed_and_diverged_runs_are_listed_and_the_others_complete(start, corpus, tmp_path):
+    failing = "\n[[grid]]\nlr = [5]\nbatch_size = [9999]\n"
+    study = write_study(
+        tmp_path / "results" / "s", corpus, f"[[grid]]\nlr = [5, 1e30]\nbatch_size = [4]\n{failing}", seeds=(1,),
+        model="RNN_RELU", clip=0, nonmono=0, epochs=1,
+    )  # fmt: skip
+    out, stderr = end(start(tmp_path, study, "--jobs=2", "--no-report", "--json"), 1)
+    assert sorted(record["status"] for record in read_ledger(study / "runs.jsonl")) == ["completed", "diverged"]
+    (failed,) = json.loads(out)["failed"]
+    for text in (failed, stderr):
+        assert "batch_size 9999, seed 1: exit code 3" in text
+        assert "--batch-size" in text.split("\n", 1)[1]
+        assert "output.log" in text
+    file = study / "study.toml"
+    file.write_text(file.read_text().replace(failing, ""))
+    out, stderr = end(start(tmp_path, study, "--jobs=2", "--no-report", "--json"), 4)
+    assert json.loads(out)["started"] == 0  # it would diverge again
+    assert "not finite" in stderr
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ("[[grid]]\nalhpa = [0, 1]\n", "study.toml: unknown configuration field 'alhpa'"),
+        ("[[grid]]\ndropout = [0, 1.5]\n", "study.toml: --dropout: must be"),
+        ('[refine]\nfield = "model"\n', "study.toml: refine.field: 'model' is no numeric"),
+        ('[refine]\nsearch = "random"\n[refine.space]\ndropout = [2]\n', "study.toml: --dropout"),
+    ],
+)
+def test_a_mistake_in_the_study_is_one_message_before_anything_starts(grid, message, start, corpus, tmp_path):
+    study = write_study(tmp_path / "results" / "s", corpus, grid)
+    _, stderr = end(start(tmp_path, study), 2)
+    assert message in stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_refining_by_command_line_runs_the_values_and_notes_it_in_study_toml(start, corpus, tmp_path):
+    study = write_study(tmp_path / "results" / "s", corpus, "", seeds=(1,), epochs=1, alpha=0, beta=0)
+    file = study / "study.toml"
+    file.write_text(file.read_text() + '[refine]\nfield = "alpha"\nvalues = [0, 1]\npoints = 2\n')
+    _, stderr = end(start(tmp_path, study, "--refine=alpha", "--jobs=2"))
+    assert "lowest mean valid perplexity" in stderr
+    alphas = [record["config"]["alpha"] for record in read_ledger(study / "runs.jsonl")]
+    assert alphas[0] == 0
+    assert len(alphas) == len(set(alphas)) == 4
+    assert f"alpha {max(alphas):g}" in (study / "README.md").read_text()
+    assert "field is 'alpha', not 'beta'" in end(start(tmp_path, study, "--refine=beta"), 2)[1]
+
+
+VALUES = {
+    "alpha": st.floats(0, 1e6), "lr": st.floats(1e-9, 1e9), "wdecay": st.floats(0, 1), "dropout": st.floats(0, 0.999),
+    "nhid": st.integers(1, 5000), "seed": st.integers(0, 2**31 - 1), "variable_bptt": st.booleans(),
+    "optimizer": st.sampled_from(["sgd", "adam", "adamw"]), "data": st.just(""), "deterministic": st.booleans(),
+    "when": st.lists(st.integers(1, 99), max_size=3).map(tuple),
+}  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["", "examples-200", "awd-lstm", "awd-lstm-onecycle"]), st.fixed_dictionaries({}, optional=VALUES)
+)
+def test_the_flags_of_a_run_make_exactly_its_configuration(preset, values):
+    config = make_config(preset, "ptb", **values)
+    assert parse_train_args(train_arguments(config), identify)[0] == config
+
+
+def from_flags(*flags: str):
+    args = parse_args("", list(flags))
+    return with_refine(study_from_flags(args), args)
+
+
+def test_a_study_by_flags_is_the_same_as_by_file(tmp_path):
+    flags = ("--preset=examples-200", "--dataset=ptb", "--alpha", "0", "1.5", "--beta", "0", "1", "--seed", "3", "4",
+             "--epochs=2", "--no-tied", "--ar_norm", "l1", "--variable-bptt", "true", "false",
+             "--out", str(tmp_path / "s"))  # fmt: skip
+    study = from_flags(*flags)
+    assert not (tmp_path / "s").exists()
+    save_study(study)
+    read = load_study(tmp_path / "s")
+    assert (read.cells, read.seeds, read.flags, read.preset) == (study.cells, study.seeds, study.flags, study.preset)
+    assert read.cells[3] == {"alpha": 0, "beta": 1, "variable_bptt": False}
+    assert (read.seeds, read.flags) == ((3, 4), {"epochs": 2, "tied": False, "ar_norm": "l1"})
+    text = (tmp_path / "s" / "study.toml").read_text()
+    save_study(from_flags(*flags))
+    assert (tmp_path / "s" / "study.toml").read_text() == text
+    with pytest.raises(ConfigError, match="asks for other cells"):
+        from_flags(*flags, "--alpha", "0", "2")
+
+
+def test_refine_by_flags_takes_the_values_of_its_field_and_is_added_to_the_file_once(tmp_path):
+    out = ("--out", str(tmp_path / "s"))
+    save_study(from_flags("--alpha", "0", "1", "--beta", "0", "1", "--refine=alpha", "--rounds=2", *out))
+    study = load_study(tmp_path / "s")
+    assert study.refine == {"values": [0, 1], "field": "alpha", "rounds": 2}
+    assert study.cells == ({"beta": 0}, {"beta": 1})
+    args = parse_args("", [str(tmp_path / "s"), "--refine=alpha"])
+    assert with_refine(study, args).refine == study.refine
+    with pytest.raises(ConfigError, match="rounds is 2, not 3"):
+        with_refine(study, parse_args("", [str(tmp_path / "s"), "--rounds=3"]))
+
+
+def test_flags_beside_a_study_folder_are_refused(tmp_path):
+    (tmp_path / "study.toml").write_text('dataset = "ptb"\nseeds = [1]\n')
+    with pytest.raises(ConfigError, match="--alpha: .*study.toml says what to run"):
+        with_refine(load_study(tmp_path), parse_args("", [str(tmp_path), "--alpha", "1"]))
