@@ -160,14 +160,15 @@ def measure(config: TrainConfig, vocab_size: int, turns: int, threads: int) -> d
     seconds, plain_seconds = (statistics.median(spent) for spent in times)
     phases["backward and the rest"] = seconds - sum(phases.values())
     precision = pick_precision(config.precision, _CPU)
-    kernel, dtype = choose_kernel(config.kernel, config.model, precision, _CPU, torch.float32)
+    kernel, _ = choose_kernel(config.kernel, config.model, precision, _CPU, torch.float32, config.nhid)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     gemm, tokens = gemm_seconds(config, vocab_size, dtype), config.batch_size * config.bptt
     return {
         "tokens_per_s": round(tokens / seconds), "seconds_per_step": seconds,
         "plain_tokens_per_s": round(tokens / plain_seconds), "plain_seconds_per_step": plain_seconds,
         "ratio": statistics.median(p / o for o, p in zip(*times, strict=True)), "gemm_seconds": gemm,
         "gemm_ratio": seconds / gemm, "peak_rss_mb": round(memory), "plain_peak_rss_mb": round(plain_memory),
-        "phases": phases, "kernel": kernel, "precision": str(dtype).removeprefix("torch."), "threads": threads,
+        "phases": phases, "kernel": kernel, "precision": precision, "threads": threads,
         "cpu": cpu_name(), "torch": torch.__version__, "turns": turns,
     }  # fmt: skip
 

@@ -71,8 +71,7 @@ def drop_gradient(grad: Tensor, mask: Tensor | None, scale: float, dtype: torch.
     """Turn the gradient of `drop_weight`'s result into that of the raw weight, in `dtype`; `grad` is overwritten."""
     if mask is None:
         return grad.to(dtype)
-    grad.mul_(mask)
-    return torch.mul(grad, scale, out=torch.empty_like(grad, dtype=dtype))
+    return grad.mul_(mask).to(dtype).mul_(scale)
 
 
 def locked_dropout(x_TBF: Tensor, p: float) -> Tensor:

@@ -24,6 +24,8 @@ from lm.metrics import log_to_stderr, perplexity
 from lm.model import AWDLSTM
 from lm.runtime import pick_device
 
+# Tokens of a window: logits of 700 x 33,278 take 93 MB, and longer windows gain nothing.
+_WINDOW_TOKENS = 700
 # |h| below this counts as inactive (a unit's output lies in -1..1).
 _SMALL = 0.01
 
@@ -83,8 +85,8 @@ def evaluate(
     model: AWDLSTM,
     ids: np.ndarray,
     batch_size: int,
-    bptt: int,
     *,
+    window: int | None = None,
     between_windows: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Cross entropy of a text in fp32, hidden state carried from its start to its end.
@@ -93,14 +95,14 @@ def evaluate(
         model: evaluated in evaluation mode and left in the mode it was in.
         ids: word ids of the split.
         batch_size: columns the text is cut into; the remainder is dropped, a column's first token is no target.
-        bptt: tokens a window; does not change the result.
+        window: rows a forward pass, which does not change the result; None: as many as run fast.
         between_windows: called before each window; may raise to stop.
 
     Raises:
         CorpusError: the text is too short for `batch_size`.
     """
     device = model.decoder.bias.device
-    windows = BPTTWindows(batchify(ids, batch_size, device), bptt)
+    windows = BPTTWindows(batchify(ids, batch_size, device), window or max(1, _WINDOW_TOKENS // batch_size))
     nats, targets = torch.zeros((), dtype=torch.float64, device=device), 0
     sums, state = _ActivationSums(device), model.initial_state(batch_size)
     was_training = model.training
@@ -139,7 +141,7 @@ def load_run(run_dir: Path, device: torch.device) -> tuple[AWDLSTM, TrainConfig,
 def split_report(model: AWDLSTM, config: TrainConfig, corpus: Corpus, split: str) -> dict[str, Any]:
     """Loss, perplexity and activations of one split under the run's protocol."""
     columns = config.test_batch_size if split == "test" else config.eval_batch_size
-    result = evaluate(model, corpus.splits[split], columns, config.bptt)
+    result = evaluate(model, corpus.splits[split], columns)
     return {
         "split": split, "loss": result.loss, "ppl": result.perplexity, "targets": result.targets,
         "batch_size": columns, "activation": result.activation,

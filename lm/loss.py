@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lm.lstm import pack_linear, product, transposed, transposed_product
+from lm.lstm import pack_linear, transposed, transposed_product
 
 # 2M logits are 8 MB in fp32 and stay in a shared L3 cache; dz is kept for blocks of rows of at most 32M entries
 # (64 MB in bf16), so that dL/dW is one large product a block.

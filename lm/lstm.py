@@ -26,30 +26,26 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lm.dropout import drop_gradient, drop_weight, keep_mask, keep_probability
+from lm.runtime import has_native_bf16
 
 State = tuple[Tensor, ...]
 Linear = Callable[..., Tensor]
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 _NATIVE = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
-
-
-def has_native_bf16() -> bool:
-    """True where this CPU multiplies bf16 matrices in hardware (AVX-512 BF16 or AMX) and oneDNN uses it."""
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    native = any(getattr(torch.cpu, name, lambda: False)() for name in probes)
-    return native and torch.backends.mkldnn.is_available()
+_FUSED_FROM_UNITS = 300
 
 
 def choose_kernel(
-    kernel: str, cell: str, precision: str, device: torch.device, dtype: torch.dtype
+    kernel: str, cell: str, precision: str, device: torch.device, dtype: torch.dtype, hidden_size: int
 ) -> tuple[str, torch.dtype]:
     """Return ("native" | "fused", dtype of the products) for a layer whose weights are `dtype` on `device`.
 
-    fused   LSTM on CPU. "auto" takes it in fp32 too: 1.9 times as fast as `torch._VF.lstm` at 3x1150, batch 20.
-    native  every other cell and device, and float64: cuDNN on CUDA, oneDNN or the reference loop on CPU.
-    bf16    where asked for and done in hardware: CUDA, and the fused kernel on a CPU with native bf16. Elsewhere
-            products are fp32, which is then faster as well as more exact. `kernel="fused"` takes bf16 on any CPU.
+    "auto" takes the fused kernel for an LSTM in bf16 on a CPU with native bf16 and at least 300 units, and the native
+    one (cuDNN on CUDA, oneDNN or the reference loop on CPU) for all else. Forward + backward of one layer, fp32 native /
+    fp32 fused / bf16 fused, in ms on 2 cores: 200 units (T 35, B 20) 5.2/9.8/7.0; 300 9.5/15/9.6; 650 39/48/31; 1150 (T 70)
+    256/254/138; 1150 (T 70, B 80) 899/958/537. So the fused kernel in fp32 runs only where it is asked for.
+    bf16 without a fast bf16 kernel (native on CPU) becomes fp32: faster there, and more exact.
 
     Raises ValueError for an unknown name, and for `kernel="fused"` where the fused kernel cannot run.
     """
@@ -58,11 +54,11 @@ def choose_kernel(
     can_fuse = cell == "LSTM" and device.type == "cpu"
     if kernel == "fused" and not can_fuse:
         raise ValueError(f'kernel="fused" is for LSTM layers on CPU, not {cell} on {device.type}')
-    fused = kernel == "fused" or (kernel == "auto" and can_fuse and dtype == torch.float32)
     bf16 = precision == "bf16" and dtype == torch.float32
-    if device.type == "cpu":
-        bf16 = bf16 and fused and (kernel == "fused" or has_native_bf16())
-    return ("fused" if fused else "native"), (torch.bfloat16 if bf16 else dtype)
+    fused = kernel == "fused" or (
+        kernel == "auto" and can_fuse and bf16 and hidden_size >= _FUSED_FROM_UNITS and has_native_bf16()
+    )
+    return ("fused" if fused else "native"), (torch.bfloat16 if bf16 and (fused or device.type == "cuda") else dtype)
 
 
 def pack_linear(weight_NK: Tensor) -> Linear:
@@ -142,28 +138,20 @@ class _FusedLSTM(torch.autograd.Function):
         z_TB4H = pack_linear(w_in)(x.reshape(T * B, -1), bias.to(dtype)).view(T, B, 4 * H)
         out, h, c, gates, tanh_c = _lstm_steps(z_TB4H, h_BH, c_BH, pack_linear(w_rec))
         if keep:
-            ctx.save_for_backward(w_ih)
-            ctx.kept, ctx.scale = (x, h, c, gates, tanh_c, recur_back, mask), scale
+            ctx.save_for_backward(x, w_ih, mask, h, c, gates, tanh_c)
+            ctx.recur_back, ctx.scale = recur_back, scale
         return out, out[-1].clone(), c[-1].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dout_TBH, dh_BH, dc_BH):
-        (w_ih,) = ctx.saved_tensors
-        if ctx.kept is None:
-            raise RuntimeError(
-                "the fused LSTM overwrites what it kept: backward can run only once, retain_graph or not"
-            )
-        x, h, c, gates, tanh_c, recur_back, mask = ctx.kept
-        ctx.kept, T = None, x.shape[0]
-        dz, dh_BH, dc_BH = _lstm_steps_back(dout_TBH, dh_BH, dc_BH, x.dtype, c, gates, tanh_c, recur_back)
-        db = gates.sum((0, 1))  # holds dz unrounded; a sum over bf16 would first make this copy, 5 ms
-        del c, gates, tanh_c
+        x, w_ih, mask, h, c, gates, tanh_c = ctx.saved_tensors
+        dz, dh_BH, dc_BH, db = _lstm_steps_back(dout_TBH, dh_BH, dc_BH, x.dtype, c, gates, tanh_c, ctx.recur_back)
         if ctx.needs_input_grad[1]:
-            dh_BH = recur_back(dz[0]).to(dh_BH.dtype)
-        dz = dz.view(-1, dz.shape[-1])
-        dw_ih = transposed_product(dz, x.reshape(dz.shape[0], -1)).to(w_ih.dtype)
-        dw_hh = drop_gradient(transposed_product(dz, h[:T].view(dz.shape[0], -1)), mask, ctx.scale, w_ih.dtype)
+            dh_BH = ctx.recur_back(dz[0]).to(dh_BH.dtype)
+        dz = dz.flatten(0, 1)
+        dw_ih = transposed_product(dz, x.flatten(0, 1)).to(w_ih.dtype)
+        dw_hh = drop_gradient(transposed_product(dz, h[:-1].flatten(0, 1)), mask, ctx.scale, w_ih.dtype)
         dx = None
         if ctx.needs_input_grad[0]:
             dx = product(dz, w_ih.to(dz.dtype)).to(w_ih.dtype).view(x.shape)
@@ -190,39 +178,39 @@ def _lstm_steps(z_TB4H: Tensor, h_BH: Tensor, c_BH: Tensor, recur: Linear) -> tu
     return out, h, c, gates, tanh_c
 
 
-def _lstm_steps_back(dout_TBH, dh_BH, dc_BH, dtype, c, gates, tanh_c, recur_back) -> tuple[Tensor, Tensor, Tensor]:
-    """The backward loop: dz_TB4H in `dtype`, and the gradients by the state that the window began with.
+def _lstm_steps_back(dout_TBH, dh_BH, dc_BH, dtype, c, gates, tanh_c, recur_back) -> tuple[Tensor, ...]:
+    """The backward loop: dz_TB4H in `dtype`, dh and dc before the window (dh without its last product), and db.
 
-    `gates` is overwritten by d(loss)/dz as it goes: first by the factors of dc (i, f, g) and dh (o), each of which is
-    some a∘s(1-s) or a∘(1-t²), that is, PyTorch's derivative of sigmoid or tanh times a.
+    The factors of dc (i, f, g) and dh (o) are each some a∘s(1-s) or a∘(1-t²), that is, PyTorch's derivative of sigmoid
+    or tanh times a: one call each for all time steps. The loop then multiplies them by dc and dh in place.
     """
     sigmoid_back = torch.ops.aten.sigmoid_backward.grad_input
     tanh_back = torch.ops.aten.tanh_backward.grad_input
-    (T, B, H), exact = dout_TBH.shape, dout_TBH.dtype
-    gates = gates.view(T, B, 4, H)
-    i, f, g, o = gates.unbind(2)
-    by_c = torch.ops.aten.tanh_backward(o, tanh_c)
-    sigmoid_back(tanh_c, o, grad_input=o)
-    forget = tanh_c.copy_(f)
-    sigmoid_back(c[:T], f, grad_input=f)
-    by_i = torch.ops.aten.sigmoid_backward(g, i)
-    tanh_back(i, g, grad_input=g)
-    i.copy_(by_i)
+    T, B, H = dout_TBH.shape
+    i, f, g, o = gates.view(T, B, 4, H).unbind(2)
+    exact_dz = torch.empty(T, B, 4, H, dtype=gates.dtype)
+    dz_i, dz_f, dz_g, dz_o = exact_dz.unbind(2)
+    sigmoid_back(g, i, grad_input=dz_i)
+    sigmoid_back(c[:T], f, grad_input=dz_f)
+    tanh_back(i, g, grad_input=dz_g)
+    sigmoid_back(tanh_c, o, grad_input=dz_o)
+    by_h = torch.ops.aten.tanh_backward(o, tanh_c)
 
-    dz = gates if dtype == exact else torch.empty_like(gates, dtype=dtype)
+    dz = exact_dz if dtype == gates.dtype else torch.empty_like(exact_dz, dtype=dtype)
     dh, dc, dh_next = torch.empty_like(dh_BH), dc_BH.clone(), dh_BH
-    rows = zip(*(v.unbind() for v in (dout_TBH, gates, gates[:, :, :3], o, by_c, forget, dz)), strict=True)
-    for t, (dout_t, gates_t, ifg_t, o_t, by_c_t, forget_t, dz_t) in reversed(list(enumerate(rows))):
+    rows = zip(*(v.unbind() for v in (dout_TBH, f, by_h, exact_dz, exact_dz[:, :, :3], dz_o, dz)), strict=True)
+    for t, (dout_t, f_t, by_h_t, exact_t, ifg_t, o_t, dz_t) in reversed(list(enumerate(rows))):
         torch.add(dout_t, dh_next, out=dh)
-        dc.addcmul_(dh, by_c_t)
+        dc.addcmul_(dh, by_h_t)
         ifg_t.mul_(dc.unsqueeze(1))
         o_t.mul_(dh)
-        if dz is not gates:
-            dz_t.copy_(gates_t)
-        dc.mul_(forget_t)
+        dc.mul_(f_t)
+        if dz is not exact_dz:
+            dz_t.copy_(exact_t)
         if t:
             dh_next = recur_back(dz_t.view(B, 4 * H))
-    return dz.view(T, B, 4 * H), dh, dc
+    # Summed before rounding; `dz.sum(dtype=float32)` would first copy a bf16 dz, 5 ms for 1400 x 4600.
+    return dz.view(T, B, 4 * H), dh, dc, exact_dz.sum((0, 1)).view(-1)
 
 
 class _FlatWeights(torch.autograd.Function):
@@ -245,8 +233,9 @@ class WeightDropLSTM(nn.Module):
 
     Parameters carry the names, shapes and gate order of a one-layer `nn.LSTM` / `nn.GRU` / `nn.RNN` and start at
     U(-1/sqrt(H), 1/sqrt(H)). In training each forward draws one mask from the global generator of the weight's device;
-    kept weights are scaled by 1/(1 - weight_drop), and the raw weight receives the masked gradient. In eval mode, and
-    with `weight_drop` 0, the layer is the plain layer. `kernel` and `precision`: see `choose_kernel`.
+    kept weights are scaled by 1/(1 - weight_drop), and the raw weight receives the masked gradient. `kernel` and
+    `precision`: see `choose_kernel`. In eval mode the mask is off, and with `kernel="auto"` products are fp32: bitwise
+    the plain layer of torch. (Windows of 500 tokens rather than 70 halve the time at batch 1: W_hh is packed less often.)
     """
 
     def __init__(
@@ -262,7 +251,7 @@ class WeightDropLSTM(nn.Module):
         if cell not in _GATES:
             raise ValueError(f"cell must be one of {', '.join(_GATES)}, got {cell!r}")
         keep_probability(weight_drop)
-        choose_kernel(kernel, cell, precision, torch.device("cpu"), torch.float32)
+        choose_kernel(kernel, cell, precision, torch.device("cpu"), torch.float32, hidden_size)
         self.cell, self.input_size, self.hidden_size = cell, input_size, hidden_size
         self.weight_drop, self.kernel, self.precision = weight_drop, kernel, precision
         rows = _GATES[cell] * hidden_size
@@ -284,7 +273,7 @@ class WeightDropLSTM(nn.Module):
         Output and state have the dtype of the weights, whatever the products are computed in.
         """
         weight, mask, scale = self.weight_hh_l0, None, 1.0
-        kernel, dtype = choose_kernel(self.kernel, self.cell, self.precision, weight.device, weight.dtype)
+        kernel, dtype = choose_kernel(self.kernel, self.cell, self.precision, weight.device, weight.dtype, self.hidden_size)
         if self.training and self.weight_drop:
             mask, scale = keep_mask(tuple(weight.shape), self.weight_drop, weight.device, dtype)
         if kernel == "native":

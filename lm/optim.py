@@ -99,7 +99,7 @@ class LearningRate:
 
 @dataclass
 class NTASGD:
-    """Non-monotonically triggered averaged SGD (Merity et al. 2018, sec. 4, algorithm 1).
+    """Non-monotonically triggered averaged SGD (Merity et al. 2018, sec. 3, algorithm 1).
 
     After each epoch of SGD, averaging starts when the validation loss is worse than the best of all but the last
     `nonmono` epochs. (The paper's box prints another condition; the authors' code has this one.) From then on

@@ -20,12 +20,12 @@ NORMS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def activation_penalty(dropped_TBH: Tensor, norm: str = "l2") -> Tensor:
-    """AR (sec. 3.1) before its coefficient: the norm of a layer's output after its dropout."""
+    """AR before its coefficient: the norm of a layer's output after its dropout."""
     return NORMS[norm](dropped_TBH)
 
 
 def temporal_penalty(raw_TBH: Tensor) -> Tensor:
-    """TAR (sec. 3.2) before its coefficient: mean (h[t+1] - h[t])^2 over the raw output; 0 for one time step."""
+    """TAR before its coefficient: mean (h[t+1] - h[t])^2 over the raw output; 0 for one time step."""
     if raw_TBH.shape[0] < 2:
         return raw_TBH.new_zeros(())
     return (raw_TBH[1:] - raw_TBH[:-1]).square().mean()

@@ -104,9 +104,7 @@ def end_epoch(run: Run, run_dir: RunDir, log: RunLog, stop: StopSignals) -> None
     config, progress = run.config, run.progress
     started = time.perf_counter()
     model = run.averaging.evaluated(run.model)
-    valid = evaluate(
-        model, run.corpus.splits["valid"], config.eval_batch_size, config.bptt, between_windows=stop.check
-    )
+    valid = evaluate(model, run.corpus.splits["valid"], config.eval_batch_size, between_windows=stop.check)
     progress.seconds += time.perf_counter() - started
     if not math.isfinite(valid.loss):
         raise DivergedError(f"epoch {progress.epoch}: valid loss {valid.loss}: not finite; try a lower --lr")
@@ -153,7 +151,7 @@ def final_scores(run: Run, run_dir: RunDir, options: RunOptions, stop: StopSigna
     run.model.load_state_dict(load_checkpoint(run_dir.best)["model"])
 
     def score(ids: np.ndarray, columns: int) -> float:
-        return evaluate(run.model, ids, columns, config.bptt, between_windows=stop.check).loss
+        return evaluate(run.model, ids, columns, between_windows=stop.check).loss
 
     train_ids = corpus.splits["train"][: config.eval_train_tokens or None]
     scores = {"train_loss": score(train_ids, config.eval_batch_size)}

@@ -29,11 +29,11 @@ def whole_text(model, ids, batch_size):
         return output.raw[-1], model.loss(output, columns[1:]).item()
 
 
-@pytest.mark.parametrize("bptt", [1, 7, 50, 500])
+@pytest.mark.parametrize("window", [1, 7, 50, 500, None])
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_the_window_length_does_not_change_loss_or_statistics(model, bptt, batch_size):
+def test_the_window_length_does_not_change_loss_or_statistics(model, window, batch_size):
     raw, loss = whole_text(model, IDS, batch_size)
-    result = evaluate(model, IDS, batch_size, bptt)
+    result = evaluate(model, IDS, batch_size, window=window)
     assert result.targets == (203 // batch_size - 1) * batch_size
     assert math.isclose(result.loss, loss, rel_tol=1e-6)
     assert math.isclose(result.perplexity, math.exp(loss), rel_tol=1e-5)
@@ -47,13 +47,13 @@ def test_the_window_length_does_not_change_loss_or_statistics(model, bptt, batch
 def test_a_uniform_model_has_the_vocabulary_size_as_perplexity(model):
     with torch.no_grad():
         model.encoder.weight.zero_()
-    assert math.isclose(evaluate(model, IDS, 3, 10).perplexity, V, rel_tol=1e-6)
+    assert math.isclose(evaluate(model, IDS, 3).perplexity, V, rel_tol=1e-6)
 
 
 def test_evaluation_leaves_the_mode_and_the_generator_as_they_were(model):
     model.train()
     before = torch.get_rng_state()
-    evaluate(model, IDS, 3, 10)
+    evaluate(model, IDS, 3)
     assert model.training
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -112,5 +112,5 @@ def test_a_run_whose_text_has_changed_is_refused(cli, tiny_run, tmp_path):
 def test_a_model_that_trains_in_bf16_is_evaluated_in_fp32():
     exact, rounded = AWDLSTM(V, tiny()), AWDLSTM(V, tiny(), precision="bf16")
     rounded.load_state_dict(exact.state_dict())
-    assert evaluate(exact, IDS, 3, 10).loss == evaluate(rounded, IDS, 3, 10).loss
+    assert evaluate(exact, IDS, 3).loss == evaluate(rounded, IDS, 3).loss
     assert rounded.precision == rounded.rnns[0].precision == "bf16"

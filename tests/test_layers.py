@@ -11,11 +11,11 @@ LM = Path(__file__).resolve().parent.parent / "lm"
 LAYERS = [
     {"errors", "presets", "config", "runtime"},
     {"flags", "tokenizer", "cards", "dropout", "loss", "lstm", "regularization", "checkpoint", "metrics", "study"},
-    {"pydocs", "corpus", "batching", "model", "optim"},
+    {"pydocs", "corpus", "batching", "model", "optim", "plain"},
     {"run", "evaluate", "adapt", "generate"},
     {"train"},
     {"stats", "tables", "analysis", "plots", "compare", "report"},
-    {"sweep", "bench"},
+    {"studyfile", "live", "executors", "cluster", "search", "sweep", "bench"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

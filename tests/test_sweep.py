@@ -21,6 +21,7 @@ from lm.executors import take_lock, train_arguments
 from lm.flags import parse_train_args
 from lm.study import load_study, read_ledger
 from lm.studyfile import parse_args, save_study, study_from_flags, with_refine
+from lm.sweep import Sweep, plan
 from tests.conftest import write_corpus
 
 FLAGS = {"emsize": 8, "nhid": 12, "nlayers": 2, "batch_size": 4, "bptt": 7, "eval_batch_size": 2, "lr": 5, "epochs": 3}
@@ -198,11 +199,10 @@ def test_failed_and_diverged_runs_are_listed_and_the_others_complete(start, corp
         ('[refine]\nsearch = "random"\n[refine.space]\ndropout = [2]\n', "study.toml: --dropout"),
     ],
 )
-def test_a_mistake_in_the_study_is_one_message_before_anything_starts(grid, message, start, corpus, tmp_path):
+def test_a_mistake_in_the_study_names_file_and_field_before_anything_starts(grid, message, corpus, tmp_path):
     study = write_study(tmp_path / "results" / "s", corpus, grid)
-    _, stderr = end(start(tmp_path, study), 2)
-    assert message in stderr
-    assert not (tmp_path / "runs").exists()
+    with pytest.raises(ConfigError, match=message):
+        plan(Sweep(load_study(study), parse_args("", [str(study)])))
 
 
 def test_refining_by_command_line_runs_the_values_and_notes_it_in_study_toml(start, corpus, tmp_path):

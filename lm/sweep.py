@@ -1,0 +1,335 @@
+"""Run a study: every cell of its grid with every seed, one ledger line a finished run.
+
+python -m lm.sweep results/quick                                        # what results/quick/study.toml asks
+python -m lm.sweep --preset examples-200 --dataset ptb --alpha 0 1 2 --seed 1 2 3 --out results/ar
+python -m lm.sweep results/ar --refine alpha                            # then a finer grid around the best alpha
+
+Started again, it runs what the ledger lacks and continues killed runs from their checkpoints. A run that diverged is in
+the ledger and would diverge again: delete its line to repeat it. Any other failed run is tried again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import os
+import shlex
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import indent
+from typing import Any
+
+from lm import search
+from lm.analysis import label
+from lm.cluster import RayExecutor
+from lm.config import TrainConfig, as_plain, config_id, make_config
+from lm.corpus import identify, load_corpus
+from lm.errors import ConfigError, DivergedError, Interrupted, LMError, run_cli
+from lm.executors import (
+    Executor,
+    Job,
+    LocalExecutor,
+    Outcome,
+    log_path,
+    outcome_of,
+    read_result,
+    take_lock,
+    train_arguments,
+    visible_gpus,
+)
+from lm.live import LiveView
+from lm.metrics import log_to_stderr
+from lm.runtime import StopSignals
+from lm.study import STUDY_FILE, Study, append_ledger, load_study, read_ledger
+from lm.studyfile import parse_args, save_study, study_from_flags, with_refine
+
+logger = logging.getLogger("lm.sweep")
+# What a ledger line can say of a run that is not run again.
+_SETTLED = ("completed", "diverged")
+
+
+class SweepFailed(LMError):
+    """Runs ended without a result; the message lists them with their last words."""
+
+
+class Sweep:
+    """The runs of one study: which are missing, where they are computed, and their way into the ledger."""
+
+    def __init__(self, study: Study, args: argparse.Namespace) -> None:
+        self.study, self.args = study, args
+        self.folder = Path(args.runs_dir, study.path.resolve().name)
+        self.results = {record["id"]: record for record in read_ledger(study.ledger)}
+        self.failures: dict[str, str] = {}
+        self.started = 0
+        self._executor: Executor | None = None
+        self._corpora: dict[Any, str] = {}
+        self._locks: dict[str, int] = {}
+
+    def config(self, cell: dict[str, Any], seed: int) -> TrainConfig:
+        """Configuration of one run. Raises ConfigError, naming the file, for a field or value that makes no sense."""
+        try:
+            values = self.study.flags | cell | {"seed": seed}
+            config = make_config(self.study.preset, self.study.dataset, **values)
+        except ConfigError as error:
+            raise ConfigError(f"{self.study.path / STUDY_FILE}: {error}") from None
+        if config.data not in self._corpora:
+            self._corpora[config.data] = identify(config.dataset, config.data or None)
+        return dataclasses.replace(config, dataset=self._corpora[config.data])
+
+    def job(self, cell: dict[str, Any], seed: int, epochs: int | None = None) -> Job:
+        """One run to compute; with `epochs`, its first part."""
+        config = self.config(cell, seed)
+        run_dir, rung = self.folder / config_id(config), epochs is not None and epochs < config.epochs
+        if rung:
+            config = dataclasses.replace(config, epochs=epochs)
+        arguments = [*train_arguments(config), f"--threads={self.args.threads}"]
+        if self.args.device != "auto":
+            arguments.append(f"--device={self.args.device}")
+        if rung:
+            arguments.append("--no-eval-test")
+        name = f"{label(cell)}, seed {seed}" if cell else f"seed {seed}"
+        run = (f"--out-dir={run_dir.absolute()}", "--resume=auto")
+        return Job(config_id(config), name, config, (*arguments, *run), run_dir.absolute(), rung)
+
+    def missing(self, jobs: Sequence[Job]) -> list[Job]:
+        """Those without a line in the ledger that says how they ended, and not failed before in this sweep."""
+        return [
+            job for job in {job.id: job for job in jobs}.values()
+            if self.status(job) not in _SETTLED and job.id not in self.failures
+        ]  # fmt: skip
+
+    def status(self, job: Job) -> str:
+        """What the ledger says of a run; empty: nothing."""
+        return self.results.get(job.id, {}).get("status", "")
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Run what is missing of `jobs`; failures are collected in `failures`.
+
+        Raises:
+            CorpusError: the corpus cannot be had; nothing was started.
+            Interrupted: a stop signal; the runs have saved their checkpoints.
+        """
+        todo = deque(self.missing(jobs))
+        if not todo:
+            return
+        for config in {(job.config.dataset, job.config.data): job.config for job in todo}.values():
+            load_corpus(config.dataset, config.data or None)  # encoded once, instead of by all the first runs at a time
+        if self._executor is None:
+            self._executor = make_executor(self.args)
+        with StopSignals() as stop, LiveView(len(todo)) as view:
+            try:
+                self._work(todo, self._executor, view, stop)
+            except Interrupted as interruption:
+                self._executor.stop()
+                raise Interrupted(
+                    stop.received, f"{interruption}; what was running is saved, the same command continues"
+                ) from None
+
+    def _work(self, todo: deque[Job], executor: Executor, view: LiveView, stop: StopSignals) -> None:
+        """Keep the executor busy; a run that another sweep has taken is looked at again every second."""
+        running: dict[str, Job] = {}
+        waiting: deque[Job] = deque()
+        told, look_again = False, 0.0
+        while todo or waiting or running:
+            if not todo and waiting and time.monotonic() >= look_again:
+                if not told:
+                    logger.info("%d runs are computed by another sweep: waiting for them", len(waiting))
+                told, look_again = True, time.monotonic() + 1
+                todo, waiting = waiting, deque()
+            while todo and executor.room():
+                job = todo.popleft()
+                if not self._claim(job):
+                    waiting.append(job)
+                elif text := self._known(job):
+                    self._release(job)
+                    view.end(job, text)
+                else:
+                    running[job.id] = job
+                    view.start(job)
+                    executor.start(job)
+                    self.started += 1
+            for outcome in executor.finished():
+                text = self._settle(outcome)
+                self._release(running.pop(outcome.job.id))
+                view.end(outcome.job, text)
+            view.show(running.values(), len(waiting))
+            stop.check()
+            time.sleep(0.1)
+
+    def _claim(self, job: Job) -> bool:
+        """Make the run this sweep's own, unless it is another's; the kernel gives it back if this process is killed."""
+        lock = take_lock(job.run_dir / "sweep.lock", wait=False)
+        if lock is not None:
+            self._locks[job.id] = lock
+        return lock is not None
+
+    def _release(self, job: Job) -> None:
+        os.close(self._locks.pop(job.id))
+
+    def _known(self, job: Job) -> str:
+        """How the run ended, if another sweep has entered it by now or its directory holds its result; else empty."""
+        self.results |= {record["id"]: record for record in read_ledger(self.study.ledger)}
+        if self.status(job) in _SETTLED:
+            return f"{self.status(job)}, by another sweep"
+        result = read_result(job)
+        if not result or result["status"] != "completed":
+            return ""
+        return self._enter(outcome_of(job, 0), result)
+
+    def _settle(self, outcome: Outcome) -> str:
+        """Enter how a run ended into the ledger, or among the failures; returns it in words."""
+        result, job = outcome.result, outcome.job
+        if result and (outcome.code, result["status"]) in ((0, "completed"), (DivergedError.exit_code, "diverged")):
+            return self._enter(outcome, result)
+        self.failures[job.id] = f"{job.name}: exit code {outcome.code}, {log_path(job)}\n{indent(outcome.tail, '    ')}"
+        return f"FAILED, exit code {outcome.code}"
+
+    def _enter(self, outcome: Outcome, result: dict[str, Any]) -> str:
+        job = outcome.job
+        record = result | {"curve": outcome.curve, "command": self.command(job)}
+        if result["status"] == "diverged":
+            record["error"] = (outcome.tail.splitlines() or [""])[-1].removeprefix("error: ")
+        self.results[job.id] = record
+        if not job.rung:
+            append_ledger(self.study.ledger, record)
+        if result["status"] == "diverged":
+            return f"diverged: {record['error']}"
+        test = f", test {result['test_ppl']:.2f}" if result["test_ppl"] else ""
+        return f"valid ppl {result['valid_ppl']:.2f}{test}"
+
+    def command(self, job: Job) -> str:
+        """The command that repeats a run, from the repository's root."""
+        arguments = [a for a in job.arguments if not a.startswith(("--out-dir=", "--resume="))]
+        place = Path("runs", self.folder.name, job.run_dir.name).as_posix()
+        return shlex.join(["python", "-m", "lm.train", *arguments, f"--out-dir={place}"])
+
+    def measure(self, cells: Sequence[dict[str, Any]], epochs: int | None = None) -> list[float]:
+        """Mean valid loss over the seeds of each cell, in nats per token; infinite where a run diverged.
+
+        Raises SweepFailed if a run failed, for the next step would depend on it.
+        """
+        jobs = [[self.job(cell, seed, epochs) for seed in self.study.seeds] for cell in cells]
+        self.run([job for row in jobs for job in row])
+        if self.failures:
+            raise SweepFailed("the search stops here")
+        found = [[self.results[job.id] for job in row] for row in jobs]
+        return [
+            math.fsum(r["valid_loss"] for r in row) / len(row)
+            if all(r["status"] == "completed" for r in row) else math.inf
+            for row in found
+        ]  # fmt: skip
+
+    def prune(self, cell: dict[str, Any], epochs: int) -> None:
+        """Enter a cell that a search gave up after `epochs` into the ledger, as no result."""
+        for seed in self.study.seeds:
+            job, rung = self.job(cell, seed), self.results[self.job(cell, seed, epochs).id]
+            if self.status(job) in _SETTLED:
+                continue
+            record = rung | {"id": job.id, "config": as_plain(job.config), "command": self.command(job)}
+            if rung["status"] == "completed":
+                error = f"after {epochs} of {job.config.epochs} epochs, valid perplexity {rung['valid_ppl']:.2f}"
+                record |= {"status": "pruned", "error": error}
+            append_ledger(self.study.ledger, record)
+
+    def close(self) -> None:
+        """Free what the executor holds."""
+        if self._executor is not None:
+            self._executor.close()
+
+
+def make_executor(args: argparse.Namespace) -> Executor:
+    """The place to compute that the flags name."""
+    if args.executor == "ray":
+        return RayExecutor(args.ray_address, args.jobs, args.threads, args.device)
+    return LocalExecutor(args.jobs, args.threads, visible_gpus(args.device))
+
+
+def plan(sweep: Sweep) -> list[Job]:
+    """Jobs of the study's grid, after a look at every value that the study can come to. Raises ConfigError."""
+    study, settings = sweep.study, sweep.study.refine
+    if settings:
+        search.check_settings(study, settings, sweep.config(study.baseline, study.seeds[0]))
+        for name, values in settings.get("space", {}).items():
+            for value in values if isinstance(values, list) else (values["low"], values["high"]):
+                sweep.config(study.baseline | {name: value}, study.seeds[0])
+    return [sweep.job(cell, seed) for cell, seed in study.runs()]
+
+
+def look_further(sweep: Sweep) -> None:
+    """What `[refine]` asks, if anything, once the grid is done."""
+    study, settings = sweep.study, sweep.study.refine
+    if "field" in settings:
+        tried = search.refine(study, settings, sweep.measure)
+        best = min(tried, key=lambda value: (tried[value], value))
+        logger.info(
+            "refined: %s %g has the lowest mean valid perplexity, %.2f",
+            settings["field"],
+            best,
+            math.exp(min(tried[best], 700)),
+        )
+    elif settings:
+        config = sweep.config(study.baseline, study.seeds[0])
+        search.search(study, settings, config.epochs, sweep.measure, sweep.prune)
+
+
+def dry_run(sweep: Sweep, jobs: Sequence[Job]) -> str:
+    """What would run, a command a line."""
+    missing = sweep.missing(jobs)
+    lines = [f"{len(jobs)} runs asked for, {len(jobs) - len(missing)} in the ledger, to run: {len(missing)}"]
+    lines += [f"{job.name}\n    {sweep.command(job)}" for job in missing]
+    return "\n".join(lines + ["then what [refine] finds worth trying"] * bool(sweep.study.refine)) + "\n"
+
+
+def finish(sweep: Sweep, args: argparse.Namespace) -> None:
+    """Report, and raise SweepFailed or DivergedError if a run has no result."""
+    study = sweep.study
+    records = read_ledger(study.ledger)
+    diverged = [
+        f"seed {r.get('seed')}, {r.get('command')}: {r.get('error')}" for r in records if r["status"] == "diverged"
+    ]
+    if args.report:
+        from lm import report
+
+        analysis = report.report(str(study.path))
+        if not args.json:
+            sys.stdout.write(report.report_text(analysis))
+    if args.json:
+        counts = {"started": sweep.started, "completed": sum(r["status"] == "completed" for r in records)}
+        summary = {"study": str(study.path), "ledger": str(study.ledger), **counts, "diverged": diverged}
+        sys.stdout.write(json.dumps(summary | {"failed": list(sweep.failures.values())}) + "\n")
+    logger.info("ledger: %s; table and plots: python -m lm.report %s", study.ledger, study.path)
+    if sweep.failures:
+        lines = "\n".join(f"  {text}" for text in sweep.failures.values())
+        raise SweepFailed(f"{len(sweep.failures)} runs failed; the same command tries them again:\n{lines}")
+    if diverged:
+        raise DivergedError(f"{len(diverged)} runs of {study.path} diverged:\n  " + "\n  ".join(diverged))
+
+
+def main() -> None:
+    """Command line."""
+    log_to_stderr()
+    args = parse_args(__doc__ or "", None)
+    study = with_refine(study_from_flags(args) if args.out else load_study(args.study), args)
+    sweep = Sweep(study, args)
+    jobs = plan(sweep)
+    if args.dry_run:
+        sys.stdout.write(dry_run(sweep, jobs))
+        return
+    save_study(study)
+    with contextlib.closing(sweep), contextlib.redirect_stdout(sys.stderr):  # Ray prints its news on stdout
+        sweep.run(jobs)
+        with contextlib.suppress(SweepFailed):  # `finish` tells of the failures
+            if not sweep.failures:
+                look_further(sweep)
+    finish(sweep, args)
+
+
+if __name__ == "__main__":
+    run_cli(main)
