@@ -129,7 +129,7 @@ def analyse(study: Study, records: Sequence[dict[str, Any]]) -> Analysis:
     own = [r for r in records if study.dataset in (r.get("dataset", study.dataset), _config(r).get("dataset"))]
     if len(own) < len(records):
         notes.append(f"{len(records) - len(own)} ledger lines of another corpus than {study.dataset} are left out.")
-    if len({r.get("corpus_sha256") for r in own if r.get("corpus_sha256")}) > 1:
+    if len({identity(r["corpus_sha256"]) for r in own if r.get("corpus_sha256")}) > 1:
         notes.append("The runs read different texts under one corpus name (corpus_sha256): do not compare them.")
     fields, cells = _cells(study, own)
     cells = [with_estimates(cell) for cell in cells]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from typing import Any
 
@@ -43,6 +44,16 @@ def _environment(threads: int) -> dict[str, str]:
     return passed_on | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
 
 
+def _check_address(address: str) -> None:
+    """Raise ConfigError if nothing listens at HOST:PORT, which Ray would take minutes to say."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise ConfigError(f"--ray-address {address}: no cluster answers there: {error}") from None
+
+
 class RayExecutor:
     """Tasks of a Ray cluster, as many at a time as its CPUs (or GPUs, where it has some) carry, or `jobs`.
 
@@ -57,6 +68,7 @@ class RayExecutor:
             import ray
         except ImportError:
             raise ConfigError("--executor ray: not installed; pip install -r requirements-cluster.txt") from None
+        _check_address(address)
         try:
             ray.init(
                 address=address or None, log_to_driver=False, logging_level="error",

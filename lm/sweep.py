@@ -229,13 +229,14 @@ class Sweep:
     def prune(self, cell: dict[str, Any], epochs: int) -> None:
         """Enter a cell that a search gave up after `epochs` into the ledger, as no result."""
         for seed in self.study.seeds:
-            job, rung = self.job(cell, seed), self.results[self.job(cell, seed, epochs).id]
+            job, rung_job = self.job(cell, seed), self.job(cell, seed, epochs)
             if self.status(job) in _SETTLED:
                 continue
-            record = rung | {"id": job.id, "config": as_plain(job.config), "command": self.command(job)}
-            if rung["status"] == "completed":
-                error = f"after {epochs} of {job.config.epochs} epochs, valid perplexity {rung['valid_ppl']:.2f}"
-                record |= {"status": "pruned", "error": error}
+            rung = self.results.get(rung_job.id) or read_result(rung_job) or {}
+            record = rung | {"id": job.id, "config": as_plain(job.config), "seed": seed, "command": self.command(job)}
+            if rung.get("status") != "diverged":
+                ppl = f", valid perplexity {rung['valid_ppl']:.2f}" if rung else ""
+                record |= {"status": "pruned", "error": f"after {epochs} of {job.config.epochs} epochs{ppl}"}
             append_ledger(self.study.ledger, record)
 
     def close(self) -> None:
@@ -292,7 +293,7 @@ def finish(sweep: Sweep, args: argparse.Namespace) -> None:
     study = sweep.study
     records = read_ledger(study.ledger)
     diverged = [
-        f"seed {r.get('seed')}, {r.get('command')}: {r.get('error')}" for r in records if r["status"] == "diverged"
+        f"seed {r.get('seed')}, {r.get('command')}: {r.get('error')}" for r in records if r.get("status") == "diverged"
     ]
     if args.report:
         from lm import report
@@ -301,7 +302,7 @@ def finish(sweep: Sweep, args: argparse.Namespace) -> None:
         if not args.json:
             sys.stdout.write(report.report_text(analysis))
     if args.json:
-        counts = {"started": sweep.started, "completed": sum(r["status"] == "completed" for r in records)}
+        counts = {"started": sweep.started, "completed": sum(r.get("status") == "completed" for r in records)}
         summary = {"study": str(study.path), "ledger": str(study.ledger), **counts, "diverged": diverged}
         sys.stdout.write(json.dumps(summary | {"failed": list(sweep.failures.values())}) + "\n")
     logger.info("ledger: %s; table and plots: python -m lm.report %s", study.ledger, study.path)

@@ -69,3 +69,11 @@ def test_a_stop_signal_lets_the_tasks_save(cluster, start, corpus, tmp_path):  #
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert not read_ledger(study / "runs.jsonl")
+
+
+def test_an_address_where_no_cluster_listens_is_one_message(start, corpus, tmp_path):  # noqa: F811
+    pytest.importorskip("ray")
+    study = write_study(tmp_path / "results" / "s", corpus, "", seeds=(1,))
+    _, stderr = end(start(tmp_path, study, "--executor=ray", "--ray-address=127.0.0.1:9"), 2)
+    assert "--ray-address 127.0.0.1:9" in stderr
+    assert "Traceback" not in stderr

@@ -162,11 +162,11 @@ def test_hyperband_lengthens_real_runs_to_the_figures_of_straight_ones(start, co
     from lm.config import RunOptions, config_from_dict
     from lm.train import train
 
-    search_of = '[refine]\nsearch = "hyperband"\n[refine.space]\nlr = [0.01, 5.0, 4.0, 0.02]\n'
+    search_of = '[refine]\nsearch = "hyperband"\n[refine.space]\nlr = [0.01, 4.0, 0.02]\n'
     study = write_study(tmp_path / "results" / "s", corpus, search_of, seeds=(1,), epochs=3)
     end(start(tmp_path, study, "--jobs=2", "--no-report"))
     records = {record["id"]: record for record in read_ledger(study / "runs.jsonl")}
-    assert len(records) == 4
+    assert len(records) == 4  # the baseline, too
     assert all(record["config"]["epochs"] == 3 for record in records.values())
     pruned = [record for record in records.values() if record["status"] == "pruned"]
     assert all("after 1 of 3 epochs" in record["error"] and record["test_loss"] is None for record in pruned)

@@ -1,0 +1,40 @@
+import dataclasses
+import json
+
+import torch
+
+from lm.bench import measure, text, write_table
+from lm.config import make_config
+from lm.model import AWDLSTM
+from lm.plain import PlainLM
+from lm.regularization import regularization_terms
+from tests.test_model import NO_DROPOUT
+
+CONFIG = make_config(emsize=8, nhid=12, nlayers=2, batch_size=3, bptt=5)
+
+
+def test_the_plain_program_computes_what_ours_does():
+    config = dataclasses.replace(CONFIG, **NO_DROPOUT)
+    ours, plain = AWDLSTM(20, config), PlainLM(20, config)
+    names = {name: name.replace("decoder.bias", "bias").replace("decoder.weight", "encoder.weight") for name in ours.state_dict()}
+    plain.load_state_dict({names[name]: tensor for name, tensor in ours.state_dict().items()})
+    ids = torch.randint(20, (6, 3))
+    output = ours(ids[:-1], ours.initial_state(3))
+    terms = regularization_terms(output.raw, output.dropped, config.alpha, config.beta)
+    total = ours.loss(output, ids[1:]) + terms["ar"] + terms["tar"]
+    assert torch.isclose(total, plain.loss(ids[:-1], ids[1:]), rtol=1e-5)
+
+
+def test_a_measurement_has_the_documented_figures_and_makes_a_table_and_a_plot(tmp_path):
+    row = measure(CONFIG, 50, turns=2, threads=1)
+    assert {
+        "tokens_per_s", "seconds_per_step", "plain_tokens_per_s", "ratio", "gemm_seconds", "gemm_ratio", "peak_rss_mb",
+        "phases", "kernel", "precision", "threads", "cpu",
+    } <= row.keys()  # fmt: skip
+    assert row["tokens_per_s"] == round(15 / row["seconds_per_step"])
+    assert abs(sum(row["phases"].values()) - row["seconds_per_step"]) < 1e-9
+    write_table(tmp_path, {"tiny": row})
+    assert json.loads((tmp_path / "speed.json").read_text())["tiny"] == row
+    assert "| tiny |" in (tmp_path / "README.md").read_text()
+    assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
+    assert "tokens/s" in text("tiny", row)
