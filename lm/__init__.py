@@ -1,0 +1,1 @@
+"""AWD-LSTM language models with activation regularization; see README.md."""

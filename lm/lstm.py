@@ -33,6 +33,7 @@ Linear = Callable[..., Tensor]
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 _NATIVE = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
+# Units from which the fused kernel is the faster one, see `choose_kernel`.
 _FUSED_FROM_UNITS = 300
 
 
@@ -42,9 +43,9 @@ def choose_kernel(
     """Return ("native" | "fused", dtype of the products) for a layer whose weights are `dtype` on `device`.
 
     "auto" takes the fused kernel for an LSTM in bf16 on a CPU with native bf16 and at least 300 units, and the native
-    one (cuDNN on CUDA, oneDNN or the reference loop on CPU) for all else. Forward + backward of one layer, fp32 native /
-    fp32 fused / bf16 fused, in ms on 2 cores: 200 units (T 35, B 20) 5.2/9.8/7.0; 300 9.5/15/9.6; 650 39/48/31; 1150 (T 70)
-    256/254/138; 1150 (T 70, B 80) 899/958/537. So the fused kernel in fp32 runs only where it is asked for.
+    one (cuDNN on CUDA, oneDNN or the reference loop on CPU) for all else. Forward + backward of one layer, fp32
+    native / fp32 fused / bf16 fused, in ms on 2 cores: 200 units (T 35, B 20) 5.2/9.8/7.0; 300 9.5/15/9.6; 650
+    39/48/31; 1150 (T 70) 256/254/138; 1150 (T 70, B 80) 899/958/537. So fp32 is fused only where it is asked for.
     bf16 without a fast bf16 kernel (native on CPU) becomes fp32: faster there, and more exact.
 
     Raises ValueError for an unknown name, and for `kernel="fused"` where the fused kernel cannot run.
@@ -70,8 +71,7 @@ def pack_linear(weight_NK: Tensor) -> Linear:
     """
     if weight_NK.dtype in (torch.float32, torch.bfloat16) and weight_NK.device.type == "cpu":
         try:
-            run = torch.ops.mkldnn._linear_pointwise.default
-            run_add = torch.ops.mkldnn._linear_pointwise.binary
+            run, run_add = torch.ops.mkldnn._linear_pointwise.default, torch.ops.mkldnn._linear_pointwise.binary
             packed = torch.ops.mkldnn._reorder_linear_weight(weight_NK)
         except (AttributeError, RuntimeError):
             pass
@@ -234,8 +234,7 @@ class WeightDropLSTM(nn.Module):
     Parameters carry the names, shapes and gate order of a one-layer `nn.LSTM` / `nn.GRU` / `nn.RNN` and start at
     U(-1/sqrt(H), 1/sqrt(H)). In training each forward draws one mask from the global generator of the weight's device;
     kept weights are scaled by 1/(1 - weight_drop), and the raw weight receives the masked gradient. `kernel` and
-    `precision`: see `choose_kernel`. In eval mode the mask is off, and with `kernel="auto"` products are fp32: bitwise
-    the plain layer of torch. (Windows of 500 tokens rather than 70 halve the time at batch 1: W_hh is packed less often.)
+    `precision`: see `choose_kernel`. In eval mode, native in fp32, it is bitwise the plain layer.
     """
 
     def __init__(
@@ -273,7 +272,9 @@ class WeightDropLSTM(nn.Module):
         Output and state have the dtype of the weights, whatever the products are computed in.
         """
         weight, mask, scale = self.weight_hh_l0, None, 1.0
-        kernel, dtype = choose_kernel(self.kernel, self.cell, self.precision, weight.device, weight.dtype, self.hidden_size)
+        kernel, dtype = choose_kernel(
+            self.kernel, self.cell, self.precision, weight.device, weight.dtype, self.hidden_size
+        )
         if self.training and self.weight_drop:
             mask, scale = keep_mask(tuple(weight.shape), self.weight_drop, weight.device, dtype)
         if kernel == "native":
@@ -291,10 +292,8 @@ class WeightDropLSTM(nn.Module):
             weights = list(_FlatWeights.apply(dtype, *weights))
         hx = [s.unsqueeze(0).to(dtype) for s in state]
         run = getattr(torch._VF, _NATIVE[self.cell])
-        result = run(
-            x.to(dtype), hx if self.cell == "LSTM" else hx[0], weights, True, 1, 0.0, self.training, False, False
-        )
-        out, *state = result
+        hx = hx if self.cell == "LSTM" else hx[0]
+        out, *state = run(x.to(dtype), hx, weights, True, 1, 0.0, self.training, False, False)
         return out.to(exact), tuple(s.squeeze(0).to(exact) for s in state)
 
     def extra_repr(self) -> str:

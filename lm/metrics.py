@@ -118,7 +118,9 @@ class RunLog:
     def hparams(self, config: dict[str, Any], metrics: dict[str, float]) -> None:
         """The configuration with the final metrics, for TensorBoard's HPARAMS tab."""
         if self._writer:
-            plain = {name: value if isinstance(value, int | float | str) else str(value) for name, value in config.items()}
+            plain = {
+                name: value if isinstance(value, int | float | str) else str(value) for name, value in config.items()
+            }
             self._writer.add_hparams(plain, metrics, run_name=".")
 
     def start_epoch(self, epoch: int, epochs: int, targets: int, done: int) -> None:

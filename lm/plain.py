@@ -21,9 +21,7 @@ class PlainLM(nn.Module):
         self.config = config
         widths = [config.nhid] * (config.nlayers - 1) + [config.emsize]
         self.encoder = nn.Embedding(vocab_size, config.emsize)
-        self.rnns = nn.ModuleList(
-            nn.LSTM(i, h) for i, h in zip([config.emsize, *widths[:-1]], widths, strict=True)
-        )
+        self.rnns = nn.ModuleList(nn.LSTM(i, h) for i, h in zip([config.emsize, *widths[:-1]], widths, strict=True))
         self.bias = nn.Parameter(torch.zeros(vocab_size))
         self.state = [[torch.zeros(1, config.batch_size, h) for _ in range(2)] for h in widths]
 

@@ -16,7 +16,10 @@ CONFIG = make_config(emsize=8, nhid=12, nlayers=2, batch_size=3, bptt=5)
 def test_the_plain_program_computes_what_ours_does():
     config = dataclasses.replace(CONFIG, **NO_DROPOUT)
     ours, plain = AWDLSTM(20, config), PlainLM(20, config)
-    names = {name: name.replace("decoder.bias", "bias").replace("decoder.weight", "encoder.weight") for name in ours.state_dict()}
+    names = {
+        name: name.replace("decoder.bias", "bias").replace("decoder.weight", "encoder.weight")
+        for name in ours.state_dict()
+    }
     plain.load_state_dict({names[name]: tensor for name, tensor in ours.state_dict().items()})
     ids = torch.randint(20, (6, 3))
     output = ours(ids[:-1], ours.initial_state(3))

@@ -14,7 +14,9 @@ from lm.dropout import (
 )
 
 
-@pytest.mark.parametrize(("p", "expected"), [(0.0, (256, 256)), (0.5, (128, 256)), (0.75, (64, 256)), (0.3, (45875, 65536))])
+@pytest.mark.parametrize(
+    ("p", "expected"), [(0.0, (256, 256)), (0.5, (128, 256)), (0.75, (64, 256)), (0.3, (45875, 65536))]
+)
 def test_keep_probability_is_exact_in_8_bits_or_nearest_in_16(p, expected):
     assert keep_probability(p) == expected
     kept, levels = expected
@@ -51,7 +53,9 @@ def test_mask_depends_on_the_seed_alone_and_not_on_its_dtype():
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         torch.manual_seed(7)
         masks.append(keep_mask((33, 5), 0.4, "cpu", dtype)[0])
-    assert all(mask.dtype == dtype for mask, dtype in zip(masks, (torch.float32, torch.bfloat16, torch.float64), strict=True))
+    assert all(
+        mask.dtype == dtype for mask, dtype in zip(masks, (torch.float32, torch.bfloat16, torch.float64), strict=True)
+    )
     assert torch.equal(masks[0], masks[1].float()) and torch.equal(masks[0], masks[2].float())
     assert not torch.equal(masks[0], keep_mask((33, 5), 0.4, "cpu")[0])
 

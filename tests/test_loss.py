@@ -12,7 +12,10 @@ from lm.loss import linear_cross_entropy, sum_cross_entropy
 
 def _problem(n=70, e=24, v=333, dtype=torch.float32, spread=1.0):
     gen = torch.Generator().manual_seed(0)
-    h, w, b = (torch.randn(*s, generator=gen, dtype=dtype) * k for s, k in (((n, e), 1.0), ((v, e), spread / e**0.5), ((v,), 0.5)))
+    h, w, b = (
+        torch.randn(*s, generator=gen, dtype=dtype) * k
+        for s, k in (((n, e), 1.0), ((v, e), spread / e**0.5), ((v,), 0.5))
+    )
     return [t.requires_grad_() for t in (h, w, b)], torch.randint(v, (n,), generator=gen)
 
 
@@ -59,7 +62,9 @@ def test_extreme_logits_stay_finite_and_exact():
     h, w = torch.tensor([[1.0], [1.0]]), torch.tensor([[300.0], [-300.0], [0.0]])
     target = torch.tensor([1, 0])
     expected = F.cross_entropy(F.linear(h, w), target)
-    assert linear_cross_entropy(h, w, torch.zeros(3), target).item() == pytest.approx(expected.item(), rel=1e-6) == 300.0
+    assert (
+        linear_cross_entropy(h, w, torch.zeros(3), target).item() == pytest.approx(expected.item(), rel=1e-6) == 300.0
+    )
 
 
 def test_evaluation_form_sums_nats_in_float64_and_builds_no_graph():
@@ -73,7 +78,9 @@ def test_evaluation_form_sums_nats_in_float64_and_builds_no_graph():
 
 def test_uniform_logits_cost_log_v():
     zero = torch.zeros(10, 4)
-    assert sum_cross_entropy(zero, torch.zeros(50, 4), torch.zeros(50), torch.arange(10)).item() == pytest.approx(10 * math.log(50), rel=1e-6)
+    assert sum_cross_entropy(zero, torch.zeros(50, 4), torch.zeros(50), torch.arange(10)).item() == pytest.approx(
+        10 * math.log(50), rel=1e-6
+    )
 
 
 def test_gradient_is_scaled_by_the_gradient_that_comes_in():

@@ -51,7 +51,11 @@ def _results(layer, x, state, loss=None):
         state_out = tuple(s.squeeze(0) for s in (state_out if len(hx) == 2 else (state_out,)))
     value = out.pow(2).mean() + (out[1:] - out[:-1]).pow(2).sum() + sum((s * s.roll(1)).sum() for s in state_out)
     grads = torch.autograd.grad(value, [x, *state, *layer.parameters()])
-    return {"out": out, "state": torch.cat(state_out), **dict(zip(["x", *map(str, range(len(state))), *NAMES], grads, strict=True))}
+    return {
+        "out": out,
+        "state": torch.cat(state_out),
+        **dict(zip(["x", *map(str, range(len(state))), *NAMES], grads, strict=True)),
+    }
 
 
 def _error(got, expected):

@@ -39,7 +39,7 @@ def record(seed, valid_loss, *, test=None, status="completed", config=None, **mo
         "test_loss": test, "test_ppl": math.exp(test) if test else None, "train_ppl": 60.0 if done else None,
         "activation": {"rms": 0.3, "mean_abs": 0.2, "frac_small": 0.1, "temporal_rms": 0.25} if done else {},
         "seconds": 90.0, "versions": {"torch": "2.13.0", "cpu": "A CPU", "gpu": None, "threads": 1},
-        "git": {"commit": "0123456789abcdef", "dirty": False}, "corpus_sha256": "00",
+        "git": {"commit": "0123456789abcdef", "dirty": False}, "corpus_sha256": {"train": "00"},
     }  # fmt: skip
     return line | more
 
@@ -264,7 +264,7 @@ def test_lines_of_another_corpus_are_left_out_and_said_so(tmp_path):
 
 
 def test_two_texts_under_one_corpus_name_are_warned_of(tmp_path):
-    lines = [record(1, 4.5), record(1, 4.4, config={"alpha": 1.0}, corpus_sha256="11")]
+    lines = [record(1, 4.5), record(1, 4.4, config={"alpha": 1.0}, corpus_sha256={"train": "11"})]
     assert "different texts" in report_text(analysis_of(tmp_path, lines, seeds=[1]))
 
 
