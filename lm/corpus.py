@@ -6,7 +6,6 @@ sentence or paragraph a line, is a corpus too.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import hashlib
@@ -24,6 +23,7 @@ import numpy as np
 
 from lm.cards import SPLITS, Card, download, file_names, known_corpora, match_card, mismatch, text_sha256
 from lm.errors import ConfigError, CorpusError, run_cli
+from lm.flags import Parser
 from lm.tokenizer import WordTokenizer, read_text, split_lines
 
 logger = logging.getLogger(__name__)
@@ -277,7 +277,7 @@ def _report(corpus: Corpus) -> str:
 
 def main() -> None:
     """Command line: prepare a corpus and report its counts."""
-    parser = argparse.ArgumentParser(prog="python -m lm.corpus", description=__doc__.splitlines()[0])
+    parser = Parser("python -m lm.corpus", description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", metavar="NAME", help=f"one of {', '.join(known_corpora())}, or a folder in data/")
     parser.add_argument("--data", metavar="DIR", help="folder with train.txt, valid.txt and test.txt")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")

@@ -64,7 +64,7 @@ class Parser(argparse.ArgumentParser):
         args = [_hyphenated(argument) for argument in (sys.argv[1:] if args is None else args)]
         return super().parse_known_args(args, namespace)
 
-    def error(self, message: str) -> typing.NoReturn:
+    def error(self, message: str) -> typing.NoReturn:  # noqa: D102 - argparse's
         raise ConfigError(f"{message} (see {self.prog} --help)")
 
 

@@ -6,7 +6,6 @@ python -m lm.report --compare results/ptb-200 published # side by side, see lm.c
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -18,6 +17,7 @@ from typing import Any
 from lm.analysis import METRICS, Analysis, Cell, analyse, show
 from lm.compare import compare, compare_json, compare_text
 from lm.errors import ConfigError, run_cli
+from lm.flags import Parser
 from lm.plots import draw_plots
 from lm.stats import Difference
 from lm.study import load_study, read_ledger
@@ -265,7 +265,7 @@ def report_json(analysis: Analysis) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line: report studies, or compare sources."""
-    parser = argparse.ArgumentParser(prog="python -m lm.report", description=(__doc__ or "").split("\n")[0])
+    parser = Parser("python -m lm.report", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("studies", nargs="*", metavar="STUDY_DIR", help="folder with study.toml and runs.jsonl")
     parser.add_argument(
         "--compare", nargs="+", metavar="SOURCE",

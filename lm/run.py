@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from lm.batching import BPTTWindows, batchify
-from lm.checkpoint import save_checkpoint, write_json
+from lm.checkpoint import save_checkpoint
 from lm.config import TrainConfig, as_plain, config_id, resume_conflicts
 from lm.corpus import Corpus
 from lm.errors import CheckpointError, ConfigError
+from lm.files import write_json
 from lm.metrics import IntervalMeans, perplexity
 from lm.model import AWDLSTM, count_parameters
 from lm.optim import NTASGD, LearningRate, build_optimizer

@@ -90,6 +90,14 @@ def peak_rss_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """Peak memory so far in MB: resident memory of this process and, on a GPU, what PyTorch took there."""
+    peak = {"peak_rss_mb": peak_rss_mb()}
+    if device.type == "cuda":
+        peak["peak_gpu_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
+    return peak
+
+
 def git_state() -> dict[str, Any]:
     """Commit of the code and whether it was changed since; both None outside a checkout."""
 

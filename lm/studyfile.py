@@ -12,9 +12,9 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
-from lm.checkpoint import write_atomic
 from lm.config import TrainConfig, make_config
 from lm.errors import ConfigError
+from lm.files import write_atomic
 from lm.flags import Parser, flag_groups
 from lm.study import STUDY_FILE, Study, identity, load_study
 

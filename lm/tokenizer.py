@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import stat
 from collections import Counter
@@ -15,6 +14,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from lm.errors import CorpusError
+from lm.files import write_atomic
 
 EOS = "<eos>"
 UNK = "<unk>"
@@ -148,18 +148,9 @@ class WordTokenizer:
         Raises:
             OSError: the file cannot be written.
         """
-        path = Path(path)
         tokenizer = Tokenizer(WordLevel(self.vocab, unk_token=UNK))
         tokenizer.pre_tokenizer = WhitespaceSplit()
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(tokenizer.to_str(pretty=True))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomic(Path(path), lambda file: file.write(tokenizer.to_str(pretty=True).encode()))
 
     @classmethod
     def load(cls, path: str | Path) -> WordTokenizer:

@@ -30,7 +30,7 @@ from lm.model import count_parameters, detach
 from lm.optim import check_finite, clipped_step
 from lm.regularization import regularization_terms
 from lm.run import Run, RunDir
-from lm.runtime import StopSignals, keep_freed_memory, peak_rss_mb, pick_device
+from lm.runtime import StopSignals, keep_freed_memory, peak_memory, pick_device
 
 logger = logging.getLogger("lm.train")
 
@@ -89,8 +89,8 @@ def record_step(run: Run, log: RunLog, tokens_per_s: float) -> None:
     means, epoch, step = run.means.take(), run.progress.epoch, run.progress.step
     check_finite(means["loss"], means["grad_norm"], step)
     rate = run.optimizer.param_groups[0]["lr"]
-    values = {"epoch": epoch, "lr": rate, **means, "tokens_per_s": round(tokens_per_s), "peak_rss_mb": peak_rss_mb()}
-    log.record("step", step, values)
+    values = {"epoch": epoch, "lr": rate, **means, "tokens_per_s": round(tokens_per_s)}
+    log.record("step", step, values | peak_memory(run.device))
     log.message(
         f"epoch {epoch:3}  step {step:7}  lr {rate:<8.4g} loss {means['loss']:.4f}  ppl {means['ppl']:8.2f}  "
         f"ar {means['ar']:.4f}  tar {means['tar']:.4f}  grad {means['grad_norm']:.3f}  {tokens_per_s:7.0f} tokens/s",

@@ -3,8 +3,9 @@ import os
 import pytest
 import torch
 
-from lm.checkpoint import load_checkpoint, load_latest, save_checkpoint, write_atomic
+from lm.checkpoint import load_checkpoint, load_latest, save_checkpoint
 from lm.errors import CheckpointError
+from lm.files import write_atomic
 
 STATE = {"weights": torch.arange(1000.0), "nested": {"text": "a", "number": 1.5, "list": [1, 2]}}
 

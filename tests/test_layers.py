@@ -9,7 +9,7 @@ import pytest
 
 LM = Path(__file__).resolve().parent.parent / "lm"
 LAYERS = [
-    {"errors", "presets", "config", "runtime"},
+    {"errors", "files", "presets", "config", "runtime"},
     {"flags", "tokenizer", "cards", "dropout", "loss", "lstm", "regularization", "checkpoint", "metrics", "study"},
     {"pydocs", "corpus", "batching", "model", "optim", "plain"},
     {"run", "evaluate", "adapt", "generate"},

@@ -267,8 +267,9 @@ def test_plateau_stops_at_the_smallest_learning_rate(cli, corpus_dir, tmp_path):
 
 
 def test_schedules_end_with_the_last_update_and_train_perplexity_can_be_taken_over_a_part(cli, corpus_dir, tmp_path):
-    done = cli("train", "--data", corpus_dir, *TINY, "--schedule=linear", "--max-steps=10", "--log-interval=1", "--json",
-               "--eval-train-tokens=100", "--no-variable-bptt", "--no-tensorboard", "--out-dir", tmp_path / "run")  # fmt: skip
+    flags = ("--schedule=linear", "--max-steps=10", "--eval-train-tokens=100", "--no-variable-bptt")
+    options = ("--log-interval=1", "--json", "--no-tensorboard", "--out-dir", tmp_path / "run")
+    done = cli("train", "--data", corpus_dir, *TINY, *flags, *options)
     assert [r["lr"] for r in records(tmp_path / "run") if r["kind"] == "step"] == pytest.approx(
         [5 * (1 - step / 10) for step in range(10)]
     )
