@@ -40,7 +40,7 @@ def read_text(path: Path) -> bytes:
         CorpusError: the file is missing, unreadable, not text, or empty.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        if not stat.S_ISREG(path.stat().st_mode):
             raise CorpusError(f"{path}: not a regular file")
         raw = path.read_bytes()
         text = raw.decode("utf-8-sig")
