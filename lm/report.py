@@ -166,7 +166,9 @@ def provenance(analysis: Analysis) -> str:
     seconds = math.fsum(sorted(r["seconds"] for r in records if isinstance(r.get("seconds"), (int, float))))
     setting = [f"corpus {study.dataset}"] + ([f"preset {study.preset}"] if study.preset else [])
     setting += [f"{name} {show(value)}" for name, value in study.flags.items()]
-    lines = [f"Reproduce: `bash run.sh study {study.path.resolve().name}` ({', '.join(setting)})."]
+    parts = study.path.resolve().parts
+    name = "/".join(parts[parts.index("results") + 1 :]) if "results" in parts else parts[-1]
+    lines = [f"Reproduce: `bash run.sh study {name}` ({', '.join(setting)})."]
     if records:
         commit = ", ".join(sorted(commits)) or "not recorded"
         lines.append(f"Commit: {commit}. Machine: {', '.join(machine) or 'not recorded'}.")

@@ -551,3 +551,11 @@ def test_every_published_figure_names_its_source_and_mark_and_parameters_of_this
         assert figure["source"]
         assert {"valid_ppl", "test_ppl"} & figure.keys()
         make_config(figure["preset"], figure["dataset"], **figure["config"])
+
+
+def test_the_command_names_a_study_by_its_path_below_results(tmp_path):
+    folder = tmp_path / "results" / "quick" / "ptb"
+    folder.mkdir(parents=True)
+    (folder / "study.toml").write_text('dataset = "ptb"\nseeds = [1]\n')
+    report(folder)
+    assert "`bash run.sh study quick/ptb`" in (folder / "README.md").read_text()
