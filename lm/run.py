@@ -100,7 +100,9 @@ class Run:
         self.hidden = [tuple(tensor.to(self.device) for tensor in layer) for layer in state["hidden"]]
         self.means.load_state_dict(state["means"])
         self.progress = Progress(**state["progress"])
-        self.progress.finished &= self.progress.epoch > self.config.epochs or state["config"] == as_plain(self.config)
+        # With other --epochs a run that was over may go on, and one that was not may be over.
+        ended = self.progress.finished and state["config"]["epochs"] == self.config.epochs
+        self.progress.finished = ended or self.progress.epoch > self.config.epochs
         set_rng_state(state["rng"])
 
     def best_state(self, model: AWDLSTM) -> dict[str, Any]:

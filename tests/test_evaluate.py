@@ -38,9 +38,11 @@ def test_the_window_length_does_not_change_loss_or_statistics(model, window, bat
     assert math.isclose(result.loss, loss, rel_tol=1e-6)
     assert math.isclose(result.perplexity, math.exp(loss), rel_tol=1e-5)
     expected = {
-        "rms": raw.square().mean().sqrt(), "mean_abs": raw.abs().mean(), "frac_small": (raw.abs() < 0.01).float().mean(),
+        "rms": raw.square().mean().sqrt(),
+        "mean_abs": raw.abs().mean(),
+        "frac_small": (raw.abs() < 0.01).float().mean(),
         "temporal_rms": (raw[1:] - raw[:-1]).square().mean().sqrt(),
-    }  # fmt: skip
+    }
     assert result.activation == pytest.approx({name: value.item() for name, value in expected.items()}, rel=1e-5)
 
 

@@ -210,6 +210,17 @@ def test_a_finished_run_is_not_repeated_and_not_overwritten(cli, tiny_run, corpu
     assert (tiny_run / "result.json").read_bytes() == before
 
 
+def test_a_run_that_is_lengthened_ends_as_one_that_was_long_from_the_start(cli, corpus_dir, tmp_path):
+    common = ("train", "--data", corpus_dir, *TINY, "--no-tensorboard", "--no-eval-test")
+    for name, epochs, resume in (("long", 3, ()), ("short", 1, ()), ("short", 3, ("--resume=auto",))):
+        done = cli(*common, f"--epochs={epochs}", "--out-dir", tmp_path / name, *resume)
+        assert done.returncode == 0, done.stderr
+    assert same(weights(tmp_path / "short"), weights(tmp_path / "long"))
+    assert records(tmp_path / "short") == records(tmp_path / "long")
+    shortened = cli(*common, "--epochs=2", "--out-dir", tmp_path / "long", "--resume=auto", "--json")
+    assert json.loads(shortened.stdout)["epochs"] == 3  # nothing to take back
+
+
 def test_resuming_with_another_architecture_says_what_differs(cli, tiny_run, corpus_dir):
     done = cli("train", "--data", corpus_dir, *TINY, "--epochs=2", "--nhid=13", "--out-dir", tiny_run, "--resume=auto")
     assert done.returncode == 2
