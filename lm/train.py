@@ -23,7 +23,7 @@ from lm.checkpoint import load_checkpoint, load_latest
 from lm.config import RunOptions, TrainConfig, as_plain, run_name
 from lm.corpus import identify, load_corpus
 from lm.errors import ConfigError, DivergedError, Interrupted, run_cli
-from lm.evaluate import evaluate
+from lm.evaluate import Evaluation, evaluate
 from lm.flags import parse_train_args
 from lm.metrics import RunLog, log_to, log_to_stderr, perplexity
 from lm.model import count_parameters, detach
@@ -109,8 +109,7 @@ def end_epoch(run: Run, run_dir: RunDir, log: RunLog, stop: StopSignals) -> None
     if not math.isfinite(valid.loss):
         raise DivergedError(f"epoch {progress.epoch}: valid loss {valid.loss}: not finite; try a lower --lr")
     log_epoch(run, log, valid)
-    improved = valid.loss < progress.best_loss
-    if improved:
+    if valid.loss < progress.best_loss:
         progress.best_epoch, progress.best_loss = progress.epoch, valid.loss
         progress.best_activation = valid.activation
         run_dir.save_best(run, model)
@@ -128,7 +127,7 @@ def end_epoch(run: Run, run_dir: RunDir, log: RunLog, stop: StopSignals) -> None
     run_dir.save_last(run, log.position)
 
 
-def log_epoch(run: Run, log: RunLog, valid: Any) -> None:
+def log_epoch(run: Run, log: RunLog, valid: Evaluation) -> None:
     """Record an epoch's validation."""
     progress, rate, averaged = run.progress, run.learning_rate.base, run.averaging.averaged is not None
     values = {
