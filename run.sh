@@ -3,7 +3,7 @@
 # bash run.sh setup        set up only
 # bash run.sh test [...]   set up, then the tests (further words go to pytest)
 # bash run.sh study NAME   set up, then the study results/NAME (further words go to lm.sweep)
-# bash run.sh paper        set up, then the full recipes of the paper on PTB and WikiText-2 (days on a CPU, hours on a GPU)
+# bash run.sh paper        set up, then AWD-LSTM as published on PTB and WikiText-2, before fine-tuning (days on a CPU, hours on a GPU)
 #
 # Needs Python >= 3.11 with pip. Packages go into .venv (VENV=DIR: another place; an active environment is used instead).
 set -euo pipefail
@@ -23,7 +23,11 @@ setup() {
   place=${VENV:-${VIRTUAL_ENV:-.venv}}
   if [ ! -x "$place/bin/python" ]; then
     echo "creating $place" >&2
-    "$python" -m venv "$place" || { echo "error: no venv module; on Debian: apt install python3-venv" >&2; exit 2; }
+    if ! "$python" -m venv "$place"; then
+      rm -rf "$place" # half of one would be taken for whole by the next start
+      echo "error: no venv module; on Debian: apt install python3-venv" >&2
+      exit 2
+    fi
   fi
   PATH="$(cd "$place/bin" && pwd):$PATH"
   # The stamp names the requirements that were installed last, so that a second start asks no one for anything.
@@ -38,12 +42,16 @@ setup() {
 
 # The corpora that can be had, in CORPORA; the one made from Python's documentation where there is none.
 find_corpora() {
-  local name
+  local name status
   CORPORA=()
   for name in ptb wikitext-2; do
-    if python -m lm.corpus --dataset "$name"; then
-      CORPORA+=("$name")
-    fi
+    status=0
+    python -m lm.corpus --dataset "$name" || status=$?
+    case $status in
+      0) CORPORA+=("$name") ;;
+      3) ;; # it cannot be had here
+      *) exit "$status" ;;
+    esac
     echo
   done
   if [ ${#CORPORA[@]} -eq 0 ]; then

@@ -18,6 +18,15 @@ _LENGTH_SD = 5.0
 _MIN_LENGTH = 5
 
 
+def check_columns(tokens: int, batch_size: int) -> None:
+    """Raise CorpusError if a text of `tokens` tokens gives `batch_size` columns nothing to predict."""
+    if tokens // batch_size < 2:
+        raise CorpusError(
+            f"a split of {tokens} tokens is too short for {batch_size} columns: "
+            "use a smaller --batch-size, --eval-batch-size or --test-batch-size"
+        )
+
+
 def batchify(ids: np.ndarray, batch_size: int, device: torch.device) -> Tensor:
     """Cut a text into `batch_size` contiguous columns; the remainder is dropped.
 
@@ -32,12 +41,8 @@ def batchify(ids: np.ndarray, batch_size: int, device: torch.device) -> Tensor:
     Raises:
         CorpusError: a column would have fewer than two tokens, so nothing could be predicted.
     """
+    check_columns(len(ids), batch_size)
     rows = len(ids) // batch_size
-    if rows < 2:
-        raise CorpusError(
-            f"a split of {len(ids)} tokens is too short for {batch_size} columns: "
-            "use a smaller --batch-size, --eval-batch-size or --test-batch-size"
-        )
     columns = torch.from_numpy(ids[: rows * batch_size].astype(np.int64)).view(batch_size, rows).t().contiguous()
     return columns.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else columns.to(device)
 

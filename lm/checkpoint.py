@@ -19,11 +19,11 @@ FORMAT = 1
 def save_checkpoint(path: Path, state: dict[str, Any], *, keep_previous: bool = False) -> None:
     """Write `state` (tensors and plain types) to `path`; keep what was there as `<stem>.prev.pt` if asked."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new.pt")
+    write_atomic(new, lambda file: torch.save({"format": FORMAT} | state, file))
     if keep_previous and path.exists():
-        previous = _previous(path)
-        previous.unlink(missing_ok=True)
-        os.link(path, previous)  # two names for one file: the replacement below leaves the old bytes to the second
-    write_atomic(path, lambda file: torch.save({"format": FORMAT} | state, file))
+        os.replace(path, _previous(path))  # killed here, the previous one is what `load_latest` finds
+    os.replace(new, path)
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

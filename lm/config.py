@@ -2,7 +2,7 @@
 
 The fields of `TrainConfig` are the only place where a value is named: the command line and `--help` (`lm.flags`),
 `config.json`, the identity of a run and the README's table are derived from them.
-Defaults are those of awd-lstm-lm, so that a command line published for it means the same here.
+Defaults are those of awd-lstm-lm (its --epochs apart), so that a command line published for it means the same here.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from lm.presets import preset_values
 
 @dataclass(frozen=True)
 class Bounds:
-    """Numeric range of a field; `open_high` excludes `high` itself."""
+    """Numeric range of a field; `open_low` excludes `low` itself."""
 
     low: float
     high: float = math.inf
     open_low: bool = False
-    open_high: bool = False
 
     def __contains__(self, value: float) -> bool:
         above = value > self.low if self.open_low else value >= self.low
-        return math.isfinite(value) and above and (value < self.high if self.open_high else value <= self.high)
+        return math.isfinite(value) and above and value <= self.high
 
     def __str__(self) -> str:
         low = f"{'greater than' if self.open_low else 'at least'} {self.low:g}"
-        return low if self.high == math.inf else f"{low} and {'below' if self.open_high else 'at most'} {self.high:g}"
+        return low if self.high == math.inf else f"{low} and at most {self.high:g}"
 
 
 # The largest integer that every consumer (torch sizes, seeds, TensorBoard steps) takes without overflow.
 _MAX_INT = 2**31 - 1
-Probability = Annotated[float, Bounds(0, 1, open_high=True)]
+# Masks have 16 random bits an entry, so a probability nearer to 1 could keep nothing.
+Probability = Annotated[float, Bounds(0, 0.9999)]
 NonNegative = Annotated[float, Bounds(0)]
 Positive = Annotated[float, Bounds(0, open_low=True)]
 Count = Annotated[int, Bounds(0, _MAX_INT)]
@@ -168,6 +168,8 @@ class TrainConfig(ComputeConfig, OptimConfig, RegularizationConfig, ModelConfig,
         check_fields(self)
         if self.tied and self.nlayers == 1 and self.nhid != self.emsize:
             raise ConfigError("--nhid: one tied layer has emsize units; set --nhid to --emsize or use --no-tied")
+        if self.kernel == "fused" and self.model != "LSTM":
+            raise ConfigError(f"--kernel: the fused kernel is for LSTM, not {self.model}; use auto or native")
         if self.min_lr and self.schedule != "plateau":
             raise ConfigError("--min-lr: works with --schedule plateau only")
 
@@ -179,7 +181,7 @@ class RunOptions:
     out_dir: str = ""
     """run directory; empty: runs/<dataset>-<preset or model>-<hash of the configuration>"""
     resume: str = ""
-    """auto: continue the run in --out-dir, or start it; PATH: continue from this checkpoint"""
+    """auto: continue the run in --out-dir, or start it; PATH: continue the run that this checkpoint lies in"""
     save: str = ""
     """also copy the best checkpoint to this file"""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -56,6 +56,9 @@ def run_cli(main: Callable[[], None]) -> NoReturn:
         sys.exit(error.exit_code)
     except BrokenPipeError:  # `python -m lm.corpus ... | head`: the reader left, which is not our failure
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a full disk, a folder that cannot be made, a file where a folder should be
+        print(f"error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

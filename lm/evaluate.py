@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
@@ -132,8 +133,8 @@ def load_run(run_dir: Path, device: torch.device) -> tuple[AWDLSTM, TrainConfig,
     corpus = load_corpus(config.dataset, config.data or None)
     if corpus.sha256 != checkpoint["corpus_sha256"]:
         raise CheckpointError(f"{run_dir}: was trained on another text than that in {corpus.source}")
-    with device:
-        model = AWDLSTM(corpus.vocab_size, config)
+    with device:  # whatever kernel the run took, this machine takes its own
+        model = AWDLSTM(corpus.vocab_size, dataclasses.replace(config, kernel="auto"))
     model.load_state_dict(checkpoint["model"])
     return model.eval(), config, corpus
 

@@ -46,6 +46,10 @@ class IntervalMeans:
         self._updates = self._targets = 0
         return dict(zip(self.names, means, strict=True)) | {"ppl": perplexity(means[0])}
 
+    def finite(self) -> bool:
+        """Whether every value since the last record is finite; waits for the device."""
+        return bool(self._sums.isfinite().all())
+
     @property
     def updates(self) -> int:
         """Updates since the last record."""

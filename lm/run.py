@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lm.batching import BPTTWindows, batchify
+from lm.batching import BPTTWindows, batchify, check_columns
 from lm.checkpoint import save_checkpoint
 from lm.config import TrainConfig, as_plain, config_id, resume_conflicts
 from lm.corpus import Corpus
@@ -64,6 +64,19 @@ class Run:
         self.hidden = self.model.initial_state(config.batch_size)
         self.means = IntervalMeans(device)
         self.progress = Progress()
+        self.rate = config.lr  # of the last update, before its scaling by window length
+        check_columns(len(corpus.splits["valid"]), config.eval_batch_size)
+        check_columns(min(len(corpus.splits["train"]), config.eval_train_tokens or math.inf), config.eval_batch_size)
+        check_columns(len(corpus.splits["test"]), config.test_batch_size)
+
+    def is_over(self) -> bool:
+        """Whether training ends at this end of an epoch."""
+        config, progress = self.config, self.progress
+        return (
+            progress.epoch > config.epochs
+            or (config.max_steps > 0 and progress.step >= config.max_steps)
+            or self.learning_rate.base < config.min_lr
+        )
 
     def state_dict(self, log_position: int) -> dict[str, Any]:
         """All state, as tensors and plain values; `log_position` is how much of metrics.jsonl belongs to it."""
@@ -100,9 +113,9 @@ class Run:
         self.hidden = [tuple(tensor.to(self.device) for tensor in layer) for layer in state["hidden"]]
         self.means.load_state_dict(state["means"])
         self.progress = Progress(**state["progress"])
-        # With other --epochs a run that was over may go on, and one that was not may be over.
-        ended = self.progress.finished and state["config"]["epochs"] == self.config.epochs
-        self.progress.finished = ended or self.progress.epoch > self.config.epochs
+        if self.progress.epoch - 1 > self.config.epochs:
+            raise ConfigError(f"--epochs: {self.progress.epoch - 1} epochs of this run are over already")
+        self.progress.finished = self.progress.finished and self.is_over()
         set_rng_state(state["rng"])
 
     def best_state(self, model: AWDLSTM) -> dict[str, Any]:

@@ -23,7 +23,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` -> device. Raises ConfigError for cuda where there is none."""
+    """`auto`, `cpu` or `cuda` -> device, its fp32 set to be fp32. Raises ConfigError for cuda where there is none."""
+    # fp32 means fp32: cuDNN's LSTM would take TF32 (10 bits) by default, and bf16 is the faster way to be less exact.
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.rnn.fp32_precision = "ieee"
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: PyTorch sees no CUDA device; use --device auto or cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
@@ -68,8 +70,6 @@ def set_determinism(deterministic: bool, seed: int) -> None:
     if deterministic != torch.are_deterministic_algorithms_enabled():  # the call itself imports for over a second
         torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
-    # fp32 means fp32: cuDNN's LSTM would take TF32 (10 bits) by default, and bf16 is the faster way to be less exact.
-    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.rnn.fp32_precision = "ieee"
 
 
 def rng_state() -> dict[str, Any]:
@@ -86,6 +86,11 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 def peak_rss_mb() -> float:
     """Peak resident memory of this process, in MB (10^6 bytes)."""
+    try:  # ru_maxrss would start at what the parent process had when it forked
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+    except (OSError, IndexError):
+        pass
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss counts bytes on macOS, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 

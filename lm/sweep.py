@@ -1,6 +1,6 @@
 """Run a study: every cell of its grid with every seed, one ledger line a finished run.
 
-python -m lm.sweep results/quick                                        # what results/quick/study.toml asks
+python -m lm.sweep results/ptb-200                                      # what results/ptb-200/study.toml asks
 python -m lm.sweep --preset examples-200 --dataset ptb --alpha 0 1 2 --seed 1 2 3 --out results/ar
 python -m lm.sweep results/ar --refine alpha                            # then a finer grid around the best alpha
 

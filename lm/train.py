@@ -22,7 +22,7 @@ from lm.batching import Window
 from lm.checkpoint import load_checkpoint, load_latest
 from lm.config import RunOptions, TrainConfig, as_plain, run_name
 from lm.corpus import identify, load_corpus
-from lm.errors import ConfigError, DivergedError, Interrupted, run_cli
+from lm.errors import CheckpointError, ConfigError, DivergedError, Interrupted, run_cli
 from lm.evaluate import Evaluation, evaluate
 from lm.flags import parse_train_args
 from lm.metrics import RunLog, log_to, log_to_stderr, perplexity
@@ -41,7 +41,8 @@ def update(run: Run, window: Window) -> None:
     fraction = (progress.epoch - 1 + window.fraction) / config.epochs
     if config.max_steps:
         fraction = max(fraction, progress.step / config.max_steps)
-    run.optimizer.param_groups[0]["lr"] = run.learning_rate.at(fraction) * window.lr_scale
+    run.rate = run.learning_rate.at(fraction)
+    run.optimizer.param_groups[0]["lr"] = run.rate * window.lr_scale
 
     output = model(window.tokens_TB, run.hidden)
     loss = model.loss(output, window.targets_TB)
@@ -55,7 +56,7 @@ def update(run: Run, window: Window) -> None:
     run.optimizer.zero_grad()
     total.backward()
     norm = clipped_step(run.optimizer, config.clip)
-    if run.device.type == "cpu":  # on a GPU this would wait for the device: record_step looks at the means instead
+    if run.device.type == "cpu":  # on a GPU this would wait for the device: `check_means` looks now and then
         check_finite(total.item(), norm.item(), progress.step + 1)
     run.averaging.after_update(model)
 
@@ -76,19 +77,25 @@ def train_epoch(run: Run, run_dir: RunDir, options: RunOptions, log: RunLog, sto
         update(run, window)
         progress.seconds += time.perf_counter() - started
         log.progress(window.targets_TB.numel())
-        if run.means.updates == options.log_interval:
+        if run.means.updates >= options.log_interval:
             record_step(run, log, (progress.tokens - logged_tokens) / (progress.seconds - logged_seconds))
             logged_tokens, logged_seconds = progress.tokens, progress.seconds
         if progress.step % options.save_every == 0:
+            check_means(run)
             run_dir.save_last(run, log.position)
         stop.check()
 
 
+def check_means(run: Run) -> None:
+    """Raise DivergedError if an update since the last record was not finite (and so was not made)."""
+    if not run.means.finite():
+        raise DivergedError(f"a loss or gradient before update {run.progress.step} was not finite; try a lower --lr")
+
+
 def record_step(run: Run, log: RunLog, tokens_per_s: float) -> None:
     """Record the means over the updates since the last record."""
-    means, epoch, step = run.means.take(), run.progress.epoch, run.progress.step
-    check_finite(means["loss"], means["grad_norm"], step)
-    rate = run.optimizer.param_groups[0]["lr"]
+    check_means(run)
+    means, epoch, step, rate = run.means.take(), run.progress.epoch, run.progress.step, run.rate
     values = {"epoch": epoch, "lr": rate, **means, "tokens_per_s": round(tokens_per_s)}
     log.record("step", step, values | peak_memory(run.device))
     log.message(
@@ -102,6 +109,7 @@ def record_step(run: Run, log: RunLog, tokens_per_s: float) -> None:
 def end_epoch(run: Run, run_dir: RunDir, log: RunLog, stop: StopSignals) -> None:
     """Validate, keep the best, and let the validation loss steer learning rate and averaging."""
     config, progress = run.config, run.progress
+    check_means(run)
     started = time.perf_counter()
     model = run.averaging.evaluated(run.model)
     valid = evaluate(model, run.corpus.splits["valid"], config.eval_batch_size, between_windows=stop.check)
@@ -117,11 +125,7 @@ def end_epoch(run: Run, run_dir: RunDir, log: RunLog, stop: StopSignals) -> None
     if run.averaging.end_epoch(valid.loss, run.model):
         log.message(f"NT-ASGD: averaging from here on (best valid loss {progress.best_loss:.4f})")
     progress.epoch += 1
-    progress.finished = (
-        progress.epoch > config.epochs
-        or (config.max_steps > 0 and progress.step >= config.max_steps)
-        or run.learning_rate.base < config.min_lr
-    )
+    progress.finished = run.is_over()
     run.windows.rewind()
     run.hidden = run.model.initial_state(config.batch_size)
     run_dir.save_last(run, log.position)
@@ -178,6 +182,19 @@ def open_run(config: TrainConfig, options: RunOptions, device: torch.device, pat
     return run, state["log_position"]
 
 
+def choose_run_dir(config: TrainConfig, options: RunOptions) -> Path:
+    """The run directory. Raises ConfigError or CheckpointError when --resume names a checkpoint of another or none."""
+    usual = Path(options.out_dir or Path("runs") / run_name(config))
+    if options.resume in ("", "auto"):
+        return usual
+    if not Path(options.resume).exists():
+        raise CheckpointError(f"{options.resume}: no such checkpoint")
+    home = Path(options.resume).absolute().parent.parent
+    if options.out_dir and usual.absolute() != home:
+        raise ConfigError(f"--resume: {options.resume} belongs to the run in {home}, not to --out-dir {usual}")
+    return home
+
+
 def finished_result(config: TrainConfig, path: Path, resume: str) -> dict[str, Any] | None:
     """The result in `path` if the run there is complete. Raises ConfigError if a run is there and not resumed."""
     if (path / "config.json").exists() and not resume:
@@ -197,7 +214,7 @@ def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
         DivergedError: a non-finite loss or gradient; result.json says `diverged`, checkpoints are the last good ones.
         Interrupted: SIGINT or SIGTERM; everything is saved, `--resume auto` continues.
     """
-    path = Path(options.out_dir or Path("runs") / run_name(config))
+    path = choose_run_dir(config, options)
     if result := finished_result(config, path, options.resume):
         logger.info("%s is complete: nothing to do", path)
         return result
@@ -205,6 +222,8 @@ def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
     if options.threads:
         torch.set_num_threads(options.threads)
     device = pick_device(options.device)
+    if config.kernel == "fused" and device.type != "cpu":
+        raise ConfigError("--kernel: the fused kernel is for CPUs; use auto or native, or --device cpu")
     run, log_position = open_run(config, options, device, path)
     logger.info(
         "%s: %s tokens, %s types; %s parameters; %s, %s, %d threads; %s",

@@ -67,6 +67,6 @@ def test_git_state_names_a_commit_or_nothing():
 
 
 def test_fp32_means_fp32_on_cuda():
-    runtime.set_determinism(False, 1)
+    runtime.pick_device("auto")
     assert torch.backends.cuda.matmul.fp32_precision == "ieee"
     assert torch.backends.cudnn.rnn.fp32_precision == "ieee"

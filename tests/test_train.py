@@ -217,8 +217,20 @@ def test_a_run_that_is_lengthened_ends_as_one_that_was_long_from_the_start(cli, 
         assert done.returncode == 0, done.stderr
     assert same(weights(tmp_path / "short"), weights(tmp_path / "long"))
     assert records(tmp_path / "short") == records(tmp_path / "long")
-    shortened = cli(*common, "--epochs=2", "--out-dir", tmp_path / "long", "--resume=auto", "--json")
-    assert json.loads(shortened.stdout)["epochs"] == 3  # nothing to take back
+    shortened = cli(*common, "--epochs=2", "--out-dir", tmp_path / "long", "--resume=auto")
+    assert shortened.returncode == 2
+    assert "--epochs" in shortened.stderr
+
+
+def test_resuming_from_a_checkpoint_continues_the_run_it_lies_in_and_no_other(cli, corpus_dir, tmp_path):
+    common = ("train", "--data", corpus_dir, *TINY, "--no-tensorboard", "--no-eval-test", "--epochs=2")
+    assert cli(*common, "--max-steps=10", "--out-dir", tmp_path / "a").returncode == 0
+    last = tmp_path / "a" / "ckpt" / "last.pt"
+    refused = cli(*common, "--max-steps=10", "--resume", last, "--out-dir", tmp_path / "b")
+    assert refused.returncode == 2
+    assert "--out-dir" in refused.stderr
+    done = cli(*common, "--max-steps=10", "--resume", last, "--json")
+    assert json.loads(done.stdout)["steps"] == 10
 
 
 def test_resuming_with_another_architecture_says_what_differs(cli, tiny_run, corpus_dir):
@@ -244,6 +256,8 @@ def test_a_divergence_exits_with_4_before_the_update_and_keeps_the_last_good_che
         (("--resume=nowhere.pt",), 5, "nowhere.pt"),
         (("--batch-size=5000",), 3, "--batch-size"),
         (("--data=nowhere",), 3, "nowhere"),
+        (("--test-batch-size=500",), 3, "--test-batch-size"),
+        (("--kernel=fused", "--model=GRU"), 2, "--kernel"),
     ],
 )
 def test_a_users_mistake_is_one_message_and_the_documented_exit_code(flags, code, message, cli, corpus_dir, tmp_path):
@@ -252,6 +266,14 @@ def test_a_users_mistake_is_one_message_and_the_documented_exit_code(flags, code
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_an_out_dir_that_is_a_file_is_one_message(cli, corpus_dir, tmp_path):
+    (tmp_path / "file").touch()
+    done = cli("train", "--data", corpus_dir, *TINY, "--out-dir", tmp_path / "file")
+    assert done.returncode == 1
+    assert "file" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_print_config_and_dry_run_write_nothing(cli, corpus_dir, tmp_path):
