@@ -94,7 +94,7 @@ def refine(
     """
     field = settings["field"]
     kind, bounds = _hint(study, field)
-    linear = bounds.high == 1
+    linear = bounds.high <= 1  # a probability
     tried: dict[float, float] = {}
     values = settings.get("values") or ([0, 0.2, 0.4, 0.6, 0.8] if linear else [0, 0.1, 1, 10, 100])
     for _ in range(1 + settings.get("rounds", 1)):
