@@ -152,9 +152,10 @@ class RunDir:
 
     def save_best(self, run: Run, model: AWDLSTM) -> None:
         """Write best.pt, and the copy that `--save` asks for."""
-        save_checkpoint(self.best, run.best_state(model))
+        state = run.best_state(model)
+        save_checkpoint(self.best, state)
         if self._copy:
-            save_checkpoint(Path(self._copy), run.best_state(model))
+            save_checkpoint(Path(self._copy), state)
 
     def write_result(self, run: Run, status: str, scores: dict[str, Any]) -> dict[str, Any]:
         """Write result.json, the last file of a run, and return its content."""
