@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lm.batching import BPTTWindows, batchify
+from lm import tune
+from lm.batching import BPTTWindows, batchify, evaluation_rows
 from lm.checkpoint import load_checkpoint
 from lm.config import TrainConfig, config_from_dict
 from lm.corpus import Corpus, load_corpus
-from lm.errors import CheckpointError, run_cli
+from lm.errors import CheckpointError, ConfigError, run_cli
 from lm.flags import Parser
 from lm.metrics import log_to_stderr, perplexity
 from lm.model import AWDLSTM
 from lm.runtime import pick_device
 
-# Tokens of a window: logits of 700 x 33,278 take 93 MB, and longer windows gain nothing.
-_WINDOW_TOKENS = 700
 # |h| below this counts as inactive (a unit's output lies in -1..1).
 _SMALL = 0.01
 
@@ -103,7 +103,7 @@ def evaluate(
         CorpusError: the text is too short for `batch_size`.
     """
     device = model.decoder.bias.device
-    windows = BPTTWindows(batchify(ids, batch_size, device), window or max(1, _WINDOW_TOKENS // batch_size))
+    windows = BPTTWindows(batchify(ids, batch_size, device), window or evaluation_rows(batch_size))
     nats, targets = torch.zeros((), dtype=torch.float64, device=device), 0
     sums, state = _ActivationSums(device), model.initial_state(batch_size)
     was_training = model.training
@@ -114,7 +114,7 @@ def evaluate(
                 between_windows()
                 output = model(window.tokens_TB, state)
                 state = output.state
-                nats += model.sum_loss(output, window.targets_TB)
+                nats += model.token_loss(output, window.targets_TB).sum(dtype=torch.float64)
                 targets += window.targets_TB.numel()
                 sums.add(output.raw[-1])
     finally:
@@ -139,14 +139,35 @@ def load_run(run_dir: Path, device: torch.device) -> tuple[AWDLSTM, TrainConfig,
     return model.eval(), config, corpus
 
 
-def split_report(model: AWDLSTM, config: TrainConfig, corpus: Corpus, split: str) -> dict[str, Any]:
-    """Loss, perplexity and activations of one split under the run's protocol."""
-    columns = config.test_batch_size if split == "test" else config.eval_batch_size
+def protocol_columns(config: TrainConfig, split: str) -> int:
+    """Columns that the run's protocol cuts a split into."""
+    return config.test_batch_size if split == "test" else config.eval_batch_size
+
+
+def split_report(model: AWDLSTM, corpus: Corpus, split: str, columns: int) -> dict[str, Any]:
+    """Loss, perplexity and activations of one split."""
+    started = time.perf_counter()
     result = evaluate(model, corpus.splits[split], columns)
     return {
-        "split": split, "loss": result.loss, "ppl": result.perplexity, "targets": result.targets,
-        "batch_size": columns, "activation": result.activation,
+        "split": split, "adapt": "none", "loss": result.loss, "ppl": result.perplexity, "targets": result.targets,
+        "batch_size": columns, "seconds": round(time.perf_counter() - started, 2), "activation": result.activation,
     }  # fmt: skip
+
+
+def table(reports: list[dict[str, Any]]) -> str:
+    """The reports for a human reader."""
+    lines = [f"{'split':6} {'adapt':14} {'perplexity':>10} {'nats':>8} {'targets':>9} {'columns':>7} {'s':>7}"]
+    for row in reports:
+        lines.append(
+            f"{row['split']:6} {row['adapt']:14} {row['ppl']:10.2f} {row['loss']:8.4f} {row['targets']:9,} "
+            f"{row['batch_size']:7} {row['seconds']:7.1f}"
+        )
+        if "activation" in row:
+            lines[-1] += f"  rms h {row['activation']['rms']:.4f}, rms dh {row['activation']['temporal_rms']:.4f}"
+        else:
+            settings = [f"{k} {v}" for part in (row["cache"], row["dynamic"]) if part for k, v in part.items()]
+            lines[-1] += "  " + ", ".join(settings)
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -154,22 +175,26 @@ def main() -> None:
     parser = Parser("python -m lm.evaluate", description=__doc__.split(":")[0])
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory of lm.train")
     parser.add_argument("--split", nargs="+", choices=["train", "valid", "test"], default=["valid", "test"])
+    parser.add_argument("--columns", type=int, metavar="N", help="cut splits into N columns (default: as in training)")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    tune.add_flags(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     arguments = parser.parse_args()
+    if arguments.columns is not None and arguments.columns < 1:
+        raise ConfigError(f"--columns: must be at least 1; got {arguments.columns}")
     log_to_stderr()
     model, config, corpus = load_run(arguments.run_dir, pick_device(arguments.device))
-    reports = [split_report(model, config, corpus, split) for split in arguments.split]
+    adaptation = tune.Adaptation(model, config, corpus, arguments)
+    reports = []
+    for split in arguments.split:
+        columns = arguments.columns or protocol_columns(config, split)
+        if adaptation.plain:
+            reports.append(split_report(model, corpus, split, columns))
+        reports += adaptation.report(split, columns)
     if arguments.json:
         sys.stdout.write(json.dumps({"run": str(arguments.run_dir), "dataset": corpus.name, "splits": reports}) + "\n")
-        return
-    sys.stdout.write(f"{'split':6} {'perplexity':>10} {'nats':>8} {'targets':>9} {'rms h':>7} {'rms dh':>7}\n")
-    for row in reports:
-        activation = row["activation"]
-        sys.stdout.write(
-            f"{row['split']:6} {row['ppl']:10.2f} {row['loss']:8.4f} {row['targets']:9,} "
-            f"{activation['rms']:7.4f} {activation['temporal_rms']:7.4f}\n"
-        )
+    else:
+        sys.stdout.write(table(reports) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Shapes: T time, B batch, E embedding, H hidden, V vocabulary; tensors are time-m
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from lm.config import TrainConfig
 from lm.dropout import EmbeddingDropout, LockedDropout, StandardDropout
-from lm.loss import linear_cross_entropy, sum_cross_entropy
+from lm.loss import linear_cross_entropy, token_cross_entropy
 from lm.lstm import WeightDropLSTM
 
 # One tuple a layer: (h_BH, c_BH) for LSTM, (h_BH,) for the other cells.
@@ -100,15 +101,26 @@ class AWDLSTM(nn.Module):
         for rnn in self.rnns:
             rnn.precision = precision
 
+    def without_dropout(self) -> AWDLSTM:
+        """A copy in fp32 that computes in training mode, in which alone cuDNN gives gradients, what evaluation does."""
+        model = copy.deepcopy(self).train()
+        for dropout in (model.embedding_dropout, model.input_dropout, *model.output_dropouts):
+            dropout.p = 0.0
+        for rnn in model.rnns:
+            rnn.weight_drop = 0.0
+        model._set_precision("fp32")
+        return model
+
     def loss(self, output: Output, targets_TB: Tensor) -> Tensor:
         """Cross entropy in nats per target, without penalties."""
         h_NH = output.dropped[-1].flatten(0, 1)
         return linear_cross_entropy(h_NH, self.decoder.weight, self.decoder.bias, targets_TB.flatten(), self.precision)
 
-    def sum_loss(self, output: Output, targets_TB: Tensor) -> Tensor:
-        """Sum of nats over the targets, in float64 and without a graph: for evaluation."""
-        h_NH = output.dropped[-1].flatten(0, 1)
-        return sum_cross_entropy(h_NH, self.decoder.weight, self.decoder.bias, targets_TB.flatten(), self.precision)
+    def token_loss(self, output: Output, targets_TB: Tensor) -> Tensor:
+        """Nats of every target, (T, B), without a graph: for evaluation."""
+        h_NH, decoder = output.dropped[-1].flatten(0, 1), self.decoder
+        nats = token_cross_entropy(h_NH, decoder.weight, decoder.bias, targets_TB.flatten(), self.precision)
+        return nats.view(targets_TB.shape)
 
 
 def detach(state: State) -> State:

@@ -65,6 +65,9 @@ PRESETS: dict[str, Preset] = {
     ),
 }  # fmt: skip
 
+# Window, lambda and theta of the neural cache on the AWD-LSTM of each corpus (README of awd-lstm-lm).
+CACHE_POINTER = {"ptb": (500, 0.1, 1.0), "wikitext-2": (3785, 0.1279, 0.662)}
+
 
 def preset_values(name: str, dataset: str) -> dict[str, Any]:
     """Values of preset `name` for corpus `dataset`; no name: none. Raises ConfigError for an unknown name."""
