@@ -246,16 +246,27 @@ def make_config(preset: str = "", dataset: str = "", **overrides: Any) -> TrainC
 
 
 def config_from_dict(values: Mapping[str, Any]) -> TrainConfig:
-    """Read back what `config.json` or a checkpoint holds; raises ConfigError when fields are missing or unknown."""
+    """Read back what `config.json` or a checkpoint holds; fields younger than it take their defaults.
+
+    Raises ConfigError for an unknown field.
+    """
     known = {field.name for field in dataclasses.fields(TrainConfig)}
-    if known != values.keys():
-        raise ConfigError(f"configuration of another version: fields {sorted(known ^ values.keys())} differ")
-    return TrainConfig(**{**values, "when": tuple(values["when"])})
+    if unknown := sorted(values.keys() - known):
+        raise ConfigError(f"configuration of another version: unknown fields {', '.join(unknown)}")
+    return TrainConfig(**{**values, "when": tuple(values.get("when", ()))})
 
 
 def config_id(config: TrainConfig) -> str:
-    """12 hex digits that identify what a run computes: equal for equal values, whatever flags produced them."""
-    values = {name: value for name, value in as_plain(config).items() if name not in _LABELS}
+    """12 hex digits that identify what a run computes: equal for equal values, whatever flags produced them.
+
+    Values at their defaults are left out, so that a field added later changes no identity.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    values = {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in _LABELS and value != defaults[name]
+    }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -265,9 +276,9 @@ def resume_conflicts(now: TrainConfig, before: Mapping[str, Any]) -> list[str]:
     `--epochs` may change where the learning rate does not depend on it.
     """
     free = _LABELS + (("epochs",) if now.schedule in ("constant", "plateau") else ())
-    values = as_plain(now)
-    changed = [name for name in values if name not in free and values[name] != before.get(name)]
-    return [f"--{name.replace('_', '-')} {before.get(name)} (now {values[name]})" for name in changed]
+    values, before = as_plain(now), as_plain(TrainConfig()) | before
+    changed = [name for name in values if name not in free and values[name] != before[name]]
+    return [f"--{name.replace('_', '-')} {before[name]} (now {values[name]})" for name in changed]
 
 
 def as_plain(config: TrainConfig) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from typing import Any
 from lm import search
 from lm.analysis import label
 from lm.cluster import RayExecutor
-from lm.config import TrainConfig, as_plain, config_id, make_config
+from lm.config import TrainConfig, as_plain, config_from_dict, config_id, make_config
 from lm.corpus import identify, load_corpus
 from lm.errors import ConfigError, DivergedError, Interrupted, LMError, run_cli
 from lm.executors import (
@@ -59,13 +59,18 @@ class SweepFailed(LMError):
     """Runs ended without a result; the message lists them with their last words."""
 
 
+def settled(study: Study) -> dict[str, dict[str, Any]]:
+    """Ledger lines by the identity that their configurations have today: older ones may lack a younger field."""
+    return {config_id(config_from_dict(record["config"])): record for record in read_ledger(study.ledger)}
+
+
 class Sweep:
     """The runs of one study: which are missing, where they are computed, and their way into the ledger."""
 
     def __init__(self, study: Study, args: argparse.Namespace) -> None:
         self.study, self.args = study, args
         self.folder = Path(args.runs_dir, study.path.resolve().name)
-        self.results = {record["id"]: record for record in read_ledger(study.ledger)}
+        self.results = settled(study)
         self.failures: dict[str, str] = {}
         self.started = 0
         self._executor: Executor | None = None
@@ -175,7 +180,7 @@ class Sweep:
 
     def _known(self, job: Job) -> str:
         """How the run ended, if another sweep has entered it by now or its directory holds its result; else empty."""
-        self.results |= {record["id"]: record for record in read_ledger(self.study.ledger)}
+        self.results |= settled(self.study)
         if self.status(job) in _SETTLED:
             return f"{self.status(job)}, by another sweep"
         result = read_result(job)
