@@ -105,15 +105,19 @@ def linear_cross_entropy(
 
 
 @torch.no_grad()
+def row_cross_entropy(
+    h_NE: Tensor, weight_VE: Tensor, bias_V: Tensor, target_N: Tensor, precision: str = "fp32"
+) -> Tensor:
+    """Nats of every row (N,), in the type of the weights: for scoring words one by one."""
+    dtype = _compute_dtype(precision, weight_VE.dtype)
+    size = _rows(_CHUNK_LOGITS, weight_VE.shape[0])
+    logits, b = pack_linear(weight_VE.to(dtype)), bias_V.to(dtype)
+    chunks = zip(h_NE.split(size), target_N.split(size), strict=True)
+    return torch.cat([_softmax_nats(logits(h.to(dtype), b).to(weight_VE.dtype), target)[1] for h, target in chunks])
+
+
 def sum_cross_entropy(
     h_NE: Tensor, weight_VE: Tensor, bias_V: Tensor, target_N: Tensor, precision: str = "fp32"
 ) -> Tensor:
     """Sum of nats over all rows as a 0-dim float64 tensor, for evaluation: divide by the number of targets once."""
-    dtype = _compute_dtype(precision, weight_VE.dtype)
-    size = _rows(_CHUNK_LOGITS, weight_VE.shape[0])
-    logits, b = pack_linear(weight_VE.to(dtype)), bias_V.to(dtype)
-    total = torch.zeros((), dtype=torch.float64, device=h_NE.device)
-    for h, target in zip(h_NE.split(size), target_N.split(size), strict=True):
-        z = logits(h.to(dtype), b).to(weight_VE.dtype)
-        total += _softmax_nats(z, target)[1].sum(dtype=torch.float64)
-    return total
+    return row_cross_entropy(h_NE, weight_VE, bias_V, target_N, precision).sum(dtype=torch.float64)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lm.config import TrainConfig
 from lm.dropout import EmbeddingDropout, LockedDropout, StandardDropout
-from lm.loss import linear_cross_entropy, sum_cross_entropy
+from lm.loss import linear_cross_entropy, row_cross_entropy, sum_cross_entropy
 from lm.lstm import WeightDropLSTM
 
 # One tuple a layer: (h_BH, c_BH) for LSTM, (h_BH,) for the other cells.
@@ -109,6 +109,12 @@ class AWDLSTM(nn.Module):
         """Sum of nats over the targets, in float64 and without a graph: for evaluation."""
         h_NH = output.dropped[-1].flatten(0, 1)
         return sum_cross_entropy(h_NH, self.decoder.weight, self.decoder.bias, targets_TB.flatten(), self.precision)
+
+    def token_nats(self, output: Output, targets_TB: Tensor) -> Tensor:
+        """Nats of every target (T, B), the terms of `sum_loss`."""
+        h_NH = output.dropped[-1].flatten(0, 1)
+        weights = self.decoder.weight, self.decoder.bias
+        return row_cross_entropy(h_NH, *weights, targets_TB.flatten(), self.precision).view_as(targets_TB)
 
 
 def detach(state: State) -> State:
