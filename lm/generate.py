@@ -57,7 +57,9 @@ def next_word_probabilities(logits_BV: Tensor, sampling: Sampling, forbidden: Se
             smallest set of likeliest words whose probability reaches p (nucleus, Holtzman et al. 2019, sec. 3.1).
         forbidden: ids of words that are never drawn; taken out before the cuts.
     """
-    logits = logits_BV.double().index_fill(1, torch.tensor(forbidden, dtype=torch.int64), -math.inf)
+    logits = logits_BV.double().index_fill(
+        1, torch.tensor(forbidden, dtype=torch.int64, device=logits_BV.device), -math.inf
+    )
     logits = (logits - logits.amax(1, keepdim=True)) / sampling.temperature  # exp cannot overflow at a low one
     ranked, words = logits.sort(dim=1, descending=True, stable=True)
     p = torch.softmax(ranked, 1)
