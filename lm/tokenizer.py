@@ -33,8 +33,25 @@ def split_lines(text: str) -> list[str]:
     return lines
 
 
+def check_text(raw: bytes, name: str | Path) -> str:
+    """Text of bytes that are UTF-8 (with or without a byte order mark) and hold at least one word.
+
+    Raises:
+        CorpusError: they are not text, or empty; the message starts with `name`.
+    """
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{name}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+    if "\0" in text:
+        raise CorpusError(f"{name}: not UTF-8 text: a NUL at byte {raw.index(0)} (UTF-16, or a binary file?)")
+    if not any(split_words(line) for line in split_lines(text)):
+        raise CorpusError(f"{name}: empty, holds no word")
+    return text
+
+
 def read_text(path: Path) -> bytes:
-    """Bytes of a text file, which are UTF-8 (with or without a byte order mark) and hold at least one word.
+    """Bytes of a text file that `check_text` accepts.
 
     Raises:
         CorpusError: the file is missing, unreadable, not text, or empty.
@@ -43,16 +60,39 @@ def read_text(path: Path) -> bytes:
         if not stat.S_ISREG(path.stat().st_mode):
             raise CorpusError(f"{path}: not a regular file")
         raw = path.read_bytes()
-        text = raw.decode("utf-8-sig")
     except OSError as error:
         raise CorpusError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
-    if "\0" in text:
-        raise CorpusError(f"{path}: not UTF-8 text: a NUL at byte {raw.index(0)} (UTF-16, or a binary file?)")
-    if not any(split_words(line) for line in split_lines(text)):
-        raise CorpusError(f"{path}: empty, holds no word")
+    check_text(raw, path)
     return raw
+
+
+# Tokens that stand without a space before or after them in ordinary English.
+_NO_SPACE_BEFORE = frozenset([*",.;:!?%)]}", "...", "''"])
+_NO_SPACE_AFTER = frozenset([*"([{$£€", "``"])
+# The Penn Treebank splits contractions and possessives off their word ...
+_CONTRACTION = re.compile(r"n't|'(s|m|d|re|ve|ll|t)?", re.IGNORECASE)
+# ... and WikiText-2 marks a character that stood within one.
+_INNER = {"@-@": "-", "@,@": ",", "@.@": "."}
+
+
+def detokenize(words: Iterable[str]) -> str:
+    r"""Readable English of words tokenized as PTB or WikiText-2 are; every `<eos>` becomes a \n.
+
+    Punctuation is attached, straight quotes in pairs within a line; contractions are joined ("did n't", "Teddy 's"),
+    "@-@", "@,@" and "@.@" become the character between the words around them, PTB's "\/" becomes "/".
+    """
+    pieces, joined, quoted = [], True, False
+    for word in words:
+        if word == EOS:
+            pieces.append("\n")
+            joined, quoted = True, False
+            continue
+        inner, quote = word in _INNER, word == '"'
+        attached = inner or word in _NO_SPACE_BEFORE or _CONTRACTION.fullmatch(word) or (quote and quoted)
+        pieces += ["" if joined or attached else " ", _INNER.get(word, word.replace("\\/", "/"))]
+        joined = inner or word in _NO_SPACE_AFTER or (quote and not quoted)
+        quoted ^= quote
+    return "".join(pieces)
 
 
 class WordTokenizer:

@@ -12,7 +12,7 @@ LAYERS = [
     {"errors", "files", "presets", "config", "runtime"},
     {"flags", "tokenizer", "cards", "dropout", "loss", "lstm", "regularization", "checkpoint", "metrics", "study"},
     {"pydocs", "corpus", "batching", "model", "optim", "plain"},
-    {"run", "evaluate", "adapt", "tune", "generate"},
+    {"run", "evaluate", "adapt", "tune", "score", "generate"},
     {"train"},
     {"stats", "tables", "analysis", "plots", "compare", "report"},
     {"studyfile", "live", "executors", "cluster", "search", "sweep", "bench"},

@@ -1,0 +1,267 @@
+"""Sample text from a run, or score given text: `python -m lm.generate RUN_DIR [--prompt TEXT | --score FILE]`.
+
+Shapes: T time, B batch (samples or hypotheses), V vocabulary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lm.errors import ConfigError, run_cli
+from lm.evaluate import load_run
+from lm.flags import Parser
+from lm.metrics import log_to_stderr
+from lm.model import AWDLSTM, State
+from lm.runtime import pick_device
+from lm.score import score_text
+from lm.tokenizer import EOS, WordTokenizer, check_text, detokenize, read_text
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which words can be drawn, and how often: temperature first, then the `top_k`, then the `top_p` cut."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    """0: every word"""
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Generated token ids and their log-probability in nats, summed, under the model itself: uncut, temperature 1."""
+
+    ids: list[int]
+    logprob: float
+
+
+def next_word_probabilities(logits_BV: Tensor, sampling: Sampling, forbidden: Sequence[int] = ()) -> Tensor:
+    """Probabilities (B, V) of the next word over the whole vocabulary, in float64; each row sums to 1.
+
+    Args:
+        logits_BV: the decoder's output.
+        sampling: `top_k` keeps the k likeliest words, of equal ones those with lower ids; `top_p` then keeps the
+            smallest set of likeliest words whose probability reaches p (nucleus, Holtzman et al. 2019, sec. 3.1).
+        forbidden: ids of words that are never drawn; taken out before the cuts.
+    """
+    logits = logits_BV.double().index_fill(
+        1, torch.tensor(forbidden, dtype=torch.int64, device=logits_BV.device), -math.inf
+    )
+    logits = (logits - logits.amax(1, keepdim=True)) / sampling.temperature  # exp cannot overflow at a low one
+    ranked, words = logits.sort(dim=1, descending=True, stable=True)
+    p = torch.softmax(ranked, 1)
+    if sampling.top_k:
+        p[:, sampling.top_k :] = 0
+        p /= p.sum(1, keepdim=True)
+    if sampling.top_p < 1:  # at 1 rounding of the sum would cut the tail
+        p[p.cumsum(1) - p >= sampling.top_p] = 0
+        p /= p.sum(1, keepdim=True)
+    return torch.zeros_like(p).scatter_(1, words, p)
+
+
+def _columns(state: State, columns_B: Tensor) -> State:
+    return [tuple(tensor.index_select(0, columns_B) for tensor in layer) for layer in state]
+
+
+def _advance(model: AWDLSTM, tokens_TB: Tensor, state: State) -> tuple[Tensor, State]:
+    """Logits (B, V) of the word after `tokens_TB`, and the state there."""
+    output = model(tokens_TB, state)
+    return model.decoder(output.dropped[-1][-1]), output.state
+
+
+@torch.no_grad()
+def sample(
+    model: AWDLSTM,
+    context: Sequence[int],
+    tokens: int,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    forbidden: Sequence[int] = (),
+) -> list[Continuation]:
+    """Draw one continuation of `context` for each seed, hidden state carried from word to word.
+
+    Args:
+        model: in evaluation mode; computed in fp32.
+        context: ids that come first, at least one (`<eos>` for the start of a line).
+        tokens: words to draw, `<eos>` included.
+        sampling: see `next_word_probabilities`.
+        seeds: each continuation has its own generator, so it is the same alone and among others.
+        forbidden: ids that are never drawn.
+    """
+    device, generators = model.decoder.bias.device, [torch.Generator().manual_seed(seed) for seed in seeds]
+    rows, logprob_B = torch.arange(len(seeds)), torch.zeros(len(seeds), dtype=torch.float64)
+    drawn: list[Tensor] = []
+    with model.exact():
+        logits, state = _advance(model, torch.tensor(context, device=device).unsqueeze(1), model.initial_state(1))
+        logits, state = logits.expand(len(seeds), -1), _columns(state, torch.zeros_like(rows, device=device))
+        while True:
+            logits = logits.cpu()
+            p = next_word_probabilities(logits, sampling, forbidden)
+            words = torch.cat([torch.multinomial(row, 1, generator=g) for row, g in zip(p, generators, strict=True)])
+            logprob_B += torch.log_softmax(logits.double(), 1)[rows, words]
+            drawn.append(words)
+            if len(drawn) == tokens:
+                break
+            logits, state = _advance(model, words.to(device).unsqueeze(0), state)
+    ids = torch.stack(drawn, 1).tolist()
+    return [Continuation(*pair) for pair in zip(ids, logprob_B.tolist(), strict=True)]
+
+
+@torch.no_grad()
+def beam_search(
+    model: AWDLSTM, context: Sequence[int], tokens: int, width: int, forbidden: Sequence[int] = ()
+) -> list[Continuation]:
+    """Likely continuations of `context`, best first: after each word the `width` likeliest beginnings are kept.
+
+    All have `tokens` words, as `<eos>` ends a line and not the text, so log-probabilities are compared as they are.
+    Width 1 takes the likeliest word each time (greedy). Other arguments as in `sample`.
+    """
+    device = model.decoder.bias.device
+    history_BT = torch.empty(1, 0, dtype=torch.int64, device=device)
+    score_B = torch.zeros(1, dtype=torch.float64, device=device)
+    with model.exact():
+        logits, state = _advance(model, torch.tensor(context, device=device).unsqueeze(1), model.initial_state(1))
+        while True:
+            total_BV = score_B.unsqueeze(1) + torch.log_softmax(logits.double(), 1)
+            total_BV[:, list(forbidden)] = -math.inf
+            candidates = len(score_B) * (logits.shape[1] - len(set(forbidden)))
+            score_B, best = total_BV.flatten().topk(min(width, candidates))
+            origin, words = best // logits.shape[1], best % logits.shape[1]
+            history_BT = torch.cat([history_BT[origin], words.unsqueeze(1)], 1)
+            if history_BT.shape[1] == tokens:
+                break
+            logits, state = _advance(model, words.unsqueeze(0), _columns(state, origin))
+    return [Continuation(*pair) for pair in zip(history_BT.tolist(), score_B.tolist(), strict=True)]
+
+
+def _score(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: WordTokenizer) -> None:
+    if arguments.score == "-":
+        text = check_text(sys.stdin.buffer.read(), "standard input")
+    else:
+        text = read_text(Path(arguments.score)).decode("utf-8-sig")
+    mode = "independent" if arguments.independent else "continuous"
+    scores = score_text(model, tokenizer, text, independent=arguments.independent)
+    if arguments.json:
+        head = {"run": str(arguments.run_dir), "file": arguments.score, "mode": mode}
+        sys.stdout.write(json.dumps(head | scores) + "\n")
+        return
+    sys.stdout.write("line\tlogprob\tppl\ttokens\twords\tunknown\n")
+    for name, row in [*enumerate(scores["lines"], 1), ("total", scores["total"])]:
+        ppl = "" if row["ppl"] is None else f"{row['ppl']:.4f}"
+        counts = f"{row['tokens']}\t{row['words']}\t{row['unknown']}"
+        sys.stdout.write(f"{name}\t{row['logprob']:.6f}\t{ppl}\t{counts}\n")
+
+
+def as_text(tokenizer: WordTokenizer, ids: Sequence[int]) -> str:
+    """Words in the format of the corpus: one space between them, a line for every `<eos>`."""
+    return "\n".join(" ".join(line.split()) for line in " ".join(tokenizer.decode(ids)).split(EOS))
+
+
+def _generate(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: WordTokenizer) -> None:
+    prompt = tokenizer.encode(arguments.prompt, final_eos=False).tolist()
+    if unknown := tokenizer.unknown_words(arguments.prompt):
+        logger.warning("--prompt: not in the vocabulary, read as <unk>: %s", ", ".join(unknown))
+    context, forbidden = [tokenizer.eos_id, *prompt], [] if arguments.unk else [tokenizer.unk_id]
+    width = 1 if arguments.greedy else arguments.beam
+    if width:
+        found = beam_search(model, context, arguments.tokens, width, forbidden)[: arguments.samples]
+    else:
+        sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
+        seeds = range(arguments.seed, arguments.seed + arguments.samples)
+        found = sample(model, context, arguments.tokens, sampling, seeds, forbidden)
+    texts = []
+    for one in found:
+        ids = prompt + one.ids
+        texts.append(detokenize(tokenizer.decode(ids)) if arguments.detokenize else as_text(tokenizer, ids))
+    if arguments.json:
+        rows = [{"text": text} | dataclasses.asdict(one) for text, one in zip(texts, found, strict=True)]
+        head = {"run": str(arguments.run_dir), "prompt": arguments.prompt, "tokens": arguments.tokens}
+        sys.stdout.write(json.dumps(head | {"samples": rows}) + "\n")
+        return
+    for number, (text, one) in enumerate(zip(texts, found, strict=True), 1):
+        if len(found) > 1:
+            sys.stdout.write(f"--- {number}: log-probability {one.logprob:.4f} nats\n")
+        sys.stdout.write(text + "\n")
+
+
+def _build_parser() -> Parser:
+    parser = Parser("python -m lm.generate", description="Sample text from a run, or score given text.")
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory of lm.train")
+    text = parser.add_argument_group("generating")
+    text.add_argument("--prompt", metavar="TEXT", help="words to go on from, at the start of a line (default: none)")
+    text.add_argument("--tokens", type=int, metavar="N", help="words to generate, <eos> included (default: 200)")
+    text.add_argument("--samples", type=int, metavar="N", help="texts; with --beam the N best (default: 1)")
+    unk = {"action": argparse.BooleanOptionalAction, "default": None}
+    text.add_argument("--unk", **unk, help="whether <unk> may be generated (default: --no-unk)")
+    text.add_argument("--detokenize", action="store_const", const=True, help="print readable English")
+    text.add_argument("--temperature", type=float, metavar="X", help="divides the logits (default: 1)")
+    text.add_argument("--top-k", type=int, metavar="N", help="draw from the N likeliest words (default: 0, all)")
+    text.add_argument("--top-p", type=float, metavar="X", help="... that reach this probability (default: 1, all)")
+    text.add_argument("--seed", type=int, metavar="N", help="of the first text, the next has N + 1 (default: 1111)")
+    text.add_argument("--greedy", action="store_const", const=True, help="take the likeliest word each time")
+    text.add_argument("--beam", type=int, metavar="N", help="search for the likeliest text with N hypotheses")
+    score = parser.add_argument_group("scoring")
+    score.add_argument("--score", metavar="FILE", help="score the lines of FILE (- for standard input), as TSV")
+    score.add_argument("--independent", action="store_true", help="each line alone, not as one text")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    return parser
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Fill in defaults; raises ConfigError for a value or a combination that makes no sense."""
+    sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 1111}
+    search = {"greedy": False, "beam": 0}
+    defaults = {"prompt": "", "tokens": 200, "samples": 1, "unk": False, "detokenize": False} | sampling | search
+    given = {name: f"--{name.replace('_', '-')}" for name in defaults if getattr(arguments, name) is not None}
+    if arguments.score is not None and given:
+        raise ConfigError(f"{next(iter(given.values()))} is for generating: leave it out with --score")
+    if arguments.independent and arguments.score is None:
+        raise ConfigError("--independent is for scoring: give --score FILE too")
+    if (chosen := given.keys() & search) and (drawing := [given[name] for name in sampling if name in given]):
+        raise ConfigError(f"{drawing[0]} is for sampling: leave it out with {given[min(chosen)]}")
+    if len(given.keys() & search) == 2:
+        raise ConfigError("--greedy is --beam 1: give one of the two")
+    for name, flag in given.items():
+        if name in ("tokens", "samples", "beam") and getattr(arguments, name) < 1:
+            raise ConfigError(f"{flag} must be at least 1, got {getattr(arguments, name)}")
+    for name, value in defaults.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    if not 0 < arguments.temperature < math.inf:
+        raise ConfigError(f"--temperature must be above 0, got {arguments.temperature} (for the limit 0: --greedy)")
+    if arguments.top_k < 0:
+        raise ConfigError(f"--top-k must be at least 0, got {arguments.top_k}")
+    if not 0 < arguments.top_p <= 1:
+        raise ConfigError(f"--top-p must be above 0 and at most 1, got {arguments.top_p}")
+    if not 0 <= arguments.seed < 1 << 53:
+        raise ConfigError(f"--seed must be from 0 to 2^53 - 1, got {arguments.seed}")
+    width = 1 if arguments.greedy else arguments.beam
+    if width and arguments.samples > width:
+        raise ConfigError(f"--samples {arguments.samples}: a beam of {width} has no more than {width}")
+
+
+def main() -> None:
+    """Command line."""
+    arguments = _build_parser().parse_args()
+    _check(arguments)
+    log_to_stderr()
+    model, _, corpus = load_run(arguments.run_dir, pick_device(arguments.device))
+    (_generate if arguments.score is None else _score)(arguments, model, corpus.tokenizer)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,94 @@
+"""Log-probabilities of given text, word by word: what `python -m lm.generate RUN_DIR --score FILE` prints.
+
+Shapes: N tokens in time, B batch (lines).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lm.batching import BPTTWindows, batchify
+from lm.metrics import perplexity
+from lm.model import AWDLSTM
+from lm.tokenizer import WordTokenizer, split_lines, split_words
+
+# Tokens of a forward pass, as `lm.evaluate` takes.
+_WINDOW_TOKENS = 700
+# Lines that are scored together when each stands alone.
+_LINES = 32
+
+
+@torch.no_grad()
+def _token_loss(model: AWDLSTM, columns_NB: Tensor) -> np.ndarray:
+    """Nats (N - 1, B) in float64 of every token but each column's first, from a zero state, in fp32."""
+    nats, state = [], model.initial_state(columns_NB.shape[1])
+    with model.exact():
+        for window in BPTTWindows(columns_NB, max(1, _WINDOW_TOKENS // columns_NB.shape[1])):
+            output = model(window.tokens_TB, state)
+            state = output.state
+            nats.append(model.token_loss(output, window.targets_TB))
+    return torch.cat(nats).double().cpu().numpy()
+
+
+def score_continuous(model: AWDLSTM, lines: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Nats of every token of every line, hidden state carried on, as `lm.evaluate` scores a split in one column.
+
+    The first token of the text is context only, so the first line has one figure less than tokens.
+
+    Args:
+        model: in evaluation mode; computed in fp32.
+        lines: token ids of each line, the last of them `<eos>`.
+
+    Raises:
+        CorpusError: there are fewer than two tokens.
+    """
+    nats = _token_loss(model, batchify(np.concatenate(lines), 1, model.decoder.bias.device))[:, 0]
+    return np.split(nats, np.cumsum([len(line) for line in lines])[:-1] - 1)
+
+
+def score_independent(model: AWDLSTM, lines: Sequence[np.ndarray], eos_id: int) -> list[np.ndarray]:
+    """Nats of every token of every line, each line alone: after `<eos>` from a zero state, for rescoring lists.
+
+    Lines of similar length share a forward pass, which does not change their figures. Arguments as above.
+    """
+    device, nats = model.decoder.bias.device, [np.empty(0)] * len(lines)
+    by_length = sorted(range(len(lines)), key=lambda index: len(lines[index]))
+    for start in range(0, len(lines), _LINES):
+        batch = by_length[start : start + _LINES]
+        columns = np.full((1 + len(lines[batch[-1]]), len(batch)), eos_id, dtype=np.int64)
+        for column, index in enumerate(batch):
+            columns[1 : 1 + len(lines[index]), column] = lines[index]
+        scored = _token_loss(model, torch.from_numpy(columns).to(device))
+        for column, index in enumerate(batch):
+            nats[index] = scored[: len(lines[index]), column]
+    return nats
+
+
+def _score_row(nats: np.ndarray, words: int, unknown: int) -> dict[str, Any]:
+    """`logprob` in nats; perplexity is None where no token was scored."""
+    total = float(nats.sum())
+    ppl = perplexity(total / len(nats)) if len(nats) else None
+    return {"logprob": 0.0 - total, "ppl": ppl, "tokens": len(nats), "words": words, "unknown": unknown}
+
+
+def score_text(model: AWDLSTM, tokenizer: WordTokenizer, text: str, *, independent: bool = False) -> dict[str, Any]:
+    """Scores of each line of `text` and of all together, with the tokens scored and the words outside the vocabulary.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: the run's.
+        text: holds at least one word; every line ends in `<eos>`, an empty one is `<eos>` alone.
+        independent: `score_independent` instead of `score_continuous`.
+    """
+    lines = split_lines(text)
+    ids = [tokenizer.encode(line + "\n") for line in lines]
+    nats = score_independent(model, ids, tokenizer.eos_id) if independent else score_continuous(model, ids)
+    words = [len(split_words(line)) for line in lines]
+    unknown = [tokenizer.unknown_words(line).total() for line in lines]
+    rows = [_score_row(*row) for row in zip(nats, words, unknown, strict=True)]
+    return {"lines": rows, "total": _score_row(np.concatenate(nats), sum(words), sum(unknown))}

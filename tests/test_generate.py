@@ -1,0 +1,256 @@
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lm.corpus import load_corpus
+from lm.evaluate import evaluate
+from lm.generate import Sampling, as_text, beam_search, next_word_probabilities, sample
+from lm.model import AWDLSTM
+from lm.score import score_continuous, score_independent, score_text
+from lm.tokenizer import WordTokenizer, detokenize
+from tests.test_model import V, tiny
+
+
+@pytest.fixture
+def model():
+    return AWDLSTM(V, tiny()).eval()
+
+
+def tiny_model(vocabulary):
+    model = AWDLSTM(vocabulary, tiny()).eval()
+    with torch.no_grad():
+        model.encoder.weight.mul_(20)
+        model.decoder.bias.normal_()
+    return model
+
+
+LOGITS = torch.tensor([[0.5, 0.1, 0.3, 0.06, 0.04]]).log()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "kept"),
+    [
+        (Sampling(), [0, 1, 2, 3, 4]),
+        (Sampling(top_k=2), [0, 2]),
+        (Sampling(top_k=9), [0, 1, 2, 3, 4]),
+        (Sampling(top_p=0.49), [0]),
+        (Sampling(top_p=0.51), [0, 2]),
+        (Sampling(top_p=0.85), [0, 1, 2]),
+        (Sampling(top_k=2, top_p=0.6), [0]),  # of the two, 0 has 0.5 / 0.8
+        (Sampling(temperature=0.5, top_p=0.72), [0, 2]),  # 0 has 0.25 / 0.3542
+        (Sampling(temperature=1e-300), [0]),
+    ],
+)
+def test_cuts_keep_the_smallest_set_of_likeliest_words_and_leave_their_proportions(sampling, kept):
+    p = next_word_probabilities(LOGITS, sampling)[0]
+    assert p.nonzero().flatten().tolist() == kept
+    expected = ((LOGITS[0].double() - LOGITS.max()) / sampling.temperature).exp()[kept]
+    assert p[kept].tolist() == pytest.approx((expected / expected.sum()).tolist(), rel=1e-6)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(2.0, 3000, 0.9), Sampling(0.3, 0, 0.5)])
+def test_probabilities_sum_to_one_and_uncut_every_word_has_its_softmax(sampling):
+    logits = 3 * torch.randn(2, 33_278)
+    p = next_word_probabilities(logits, sampling)
+    assert p.sum(1).tolist() == pytest.approx([1, 1], abs=1e-12)
+    if sampling == Sampling():
+        torch.testing.assert_close(p, torch.softmax(logits.double(), 1), rtol=1e-12, atol=0)
+
+
+def test_a_forbidden_word_has_no_probability_and_the_logits_stay():
+    logits = LOGITS.double()
+    p = next_word_probabilities(logits, Sampling(top_k=2), [0])
+    assert p.nonzero()[:, 1].tolist() == [1, 2]
+    assert torch.equal(logits, LOGITS.double())
+
+
+def test_words_with_high_ids_are_drawn_as_often_as_others():
+    model = AWDLSTM(1000, tiny()).eval()
+    with torch.no_grad():
+        model.encoder.weight.zero_()
+    ids = np.array([one.ids for one in sample(model, [0], 60, Sampling(), range(100), forbidden=[7])])
+    assert 7 not in ids
+    assert len(np.unique(ids)) > 980
+    assert abs((ids >= 400).mean() - 0.6) < 0.03
+
+
+def test_one_seed_gives_one_text_alone_or_among_others_and_the_global_generator_stays(model):
+    before = torch.get_rng_state()
+    alone = sample(model, [1, 2], 30, Sampling(), [5])
+    assert sample(model, [1, 2], 30, Sampling(), [4, 5, 6])[1].ids == alone[0].ids
+    assert sample(model, [1, 2], 30, Sampling(), [6])[0].ids != alone[0].ids
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_greedy_is_beam_1_and_top_k_1():
+    model = tiny_model(V)
+    greedy = beam_search(model, [1, 2], 20, 1)
+    drawn = sample(model, [1, 2], 20, Sampling(top_k=1), [0])
+    assert greedy[0].ids == drawn[0].ids
+    assert greedy[0].logprob == pytest.approx(drawn[0].logprob, rel=1e-6)
+
+
+def test_a_wide_beam_finds_what_exhaustive_search_finds():
+    vocabulary, length, context = 5, 3, [0, 3]
+    model = tiny_model(vocabulary)
+    every = {}
+    with torch.no_grad():
+        for ids in itertools.product(range(vocabulary), repeat=length):
+            text = torch.tensor([*context, *ids]).unsqueeze(1)
+            output = model(text[:-1], model.initial_state(1))
+            log_p = torch.log_softmax(model.decoder(output.dropped[-1][:, 0]).double(), 1)
+            every[ids] = sum(log_p[len(context) - 1 + t, ids[t]].item() for t in range(length))
+    ranked = sorted(every, key=every.get, reverse=True)
+    found = beam_search(model, context, length, vocabulary**length)
+    assert [tuple(one.ids) for one in found] == ranked
+    assert [one.logprob for one in found] == pytest.approx([every[ids] for ids in ranked], rel=1e-6)
+    assert math.isclose(sum(math.exp(one.logprob) for one in found), 1, rel_tol=1e-9)
+    allowed = [ids for ids in ranked if 2 not in ids]
+    assert [tuple(one.ids) for one in beam_search(model, context, length, 1000, [2])] == allowed
+    assert len(beam_search(model, context, length, 2)) == 2
+
+
+@pytest.mark.parametrize("way", ["sample", "beam"])
+def test_a_continuation_has_the_log_probability_that_scoring_gives_it(model, way):
+    one = sample(model, [0], 25, Sampling(), [3])[0] if way == "sample" else beam_search(model, [0], 25, 4)[0]
+    nats = score_continuous(model, [np.array([0, *one.ids])])[0]
+    assert one.logprob == pytest.approx(-nats.sum(), rel=1e-6)
+
+
+def some_lines(count=70):
+    rng = np.random.default_rng(0)
+    return [np.append(rng.integers(1, V, rng.integers(0, 12)), 0) for _ in range(count)]
+
+
+def test_continuous_scores_add_up_to_the_evaluation_of_the_whole_text(model):
+    lines = some_lines(300)
+    whole = evaluate(model, np.concatenate(lines), 1)
+    nats = score_continuous(model, lines)
+    assert [len(line) for line in nats] == [len(lines[0]) - 1, *map(len, lines[1:])]
+    assert math.isclose(np.concatenate(nats).sum(), whole.nats, rel_tol=1e-9)
+
+
+def test_an_independent_line_has_the_same_score_alone_and_in_any_order(model):
+    lines = some_lines()
+    together = score_independent(model, lines, 0)
+    backwards = score_independent(model, lines[::-1], 0)[::-1]
+    for line, one, other in zip(lines, together, backwards, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+        np.testing.assert_allclose(one, score_independent(model, [line], 0)[0], rtol=1e-5)
+        np.testing.assert_allclose(one, score_continuous(model, [np.append(0, line)])[0], rtol=1e-5)
+
+
+def test_scored_probabilities_of_all_continuations_sum_to_one(model):
+    lines = [np.array([3, 4, word]) for word in range(V)]
+    assert math.isclose(sum(math.exp(-nats[-1]) for nats in score_independent(model, lines, 0)), 1, rel_tol=1e-6)
+
+
+def test_counts_of_words_and_unknown_words_and_an_empty_line():
+    tokenizer = WordTokenizer.from_text("a b c\n")
+    model = tiny_model(tokenizer.vocab_size)
+    scores = score_text(model, tokenizer, "\na zork <unk>\n\nb", independent=True)
+    counts = [(row["tokens"], row["words"], row["unknown"]) for row in [*scores["lines"], scores["total"]]]
+    assert counts == [(1, 0, 0), (4, 3, 1), (1, 0, 0), (2, 1, 0), (8, 4, 1)]
+    assert scores["lines"][0] == scores["lines"][2]
+    first = score_text(model, tokenizer, "\na\n")["lines"][0]
+    assert first == {"logprob": 0.0, "ppl": None, "tokens": 0, "words": 0, "unknown": 0}
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("it was n't black monday <eos> he ca n't , i 'm", "it wasn't black monday\nhe can't, i'm"),
+        ("standard & poor 's fell $ N or N % .", "standard & poor's fell $N or N%."),
+        ('" The role " , 1 @,@ 500 ( a guest @-@ star ) of 2 @.@ 5', '"The role", 1,500 (a guest-star) of 2.5'),
+        ("cities\\/abc <unk> <eos> <eos>", "cities/abc <unk>\n\n"),
+        ('an open " <eos> " closed "', 'an open "\n"closed"'),
+        ("", ""),
+    ],
+)
+def test_detokenized_text_reads_as_english(words, text):
+    assert detokenize(words.split()) == text
+
+
+@given(st.lists(st.sampled_from(['"', "'s", "n't", ",", "(", ")", "$", "word", "Don", "''", "``"])))
+def test_detokenizing_only_takes_spaces_away(words):
+    assert detokenize(words).replace(" ", "") == "".join(words)
+
+
+@given(st.lists(st.integers(0, 4)))
+def test_generated_text_in_the_format_of_the_corpus_is_read_back_as_the_same_ids(ids):
+    tokenizer = WordTokenizer.from_text("a b c\n")
+    assert tokenizer.encode(as_text(tokenizer, ids), final_eos=False).tolist() == ids
+
+
+def test_generating_by_the_command_line(cli, tiny_run):
+    done = cli("generate", tiny_run, "--prompt", "w1 zork", "--tokens", 50, "--samples", 2, "--json")
+    assert done.returncode == 0, done.stderr
+    assert "zork" in done.stderr
+    report = json.loads(done.stdout)
+    assert [len(one["ids"]) for one in report["samples"]] == [50, 50]
+    assert all(one["text"].startswith("w1 <unk>") for one in report["samples"])
+    assert "<unk>" not in report["samples"][0]["text"].removeprefix("w1 <unk>")
+    again = cli("generate", tiny_run, "--prompt", "w1 zork", "--tokens", 50, "--seed", 1112)
+    assert again.stdout == report["samples"][1]["text"] + "\n"
+    best = cli("generate", tiny_run, "--tokens", 5, "--beam", 3, "--samples", 2, "--detokenize").stdout
+    assert best.count("log-probability") == 2
+
+
+def test_scoring_the_test_split_by_the_command_line_gives_its_perplexity(cli, tiny_run, corpus_dir, tmp_path):
+    done = cli("generate", tiny_run, "--score", corpus_dir / "test.txt", "--json")
+    assert done.returncode == 0, done.stderr
+    scores = json.loads(done.stdout)
+    result = json.loads((tiny_run / "result.json").read_text())
+    assert scores["total"]["ppl"] == pytest.approx(result["test_ppl"], rel=1e-6)
+    tokens = len(load_corpus(None, corpus_dir, tmp_path).splits["test"])
+    assert scores["total"]["tokens"] == tokens - 1
+    table = cli("generate", tiny_run, "--score", corpus_dir / "test.txt", "--independent").stdout.splitlines()
+    assert table[0].split("\t") == ["line", "logprob", "ppl", "tokens", "words", "unknown"]
+    assert table[-1].split("\t")[3:] == [str(tokens), str(tokens - 60), "0"]
+    assert len(table) == 62
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--temperature=0"], "--temperature"),
+        (["--temperature=nan"], "--temperature"),
+        (["--top-p=0"], "--top-p"),
+        (["--top-p=1.1"], "--top-p"),
+        (["--top-k=-1"], "--top-k"),
+        (["--tokens=0"], "--tokens"),
+        (["--samples=0"], "--samples"),
+        (["--beam=0"], "--beam"),
+        (["--seed=-1"], "--seed"),
+        (["--beam=2", "--top-p=0.9"], "--top-p"),
+        (["--greedy", "--seed=1"], "--seed"),
+        (["--greedy", "--beam=2"], "--greedy"),
+        (["--beam=2", "--samples=3"], "--samples"),
+        (["--independent"], "--independent"),
+        (["--score=x", "--prompt=a"], "--prompt"),
+    ],
+)
+def test_a_flag_that_makes_no_sense_is_named(flags, named, monkeypatch):
+    from lm.errors import ConfigError
+    from lm.generate import main
+
+    monkeypatch.setattr("sys.argv", ["lm.generate", "nowhere", *flags])
+    with pytest.raises(ConfigError, match=named):
+        main()
+
+
+def test_a_file_that_cannot_be_scored_exits_with_3_and_is_named(cli, tiny_run, tmp_path):
+    path = tmp_path / "latin.txt"
+    for content in (None, b"caf\xe9\n"):
+        if content:
+            path.write_bytes(content)
+        done = cli("generate", tiny_run, "--score", path)
+        assert done.returncode == 3
+        assert "latin.txt" in done.stderr
+        assert "Traceback" not in done.stderr
