@@ -5,7 +5,7 @@ word x_t; the last `window` pairs (h_i, x_{i+1}) vote for the next word:
 
     p_cache(w) ~ sum_{t-window <= i < t} exp(theta h_t.h_i) [w = x_{i+1}]      p = (1-lambda) p_model + lambda p_cache
 
-Dynamic evaluation (Krause, Kahembwe, Murray, Renals 2017, arXiv 1709.07432, sec. 4). Each segment of the text is
+Dynamic evaluation (Krause, Kahembwe, Murray, Renals 2017, arXiv 1709.07432). Each segment of the text is
 scored, then learned from; W_g are the trained weights, g the segment's gradient:
 
     sgd    W <- W - lr g + decay (W_g - W)
@@ -126,7 +126,7 @@ def _gradient(model: AWDLSTM, output: Output, targets_TB: Tensor) -> list[Tensor
 
 
 def gradient_rms(model: AWDLSTM, ids: np.ndarray, batch_size: int, bptt: int) -> list[Tensor]:
-    """Root mean square of the gradient by each parameter over windows of a text (Krause et al. 2017, sec. 4.2)."""
+    """Root mean square of the gradient by each parameter over windows of a text (Krause et al. 2017)."""
     model = model.without_dropout()
     windows = BPTTWindows(batchify(ids, batch_size, model.decoder.bias.device), bptt)
     squares = [torch.zeros_like(parameter) for parameter in model.parameters()]

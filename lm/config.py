@@ -143,6 +143,9 @@ class OptimConfig:
     """end training, and the schedule, after this many updates; 0: no limit"""
     seed: Count = 1111
     """seed of initial weights, masks and window lengths"""
+    finetune: str = ""
+    """start from the best checkpoint and the configuration of this run directory, average from the first update on,
+    and end where NT-ASGD would start averaging"""
 
 
 @dataclass(frozen=True)
@@ -276,9 +279,14 @@ def resume_conflicts(now: TrainConfig, before: Mapping[str, Any]) -> list[str]:
     `--epochs` may change where the learning rate does not depend on it.
     """
     free = _LABELS + (("epochs",) if now.schedule in ("constant", "plateau") else ())
-    values, before = as_plain(now), as_plain(TrainConfig()) | before
+    values, before = as_plain(now), with_defaults(before)
     changed = [name for name in values if name not in free and values[name] != before[name]]
     return [f"--{name.replace('_', '-')} {before[name]} (now {values[name]})" for name in changed]
+
+
+def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values of an earlier version's configuration, completed by those of younger fields."""
+    return as_plain(TrainConfig()) | values
 
 
 def as_plain(config: TrainConfig) -> dict[str, Any]:

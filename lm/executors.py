@@ -8,7 +8,6 @@ process that started it is gone, so that a killed sweep leaves nothing behind bu
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import os
 import signal
@@ -23,6 +22,7 @@ from typing import Any, Protocol
 
 from lm.config import TrainConfig, as_plain, make_config
 from lm.errors import run_cli
+from lm.files import take_lock
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -135,21 +135,6 @@ def launch(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
             command, env=os.environ | environment | {"PYTHONPATH": path}, process_group=0,
             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
-
-
-def take_lock(path: Path, *, wait: bool) -> int | None:
-    """Lock file `path` for as long as the returned descriptor is open, at most until the process ends.
-
-    Returns None if another process holds it and `wait` is false.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
 
 
 def visible_gpus(device: str) -> list[str]:

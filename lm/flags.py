@@ -12,6 +12,7 @@ import sys
 import textwrap
 import typing
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 from lm.config import (
@@ -22,6 +23,8 @@ from lm.config import (
     RegularizationConfig,
     RunOptions,
     TrainConfig,
+    as_plain,
+    config_from_dict,
     make_config,
 )
 from lm.errors import ConfigError
@@ -104,6 +107,14 @@ def _flag_type(hint: Any, field: dataclasses.Field, text: str) -> dict[str, Any]
     return {"type": hint, "metavar": metavar, "help": text}
 
 
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """The values in a run's config.json. Raises ConfigError where there is none."""
+    try:
+        return as_plain(config_from_dict(json.loads((run_dir / "config.json").read_text())))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--finetune: {run_dir} is not a run directory ({error})") from None
+
+
 def parse_train_args(
     argv: list[str] | None, identify: Callable[[str | None, str | None], str]
 ) -> tuple[TrainConfig, RunOptions, list[str]]:
@@ -125,6 +136,13 @@ def parse_train_args(
         warnings.append("--cuda is ignored: use --device cuda, --device cpu or nothing for automatic choice")
     options = RunOptions(**{f.name: given.pop(f.name) for f in dataclasses.fields(RunOptions) if f.name in given})
     preset, dataset, data = given.pop("preset"), given.pop("dataset", None), given.get("data")
+    if source := given.get("finetune"):
+        if preset:
+            raise ConfigError("--preset: fine-tuning starts from the configuration of the run; change it flag by flag")
+        before = read_config(Path(source))
+        preset, trained_on = before.pop("preset"), before.pop("dataset")
+        dataset, data = dataset or trained_on, data or before["data"] or None
+        given = before | given
     dataset = identify(dataset, data) if dataset or data else _DEFAULT_DATASET
     return make_config(preset, dataset, **given), options, warnings
 

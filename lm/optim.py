@@ -111,17 +111,19 @@ class NTASGD:
     nonmono: int
     history: list[float] = field(default_factory=list)
     averaged: AveragedModel | None = None
+    triggered: bool = False
 
-    def end_epoch(self, valid_loss: float, model: nn.Module) -> bool:
-        """Take an epoch's validation loss; True when averaging starts with the next update."""
-        if not self.nonmono or self.averaged is not None:
+    def end_epoch(self, valid_loss: float) -> bool:
+        """Take an epoch's validation loss; True at the end of the one epoch after which it says: average now.
+
+        Fine-tuning averages from its start and ends there instead.
+        """
+        if not self.nonmono or self.triggered:
             return False
         earlier = self.history[: -self.nonmono]
         self.history.append(valid_loss)
-        if not earlier or valid_loss <= min(earlier):
-            return False
-        self.start(model)
-        return True
+        self.triggered = bool(earlier) and valid_loss > min(earlier)
+        return self.triggered
 
     def start(self, model: nn.Module) -> None:
         """Average from the next update on."""
@@ -140,11 +142,11 @@ class NTASGD:
     def state_dict(self) -> dict[str, Any]:
         """History and, after the switch, the mean and its number of iterates."""
         averaged = None if self.averaged is None else self.averaged.state_dict()
-        return {"history": list(self.history), "averaged": averaged}
+        return {"history": list(self.history), "averaged": averaged, "triggered": self.triggered}
 
     def load_state_dict(self, state: dict[str, Any], model: nn.Module) -> None:
         """Restore what `state_dict` returned; `model` gives the structure of the mean."""
-        self.history = list(state["history"])
+        self.history, self.triggered = list(state["history"]), state.get("triggered", state["averaged"] is not None)
         if state["averaged"] is not None:
             self.start(model)
             self.averaged.load_state_dict(state["averaged"])

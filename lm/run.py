@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,10 @@ import torch
 
 from lm.batching import BPTTWindows, batchify, check_columns
 from lm.checkpoint import save_checkpoint
-from lm.config import TrainConfig, as_plain, config_id, resume_conflicts
+from lm.config import TrainConfig, as_plain, config_id, resume_conflicts, with_defaults
 from lm.corpus import Corpus
 from lm.errors import CheckpointError, ConfigError
-from lm.files import write_json
+from lm.files import take_lock, write_json
 from lm.metrics import IntervalMeans, perplexity
 from lm.model import AWDLSTM, count_parameters
 from lm.optim import NTASGD, LearningRate, build_optimizer
@@ -33,7 +36,7 @@ from lm.runtime import (
 
 @dataclass
 class Progress:
-    """How far a run is, and the best it has seen; plain values only."""
+    """How far a run is, and the best it has seen (epoch 0: what fine-tuning started from); plain values only."""
 
     epoch: int = 1
     step: int = 0
@@ -54,7 +57,7 @@ class Run:
         with device:
             self.model = AWDLSTM(corpus.vocab_size, config, pick_precision(config.precision, device))
         self.optimizer = build_optimizer(self.model, config)
-        self.averaging = NTASGD(config.nonmono if config.optimizer == "sgd" else 0)
+        self.averaging = NTASGD(config.nonmono if config.optimizer == "sgd" or config.finetune else 0)
         self.learning_rate = LearningRate(config.schedule, config.lr, config.when)
         columns_NB = batchify(corpus.splits["train"], config.batch_size, device)
         self.windows = BPTTWindows(
@@ -76,7 +79,24 @@ class Run:
             progress.epoch > config.epochs
             or (config.max_steps > 0 and progress.step >= config.max_steps)
             or self.learning_rate.base < config.min_lr
+            or (config.finetune != "" and self.averaging.triggered)
         )
+
+    def finetune_from(self, checkpoint: dict[str, Any]) -> None:
+        """Start from the weights of another run's best checkpoint, and average from the first update on.
+
+        Raises:
+            ConfigError: that run's model has another architecture; the message says what differs.
+            CheckpointError: it was trained on another text.
+        """
+        before, now = with_defaults(checkpoint["config"]), as_plain(self.config)
+        if changed := [n for n in ("model", "emsize", "nhid", "nlayers", "tied") if now[n] != before[n]]:
+            differences = ", ".join(f"--{name} {before[name]} (now {now[name]})" for name in changed)
+            raise ConfigError(f"--finetune: the model there was made with {differences}")
+        if checkpoint["corpus_sha256"] != self.corpus.sha256:
+            raise CheckpointError("--finetune: the run there was trained on another text than the one found now")
+        self.model.load_state_dict(checkpoint["model"])
+        self.averaging.start(self.model)
 
     def state_dict(self, log_position: int) -> dict[str, Any]:
         """All state, as tensors and plain values; `log_position` is how much of metrics.jsonl belongs to it."""
@@ -137,6 +157,26 @@ class RunDir:
         self.path, self._copy = path, copy_best_to
         self.last, self.best = path / "ckpt" / "last.pt", path / "ckpt" / "best.pt"
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training here. The kernel drops the lock of a process that ends, however it ends.
+
+        Raises ConfigError, naming the process that trains here already.
+        """
+        path = self.path / "train.lock"
+        lock = take_lock(path, wait=False)
+        if lock is None:
+            raise ConfigError(
+                f"--out-dir: process {path.read_text() or 'unknown'} is training in {self.path}: "
+                "wait for it, end it, or choose another directory"
+            )
+        try:
+            os.ftruncate(lock, 0)
+            os.write(lock, str(os.getpid()).encode())
+            yield
+        finally:
+            os.close(lock)
+
     def prepare(self, run: Run) -> None:
         """Create the directory and write what describes the run."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -159,7 +199,7 @@ class RunDir:
 
     def write_result(self, run: Run, status: str, scores: dict[str, Any]) -> dict[str, Any]:
         """Write result.json, the last file of a run, and return its content."""
-        progress, known = run.progress, run.progress.best_epoch > 0
+        progress, known = run.progress, math.isfinite(run.progress.best_loss)
         result = {
             "status": status, "id": config_id(run.config), "config": as_plain(run.config), "seed": run.config.seed,
             "dataset": run.corpus.name, "best_epoch": progress.best_epoch,

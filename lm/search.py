@@ -25,7 +25,7 @@ from typing import Any
 
 from lm.config import Bounds, TrainConfig
 from lm.errors import ConfigError
-from lm.executors import take_lock
+from lm.files import take_lock
 from lm.study import STUDY_FILE, Study
 
 JOURNAL, LOCK = "search.journal", "search.lock"

@@ -40,10 +40,10 @@ from lm.executors import (
     log_path,
     outcome_of,
     read_result,
-    take_lock,
     train_arguments,
     visible_gpus,
 )
+from lm.files import take_lock
 from lm.live import LiveView
 from lm.metrics import log_to_stderr
 from lm.runtime import StopSignals

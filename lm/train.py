@@ -20,7 +20,7 @@ import torch
 
 from lm.batching import Window
 from lm.checkpoint import load_checkpoint, load_latest
-from lm.config import RunOptions, TrainConfig, as_plain, run_name
+from lm.config import RunOptions, TrainConfig, as_plain, run_name, with_defaults
 from lm.corpus import identify, load_corpus
 from lm.errors import CheckpointError, ConfigError, DivergedError, Interrupted, run_cli
 from lm.evaluate import Evaluation, evaluate
@@ -122,13 +122,23 @@ def end_epoch(run: Run, run_dir: RunDir, log: RunLog, stop: StopSignals) -> None
         progress.best_activation = valid.activation
         run_dir.save_best(run, model)
     run.learning_rate.end_epoch(progress.epoch, valid.loss)
-    if run.averaging.end_epoch(valid.loss, run.model):
+    if run.averaging.end_epoch(valid.loss) and not config.finetune:
+        run.averaging.start(run.model)
         log.message(f"NT-ASGD: averaging from here on (best valid loss {progress.best_loss:.4f})")
     progress.epoch += 1
     progress.finished = run.is_over()
     run.windows.rewind()
     run.hidden = run.model.initial_state(config.batch_size)
     run_dir.save_last(run, log.position)
+
+
+def keep_starting_point(run: Run, run_dir: RunDir, log: RunLog, stop: StopSignals) -> None:
+    """Make what fine-tuning starts from the best so far, so that it never ends worse on valid."""
+    config, progress = run.config, run.progress
+    valid = evaluate(run.model, run.corpus.splits["valid"], config.eval_batch_size, between_windows=stop.check)
+    progress.best_loss, progress.best_activation = valid.loss, valid.activation
+    run_dir.save_best(run, run.model)
+    log.message(f"fine-tuning {config.finetune}: valid {valid.loss:.4f}  ppl {valid.perplexity:8.2f} at the start")
 
 
 def log_epoch(run: Run, log: RunLog, valid: Evaluation) -> None:
@@ -176,6 +186,8 @@ def open_run(config: TrainConfig, options: RunOptions, device: torch.device, pat
     elif options.resume:
         state = load_checkpoint(Path(options.resume))
     if state is None:
+        if config.finetune:
+            run.finetune_from(load_checkpoint(Path(config.finetune, "ckpt", "best.pt")))
         return run, 0
     run.load_state_dict(state)
     logger.info("resuming in epoch %d after update %d", run.progress.epoch, run.progress.step)
@@ -203,7 +215,8 @@ def finished_result(config: TrainConfig, path: Path, resume: str) -> dict[str, A
         result = json.loads((path / "result.json").read_text())
     except (OSError, ValueError):
         return None
-    return result if result.get("status") == "completed" and result["config"] == as_plain(config) else None
+    same = with_defaults(result.get("config", {})) == as_plain(config)
+    return result if result.get("status") == "completed" and same else None
 
 
 def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
@@ -215,6 +228,8 @@ def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
         Interrupted: SIGINT or SIGTERM; everything is saved, `--resume auto` continues.
     """
     path = choose_run_dir(config, options)
+    if config.finetune and path.absolute() == Path(config.finetune).absolute():
+        raise ConfigError(f"--out-dir: {path} is the run to fine-tune, which stays as it is; choose another")
     if result := finished_result(config, path, options.resume):
         logger.info("%s is complete: nothing to do", path)
         return result
@@ -233,13 +248,16 @@ def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
     if options.dry_run:
         return {}
     run_dir = RunDir(path, options.save)
-    run_dir.prepare(run)
     with (
+        run_dir.locked(),
         log_to(path / "train.log"),
         RunLog(path, position=log_position, step=run.progress.step, tensorboard=options.tensorboard) as log,
         StopSignals() as stop,
     ):
         try:
+            run_dir.prepare(run)
+            if config.finetune and run.progress.step == 0:
+                keep_starting_point(run, run_dir, log, stop)
             while not run.progress.finished:
                 train_epoch(run, run_dir, options, log, stop)
                 end_epoch(run, run_dir, log, stop)

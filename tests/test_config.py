@@ -108,6 +108,15 @@ def test_identity_ignores_the_preset_name_and_the_spelling_of_numbers_but_no_val
     assert config_id(make_config(alpha=1)) != config_id(make_config(alpha=1.5))
 
 
+def test_what_an_earlier_version_wrote_means_the_same_though_it_lacks_a_younger_field():
+    config = make_config("examples-200", "ptb", alpha=2)
+    older = {name: value for name, value in as_plain(config).items() if name != "finetune"}
+    assert config_from_dict(older) == config
+    assert resume_conflicts(config, older) == []
+    with pytest.raises(ConfigError, match="warp"):
+        config_from_dict(older | {"warp": 1})
+
+
 def test_resuming_may_extend_epochs_only_where_the_learning_rate_does_not_depend_on_them():
     for schedule, conflicts in (("constant", 0), ("plateau", 0), ("linear", 1), ("onecycle", 1)):
         before = make_config(schedule=schedule, epochs=3)

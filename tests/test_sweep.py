@@ -17,7 +17,8 @@ from lm.analysis import METRICS
 from lm.config import make_config
 from lm.corpus import identify
 from lm.errors import ConfigError
-from lm.executors import take_lock, train_arguments
+from lm.executors import train_arguments
+from lm.files import take_lock
 from lm.flags import parse_train_args
 from lm.study import load_study, read_ledger
 from lm.studyfile import parse_args, save_study, study_from_flags, with_refine

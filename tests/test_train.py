@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lm.files import take_lock
 from tests.conftest import TINY
 
 # Fields that a clock or the process decides, not the computation.
@@ -316,3 +317,28 @@ def test_a_cuda_run_trains_and_resumes(cli, corpus_dir, tmp_path):
     assert cli(*common, "--epochs=1").returncode == 0
     done = cli(*common, "--epochs=2", "--resume=auto")
     assert done.returncode == 0, done.stderr
+
+
+def test_a_second_process_on_a_run_directory_is_refused_and_a_dead_ones_lock_is_not_in_the_way(
+    cli, corpus_dir, tmp_path
+):
+    command = [
+        "train",
+        "--data",
+        corpus_dir,
+        *TINY,
+        "--epochs=1",
+        "--no-eval-test",
+        "--out-dir",
+        tmp_path,
+        "--resume=auto",
+    ]
+    lock = take_lock(tmp_path / "train.lock", wait=False)
+    os.write(lock, b"4321")
+    refused = cli(*command)
+    assert refused.returncode == 2
+    assert f"process 4321 is training in {tmp_path}" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["train.lock"]
+    os.close(lock)
+    assert cli(*command).returncode == 0
+    assert (tmp_path / "train.lock").read_text().isdigit()
