@@ -14,7 +14,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Write a file so that a reader sees the old or the new one, whatever happens in between.
 
     `write` fills a temporary file beside `path`, which is flushed to disk and renamed. On any error the temporary
-    file is removed and `path` is as it was.
+    file is removed and `path` is as it was. Raises OSError, naming `path`, where the disk is full or not writable.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -23,14 +23,29 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if failure := _os_error(error):
+            raise OSError(failure.errno, failure.strerror or str(failure), str(path)) from error
         raise
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The file system's failure behind an error: `torch.save` ends with one of its own after a failed write."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete what killed processes left of their `write_atomic`; only where no other process writes."""
+    for temporary in folder.glob(".*.*.tmp"):
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

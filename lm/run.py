@@ -19,7 +19,7 @@ from lm.checkpoint import save_checkpoint
 from lm.config import TrainConfig, as_plain, config_id, resume_conflicts, with_defaults
 from lm.corpus import Corpus
 from lm.errors import CheckpointError, ConfigError
-from lm.files import take_lock, write_json
+from lm.files import remove_temporaries, take_lock, write_json
 from lm.metrics import IntervalMeans, perplexity
 from lm.model import AWDLSTM, count_parameters
 from lm.optim import NTASGD, LearningRate, build_optimizer
@@ -173,6 +173,8 @@ class RunDir:
         try:
             os.ftruncate(lock, 0)
             os.write(lock, str(os.getpid()).encode())
+            for folder in (self.path, self.last.parent):
+                remove_temporaries(folder)
             yield
         finally:
             os.close(lock)

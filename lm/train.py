@@ -215,8 +215,9 @@ def finished_result(config: TrainConfig, path: Path, resume: str) -> dict[str, A
         result = json.loads((path / "result.json").read_text())
     except (OSError, ValueError):
         return None
-    same = with_defaults(result.get("config", {})) == as_plain(config)
-    return result if result.get("status") == "completed" and same else None
+    if not isinstance(result, dict) or result.get("status") != "completed":
+        return None
+    return result if with_defaults(result.get("config", {})) == as_plain(config) else None
 
 
 def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
