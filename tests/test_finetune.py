@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from lm.checkpoint import load_checkpoint
+from lm.corpus import identify
+from lm.flags import parse_train_args
+from lm.train import train
 from tests.conftest import TINY
 
 TUNE = ["--epochs=2", "--save-every=20", "--no-tensorboard", "--log-interval=10"]
@@ -20,6 +23,18 @@ def source(cli, corpus_dir, tmp_path_factory):
     run = tmp_path_factory.mktemp("source") / "run"
     done = cli("train", "--data", corpus_dir, *TINY, "--epochs=2", "--no-eval-test", "--out-dir", run)
     assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.fixture
+def train_here(work_dir, monkeypatch):
+    """The same in this process, which spares the start of another."""
+    monkeypatch.chdir(work_dir)
+
+    def run(*arguments):
+        config, options, _ = parse_train_args([str(argument) for argument in arguments], identify)
+        return train(config, options)
+
     return run
 
 
@@ -39,13 +54,12 @@ def test_it_takes_the_configuration_of_the_source_but_for_the_flags_given(source
     assert changed == {"finetune", "lr"}
 
 
-def test_it_averages_all_iterates_from_the_first_update_on(source, tuned, cli, corpus_dir, tmp_path):
+def test_it_averages_all_iterates_from_the_first_update_on(source, train_here, tmp_path):
     start = load_checkpoint(source / "ckpt" / "best.pt")["model"]
     iterates = []
     for steps in (1, 2, 3):
         run = tmp_path / str(steps)
-        done = cli("train", "--finetune", source, *TUNE, f"--max-steps={steps}", "--no-eval-test", "--out-dir", run)
-        assert done.returncode == 0, done.stderr
+        train_here("--finetune", source, *TUNE, f"--max-steps={steps}", "--no-eval-test", "--out-dir", run)
         last = load_checkpoint(run / "ckpt" / "last.pt")
         iterates.append(last["model"])
         assert last["averaging"]["averaged"]["n_averaged"] == steps
@@ -56,26 +70,27 @@ def test_it_averages_all_iterates_from_the_first_update_on(source, tuned, cli, c
     assert not torch.equal(iterates[0]["decoder.bias"], start["decoder.bias"])
 
 
-def test_it_never_ends_worse_on_valid_than_it_started(source, cli, tmp_path):
-    done = cli("train", "--finetune", source, *TUNE, "--lr=300", "--clip=0", "--out-dir", tmp_path / "run", "--json")
-    result, before = json.loads(done.stdout), json.loads((source / "result.json").read_text())
+def test_it_never_ends_worse_on_valid_than_it_started(source, train_here, tmp_path):
+    result = train_here("--finetune", source, *TUNE, "--lr=300", "--clip=0", "--out-dir", tmp_path / "run")
+    before = json.loads((source / "result.json").read_text())
     assert result["best_epoch"] == 0
     assert result["valid_loss"] == pytest.approx(before["valid_loss"], rel=1e-9)
     best, start = (load_checkpoint(run / "ckpt" / "best.pt")["model"] for run in (tmp_path / "run", source))
     assert all(torch.equal(best[name], start[name]) for name in start)
 
 
-def test_it_ends_where_nt_asgd_would_start_averaging(source, cli, tmp_path):
+def test_it_ends_where_nt_asgd_would_start_averaging(source, train_here, tmp_path):
     run = tmp_path / "run"
-    done = cli("train", "--finetune", source, "--epochs=9", "--nonmono=1", "--lr=300", "--clip=0", "--out-dir", run)
-    assert done.returncode == 0, done.stderr
+    flags = ["--finetune", source, "--epochs=9", "--nonmono=1", "--lr=300", "--clip=0", "--out-dir", run, *TUNE[1:]]
+    train_here(*flags)
     losses = [json.loads(line).get("valid_loss") for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [loss for loss in losses if loss is not None]
-    fires = next((n for n in range(1, len(losses)) if n > 1 and losses[n] > min(losses[:n][:-1])), None)
+    fires = next((n for n in range(2, len(losses)) if losses[n] > min(losses[: n - 1])), None)
     assert fires is not None
     assert len(losses) == fires + 1 < 9
-    assert "nothing to do" in cli("train", "--finetune", source, "--epochs=9", "--nonmono=1", "--lr=300", "--clip=0",
-                                  "--out-dir", run, "--resume=auto").stderr  # fmt: skip
+    (run / "result.json").unlink()  # killed before it was written, it knows that training is over
+    train_here(*flags, "--resume=auto")
+    assert sum("valid_loss" in line for line in (run / "metrics.jsonl").read_text().splitlines()) == len(losses)
 
 
 def test_killed_and_resumed_it_ends_in_the_same_bits(source, tuned, work_dir, environment, cli, tmp_path):
