@@ -1,4 +1,4 @@
-"""Exact perplexity and activation statistics: `python -m lm.evaluate RUN_DIR [--split valid|test|train] [--json]`."""
+"""Exact perplexity and activation statistics: `python -m lm.evaluate RUN_DIR [--split valid test] [--adapt MODE]`."""
 
 from __future__ import annotations
 

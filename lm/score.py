@@ -12,13 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lm.batching import BPTTWindows, batchify
+from lm.batching import BPTTWindows, batchify, evaluation_rows
 from lm.metrics import perplexity
 from lm.model import AWDLSTM
 from lm.tokenizer import WordTokenizer, split_lines, split_words
 
-# Tokens of a forward pass, as `lm.evaluate` takes.
-_WINDOW_TOKENS = 700
 # Lines that are scored together when each stands alone.
 _LINES = 32
 
@@ -28,7 +26,7 @@ def _token_loss(model: AWDLSTM, columns_NB: Tensor) -> np.ndarray:
     """Nats (N - 1, B) in float64 of every token but each column's first, from a zero state, in fp32."""
     nats, state = [], model.initial_state(columns_NB.shape[1])
     with model.exact():
-        for window in BPTTWindows(columns_NB, max(1, _WINDOW_TOKENS // columns_NB.shape[1])):
+        for window in BPTTWindows(columns_NB, evaluation_rows(columns_NB.shape[1])):
             output = model(window.tokens_TB, state)
             state = output.state
             nats.append(model.token_loss(output, window.targets_TB))
