@@ -37,18 +37,15 @@ def _compute_dtype(precision: str, dtype: torch.dtype) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" and dtype == torch.float32 else dtype
 
 
-def _softmax_nats(z: Tensor, target: Tensor, probabilities: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return (p, nats) of logits z (n, V): nats = lse - z_target, with lse = max z - log max p.
+def _softmax_nats_(z: Tensor, target: Tensor) -> Tensor:
+    """Turn logits z (n, V) into probabilities p, in place, and return nats = lse - z_target, lse = max z - log max p.
 
     max p >= 1/V, so the logarithm is taken where it is well conditioned, even if p_target is 0 in fp32. `softmax` plus
     two maxima take 0.5 ms for 200 x 10,000; max, subtract, `exp`, sum 0.8 ms; `logsumexp` 3.4 ms.
     """
-    if probabilities is None:
-        probabilities = torch.softmax(z, 1)
-    else:
-        torch.softmax(z, 1, out=probabilities)
-    lse = z.amax(1) - probabilities.amax(1).log()
-    return probabilities, lse - z.gather(1, target.unsqueeze(1)).squeeze(1)
+    largest, of_target = z.amax(1), z.gather(1, target.unsqueeze(1)).squeeze(1)
+    torch.softmax(z, 1, out=z)
+    return largest - z.amax(1).log() - of_target
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -58,7 +55,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         h, w, b = h_NE.to(dtype), weight_VE.to(dtype), bias_V.to(dtype)
         logits = pack_linear(w)
         size, block = min(N, _rows(_CHUNK_LOGITS, V)), min(N, _rows(_BLOCK_LOGITS, V))
-        z, p = (torch.empty(size, V, dtype=exact, device=h.device) for _ in range(2))
+        buffer = torch.empty(size, V, dtype=exact, device=h.device)
         nats = torch.empty(N, dtype=exact, device=h.device)
         if needs_grad:
             hidden_gradient = pack_linear(transposed(w))
@@ -69,12 +66,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for start in range(first, last, size):
                 n = min(last, start + size) - start
                 target = target_N[start : start + n]
-                z[:n].copy_(logits(h[start : start + n], b))
-                _, nats[start : start + n] = _softmax_nats(z[:n], target, p[:n])
+                z = buffer[:n].copy_(logits(h[start : start + n], b))
+                nats[start : start + n] = _softmax_nats_(z, target)
                 if needs_grad:
-                    p[torch.arange(n, device=p.device), target] -= 1
-                    db += p[:n].sum(0)
-                    dz_n = dz[start - first : start - first + n].copy_(p[:n])
+                    z[torch.arange(n, device=z.device), target] -= 1  # z holds p by now, and dz from here on
+                    db += z.sum(0)
+                    dz_n = dz[start - first : start - first + n].copy_(z)
                     dh[start : start + n] = hidden_gradient(dz_n)
             if needs_grad:
                 dw_block = transposed_product(dz[: last - first], h[first:last])
@@ -117,7 +114,7 @@ def token_cross_entropy(
     w, b = weight_VE.to(dtype), bias_V.to(dtype)
     logits = pack_linear(w) if len(h_NE) >= _PACK_ROWS else lambda h, b: F.linear(h, w, b)
     nats = [
-        _softmax_nats(logits(h.to(dtype), b).to(weight_VE.dtype), target)[1]
+        _softmax_nats_(logits(h.to(dtype), b).to(weight_VE.dtype), target)
         for h, target in zip(h_NE.split(size), target_N.split(size), strict=True)
     ]
     return torch.cat(nats)
