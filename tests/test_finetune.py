@@ -116,7 +116,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(source, tuned, work_dir, en
     [
         (["--nhid=13"], 2, "--nhid 12 (now 13)"),
         (["--preset=examples-200"], 2, "--preset"),
-        (["--finetune=/nowhere"], 2, "not a run directory"),
+        (["--finetune=/nowhere"], 2, "neither a run directory"),
         (["--resume=auto", "--out-dir=SOURCE"], 2, "--out-dir"),
     ],
 )
