@@ -128,26 +128,29 @@ def evaluate(
     return Evaluation(nats.item(), targets, sums.means(), output.raw[-1].float())
 
 
-def load_model(directory: Path, device: torch.device) -> tuple[AWDLSTM, dict[str, Any]]:
-    """Model of a run or an export, in evaluation mode, and what `load_trained` read. Raises CheckpointError as that."""
+def load_model(directory: Path, device: torch.device) -> tuple[AWDLSTM, TrainConfig, dict[str, str]]:
+    """Model of a run (its best checkpoint) or of an export, in evaluation mode, its configuration, its text's sha256.
+
+    Raises:
+        CheckpointError: no usable weights.
+    """
     trained = load_trained(directory)
     config = config_from_dict(trained["config"])
     with device:  # whatever kernel the run took, this machine takes its own
         model = AWDLSTM(len(trained["model"]["decoder.bias"]), dataclasses.replace(config, kernel="auto"))
     model.load_state_dict(trained["model"])
-    return model.eval(), trained
+    return model.eval(), config, trained["corpus_sha256"]
 
 
 def load_run(directory: Path, device: torch.device) -> tuple[AWDLSTM, TrainConfig, Corpus]:
-    """Model of a run (its best checkpoint) or of an export, in evaluation mode, with its configuration and corpus.
+    """The same with the corpus.
 
     Raises:
         CheckpointError: no usable weights, or the corpus found is not the one that they were trained on.
     """
-    model, trained = load_model(directory, device)
-    config = config_from_dict(trained["config"])
+    model, config, corpus_sha256 = load_model(directory, device)
     corpus = load_corpus(config.dataset, config.data or None)
-    if corpus.sha256 != trained["corpus_sha256"]:
+    if corpus.sha256 != corpus_sha256:
         raise CheckpointError(f"{directory}: was trained on another text than that in {corpus.source}")
     return model, config, corpus
 
@@ -203,27 +206,27 @@ def look_inside(arguments: argparse.Namespace) -> None:
     """Draw what the last layers of one or two runs do on a split. Raises ConfigError if they read different texts."""
     from lm import look  # matplotlib takes half a second to import
 
-    split, (start, count), columns = (arguments.split or ["valid"])[0], arguments.words, arguments.columns
-    device, first, reports, seen = pick_device(arguments.device), None, [], {}
-    for run_dir in filter(None, (arguments.run_dir, arguments.beside)):
-        model, config, corpus = load_run(run_dir, device)
-        first, ids, columns = first or corpus, corpus.splits[split], columns or protocol_columns(config, split)
-        if first.sha256 != corpus.sha256 or not np.array_equal(first.splits[split], ids):
-            raise ConfigError(f"--beside: {run_dir} was trained on another text or vocabulary than {arguments.run_dir}")
-        if start >= (length := len(ids) // columns - 1):
-            raise ConfigError(f"--words: START must be below {max(length, 0)}, the words of a column of {split}")
+    device, (start, count), split = pick_device(arguments.device), arguments.words, (arguments.split or ["valid"])[0]
+    names = [name for name in (arguments.run_dir, arguments.beside) if name]
+    runs = [load_run(name, device) for name in names]
+    _, config, corpus = runs[0]
+    ids, columns = corpus.splits[split], arguments.columns or protocol_columns(config, split)
+    if runs[-1][2].sha256 != corpus.sha256 or not np.array_equal(runs[-1][2].splits[split], ids):
+        raise ConfigError(f"--beside: {names[1]} was trained on another text or vocabulary than {names[0]}")
+    if 0 < (length := len(ids) // columns - 1) <= start:
+        raise ConfigError(f"--words: START must be below {length}, the words of a column of {split}; got {start}")
+    reports, seen = [], {}
+    for name, (model, config, _) in zip(names, runs, strict=True):
         one = look.Activations(len(ids), start, count)
         result = evaluate(model, ids, columns, watch=one.add)
-        label = f"{run_dir}: AR {config.alpha:g}, TAR {config.beta:g}; perplexity {result.perplexity:.2f}"
+        label = f"{name}: AR {config.alpha:g}, TAR {config.beta:g}; perplexity {result.perplexity:.2f}"
         seen[f"{label}, rms h {result.activation['rms']:.3f}, rms dh {result.activation['temporal_rms']:.3f}"] = one
-        reports.append(
-            {"run": str(run_dir), "loss": result.loss, "ppl": result.perplexity, "activation": result.activation}
-            | one.as_json()
-        )
-    words = first.tokenizer.decode(ids[start + 1 : start + 1 + len(one.nats)])
-    look.draw(arguments.activations, f"{first.name} {split}", seen, words)
+        report = {"run": str(name), "loss": result.loss, "ppl": result.perplexity, "activation": result.activation}
+        reports.append(report | one.as_json())
+    words = corpus.tokenizer.decode(ids[start + 1 : start + 1 + len(one.nats)])
+    look.draw(arguments.activations, f"{corpus.name} {split}", seen, words)
     if arguments.json:
-        head = {"dataset": first.name, "split": split, "batch_size": columns, "words": words}
+        head = {"dataset": corpus.name, "split": split, "batch_size": columns, "words": words}
         sys.stdout.write(json.dumps(head | {"runs": reports}) + "\n")
     else:
         sys.stdout.write("\n".join(seen) + "\n")
@@ -237,8 +240,8 @@ def _parse() -> argparse.Namespace:
     """The command line. Raises ConfigError for a value or a combination that makes no sense."""
     parser = Parser("python -m lm.evaluate", description=__doc__.split(":")[0])
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory of lm.train, or an export")
-    splits = {"choices": ["train", "valid", "test"], "help": "default: valid and test; with --activations: valid"}
-    parser.add_argument("--split", nargs="+", **splits)
+    text = "default: valid and test; with --activations: valid"
+    parser.add_argument("--split", nargs="+", choices=["train", "valid", "test"], help=text)
     parser.add_argument("--columns", type=int, metavar="N", help="cut splits into N columns (default: as in training)")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     tune.add_flags(parser)
@@ -264,9 +267,7 @@ def _parse() -> argparse.Namespace:
         if len(arguments.split or ()) > 1:
             raise ConfigError("--split: give one with --activations")
         if arguments.activations.suffix != ".png":
-            raise ConfigError(
-                f"--activations: writes a PNG file, so its name must end in .png: {arguments.activations}"
-            )
+            raise ConfigError(f"--activations: the file's name must end in .png; got {arguments.activations}")
         if not (arguments.words[0] >= 0 and 1 <= arguments.words[1] <= 500):
             raise ConfigError("--words: START must be at least 0, COUNT from 1 to 500")
     return arguments

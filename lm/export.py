@@ -108,7 +108,7 @@ def load_trained(directory: Path) -> dict[str, Any]:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        intact = metadata["sha256"] == _digest(weights)
+        intact = metadata["sha256"] == _digest(weights, metadata["corpus_sha256"])
         corpus_sha256 = json.loads(metadata["corpus_sha256"])
     except KeyError as error:
         raise CheckpointError(f"{path}: not an export of this program ({error} is missing)") from None
@@ -122,9 +122,9 @@ def load_trained(directory: Path) -> dict[str, Any]:
     return {"config": as_plain(config), "corpus_sha256": corpus_sha256, "model": weights}
 
 
-def _digest(weights: dict[str, Tensor]) -> str:
-    """Checksum of names and values: the format has none."""
-    digest = hashlib.sha256()
+def _digest(weights: dict[str, Tensor], corpus_sha256: str) -> str:
+    """Checksum of all that is read of the file, which has none of its own."""
+    digest = hashlib.sha256(corpus_sha256.encode())
     for name in sorted(weights):
         digest.update(name.encode())
         digest.update(weights[name].numpy())
@@ -171,23 +171,21 @@ def export_run(run_dir: Path, directory: Path) -> None:
         raise ConfigError(f"--export: {run_dir} is an export already; copy the folder")
     if directory.exists() and not is_export(directory) and not (directory.is_dir() and not any(directory.iterdir())):
         raise ConfigError(f"--export: {directory} is there and not an export; choose another, or empty it")
-    trained, result = load_trained(run_dir), _read_json(run_dir / "result.json")
+    trained = load_trained(run_dir)
+    result, environment = _read_json(run_dir / "result.json"), _read_json(run_dir / "env.json")
     config, weights = config_from_dict(trained["config"]), trained["model"]
     if config.tied:
         del weights["decoder.weight"]
-    metadata = {
-        "format": "pt", "sha256": _digest(weights), "corpus_sha256": json.dumps(trained["corpus_sha256"])
-    }  # fmt: skip
+    card, corpus = _card(directory.resolve().name, config, weights, result, environment), trained["corpus_sha256"]
+    metadata = {"corpus_sha256": json.dumps(corpus), "sha256": _digest(weights, json.dumps(corpus)), "format": "pt"}
     try:
         tokenizer = (run_dir / "tokenizer.json").read_bytes()
     except OSError as error:
         raise CheckpointError(f"{run_dir / 'tokenizer.json'}: cannot be read: {error.strerror}") from error
     contents = {
-        _WEIGHTS: save({name: tensor.contiguous() for name, tensor in weights.items()}, metadata),
+        _WEIGHTS: save(weights, metadata),
         "tokenizer.json": tokenizer,
-        "README.md": _card(
-            directory.resolve().name, config, weights, result, _read_json(run_dir / "env.json")
-        ).encode(),
+        "README.md": card.encode(),
         "config.json": (json.dumps(as_plain(config), indent=2) + "\n").encode(),
     }
     directory.mkdir(parents=True, exist_ok=True)
@@ -217,7 +215,7 @@ def _card(
     versions, git = result["versions"], result["git"]
     return _CARD.format(
         title=title, layers=config.nlayers, cell=config.model, vocab_size=len(weights["encoder.weight"]),
-        emsize=config.emsize, params=result["params"], tied=", the decoder tied to the embedding" if config.tied else "",
+        emsize=config.emsize, params=result["params"], tied=", decoder tied to the embedding" if config.tied else "",
         alpha=config.alpha, beta=config.beta, dataset=result["dataset"], seed=result["seed"], status=result["status"],
         train=f"train, first {config.eval_train_tokens:,} tokens" if config.eval_train_tokens else "train",
         **{f"{split}_ppl": shown(f"{split}_ppl", 2) for split in splits},

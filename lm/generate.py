@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lm.errors import ConfigError, run_cli
+from lm.errors import CheckpointError, ConfigError, run_cli
 from lm.evaluate import load_model
 from lm.flags import Parser
 from lm.metrics import log_to_stderr
@@ -259,8 +259,10 @@ def main() -> None:
     arguments = _build_parser().parse_args()
     _check(arguments)
     log_to_stderr()
-    model, _ = load_model(arguments.run_dir, pick_device(arguments.device))
+    model, *_ = load_model(arguments.run_dir, pick_device(arguments.device))
     tokenizer = WordTokenizer.load(arguments.run_dir / "tokenizer.json")
+    if tokenizer.vocab_size != model.encoder.num_embeddings:
+        raise CheckpointError(f"{arguments.run_dir / 'tokenizer.json'}: belongs to another model than the one there")
     (_generate if arguments.score is None else _score)(arguments, model, tokenizer)
 
 

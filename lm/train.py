@@ -196,20 +196,17 @@ def open_run(config: TrainConfig, options: RunOptions, device: torch.device, pat
 
 
 def choose_run_dir(config: TrainConfig, options: RunOptions) -> Path:
-    """The run directory.
-
-    Raises ConfigError or CheckpointError when --resume names a checkpoint of another or none, or one of the two an export.
-    """
-    usual = Path(options.out_dir or Path("runs") / run_name(config))
-    named = [usual] if options.resume == "auto" else [Path(options.resume), Path(options.resume).parent]
-    if options.resume and (export := next(filter(is_export, named), None)):
+    """The run directory. Raises ConfigError or CheckpointError when --resume names a checkpoint of another or none."""
+    usual, automatic = Path(options.out_dir or Path("runs") / run_name(config)), options.resume in ("", "auto")
+    named = [usual] if automatic else [Path(options.resume), Path(options.resume).parent]
+    if export := next(filter(is_export, named), None):
+        if not options.resume:
+            raise ConfigError(f"--out-dir: {export} holds an export, which stays as it is; choose another")
         raise CheckpointError(
             f"--resume: {export} is an export, without the state that training continues from; "
             f"to train its model further: --finetune {export} --out-dir DIR"
         )
-    if options.resume in ("", "auto"):
-        if is_export(usual):
-            raise ConfigError(f"--out-dir: {usual} holds an export, which stays as it is; choose another")
+    if automatic:
         return usual
     if not Path(options.resume).exists():
         raise CheckpointError(f"{options.resume}: no such checkpoint")
