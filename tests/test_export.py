@@ -15,6 +15,7 @@ import lm.generate
 from lm.checkpoint import load_checkpoint
 from lm.errors import CheckpointError, ConfigError, CorpusError
 from lm.export import export_run, load_trained
+from lm.tokenizer import WordTokenizer
 from tests.conftest import TINY
 
 FLAGS = ["--no-tensorboard", "--max-steps=3"]
@@ -86,6 +87,12 @@ def test_generation_needs_no_corpus_and_evaluation_says_that_it_does(main_here, 
     assert "w1 w2" in main_here(lm.generate, exported, "--prompt", "w1 w2", "--tokens", 3)
     with pytest.raises(CorpusError, match="/nowhere"):
         main_here(lm.evaluate, exported)
+
+
+def test_the_tokenizer_of_another_model_is_refused(main_here, exported):
+    WordTokenizer.from_text("a b c\n").save(exported / "tokenizer.json")
+    with pytest.raises(CheckpointError, match="tokenizer.json: belongs to another model"):
+        main_here(lm.generate, exported)
 
 
 def test_fine_tuning_an_export_is_fine_tuning_its_run(train_here, tiny_run, exported, tmp_path):
