@@ -144,8 +144,8 @@ class OptimConfig:
     seed: Count = 1111
     """seed of initial weights, masks and window lengths"""
     finetune: str = ""
-    """start from the best checkpoint and the configuration of this run directory, average from the first update on,
-    and end where NT-ASGD would start averaging"""
+    """start from the best checkpoint and the configuration of this run directory or export, average from the first
+    update on, and end where NT-ASGD would start averaging"""
 
 
 @dataclass(frozen=True)

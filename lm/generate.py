@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lm.errors import ConfigError, run_cli
-from lm.evaluate import load_run
+from lm.errors import CheckpointError, ConfigError, run_cli
+from lm.evaluate import load_model
 from lm.flags import Parser
 from lm.metrics import log_to_stderr
 from lm.model import AWDLSTM, State
@@ -199,7 +199,7 @@ def _generate(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: WordToke
 
 def _build_parser() -> Parser:
     parser = Parser("python -m lm.generate", description="Sample text from a run, or score given text.")
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory of lm.train")
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory of lm.train, or an export")
     text = parser.add_argument_group("generating")
     text.add_argument("--prompt", metavar="TEXT", help="words to go on from, at the start of a line (default: none)")
     text.add_argument("--tokens", type=int, metavar="N", help="words to generate, <eos> included (default: 200)")
@@ -259,8 +259,11 @@ def main() -> None:
     arguments = _build_parser().parse_args()
     _check(arguments)
     log_to_stderr()
-    model, _, corpus = load_run(arguments.run_dir, pick_device(arguments.device))
-    (_generate if arguments.score is None else _score)(arguments, model, corpus.tokenizer)
+    model, *_ = load_model(arguments.run_dir, pick_device(arguments.device))
+    tokenizer = WordTokenizer.load(arguments.run_dir / "tokenizer.json")
+    if tokenizer.vocab_size != model.encoder.num_embeddings:
+        raise CheckpointError(f"{arguments.run_dir / 'tokenizer.json'}: belongs to another model than the one there")
+    (_generate if arguments.score is None else _score)(arguments, model, tokenizer)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from matplotlib import style
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -22,20 +20,14 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from lm.analysis import Analysis, Cell, is_number, show
+from lm.figures import BASELINE, CHOSEN, OTHER, PALE, house_style, new_figure, save_png
 from lm.study import identity
 from lm.tables import number
 
-# Colours that colour-blind readers can tell apart (Okabe and Ito 2008).
-BASELINE, CHOSEN, OTHER, PALE = "#000000", "#D55E00", "#0072B2", "#BBBBBB"
 _MORE = (OTHER, "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _NAMES = {
     "alpha": "alpha (coefficient of AR)", "beta": "beta (coefficient of TAR)",
     "rms": "rms of the activations h", "temporal_rms": "rms of h[t+1] - h[t]",
-}  # fmt: skip
-_STYLE = {
-    "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 11, "axes.spines.top": False,
-    "axes.spines.right": False, "axes.grid": True, "grid.color": "#E6E6E6", "axes.axisbelow": True,
-    "legend.frameon": False, "legend.fontsize": 9, "lines.linewidth": 1.6, "lines.markersize": 6,
 }  # fmt: skip
 Plot = tuple[Figure, str]
 
@@ -43,20 +35,19 @@ Plot = tuple[Figure, str]
 def draw_plots(analysis: Analysis, folder: Path) -> list[tuple[str, str]]:
     """Draw every plot that has data into `folder`; returns (file name, caption) of each."""
     drawn = []
-    with style.context(["default", _STYLE]):  # whatever the user's matplotlibrc says
+    with house_style():
         plots = {f"{name}.png": _over_field(analysis, name) for name in analysis.fields}
         plots |= {"heatmap.png": _heatmap(analysis), "activations.png": _activations(analysis)}
         for name, plot in (plots | {"curves.png": _curves(analysis)}).items():
             if plot is not None:
                 figure, caption = plot
-                figure.savefig(folder / name, dpi=120, metadata={"Software": None}, bbox_inches="tight")
+                save_png(figure, folder / name)
                 drawn.append((name, caption))
     return drawn
 
 
 def _figure(panels: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(size)
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])
 
 

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# |h| below this counts as inactive in statistics (a unit's output lies in -1..1).
+INACTIVE = 0.01
+
 NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "l2": lambda h: h.square().mean(),
     "l1": lambda h: h.abs().mean(),

@@ -83,7 +83,7 @@ class Run:
         )
 
     def finetune_from(self, checkpoint: dict[str, Any]) -> None:
-        """Start from the weights of another run's best checkpoint, and average from the first update on.
+        """Start from what `load_trained` read of another run, and average from the first update on.
 
         Raises:
             ConfigError: that run's model has another architecture; the message says what differs.

@@ -24,6 +24,7 @@ from lm.config import RunOptions, TrainConfig, as_plain, run_name, with_defaults
 from lm.corpus import identify, load_corpus
 from lm.errors import CheckpointError, ConfigError, DivergedError, Interrupted, run_cli
 from lm.evaluate import Evaluation, evaluate
+from lm.export import is_export, load_trained
 from lm.flags import parse_train_args
 from lm.metrics import RunLog, log_to, log_to_stderr, perplexity
 from lm.model import count_parameters, detach
@@ -187,7 +188,7 @@ def open_run(config: TrainConfig, options: RunOptions, device: torch.device, pat
         state = load_checkpoint(Path(options.resume))
     if state is None:
         if config.finetune:
-            run.finetune_from(load_checkpoint(Path(config.finetune, "ckpt", "best.pt")))
+            run.finetune_from(load_trained(Path(config.finetune)))
         return run, 0
     run.load_state_dict(state)
     logger.info("resuming in epoch %d after update %d", run.progress.epoch, run.progress.step)
@@ -196,8 +197,16 @@ def open_run(config: TrainConfig, options: RunOptions, device: torch.device, pat
 
 def choose_run_dir(config: TrainConfig, options: RunOptions) -> Path:
     """The run directory. Raises ConfigError or CheckpointError when --resume names a checkpoint of another or none."""
-    usual = Path(options.out_dir or Path("runs") / run_name(config))
-    if options.resume in ("", "auto"):
+    usual, automatic = Path(options.out_dir or Path("runs") / run_name(config)), options.resume in ("", "auto")
+    named = [usual] if automatic else [Path(options.resume), Path(options.resume).parent]
+    if export := next(filter(is_export, named), None):
+        if not options.resume:
+            raise ConfigError(f"--out-dir: {export} holds an export, which stays as it is; choose another")
+        raise CheckpointError(
+            f"--resume: {export} is an export, without the state that training continues from; "
+            f"to train its model further: --finetune {export} --out-dir DIR"
+        )
+    if automatic:
         return usual
     if not Path(options.resume).exists():
         raise CheckpointError(f"{options.resume}: no such checkpoint")

@@ -5,9 +5,14 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+
+from lm.corpus import identify
+from lm.flags import parse_train_args
+from lm.train import train
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits, and the suite may share the machine
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,6 +70,31 @@ def tiny_run(cli, corpus_dir: Path, work_dir: Path) -> Path:
     done = cli("train", "--data", corpus_dir, *TINY, "--epochs=2", "--log-interval=10", "--out-dir", run_dir)
     assert done.returncode == 0, done.stderr
     return run_dir
+
+
+@pytest.fixture
+def train_here(work_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    """Train in this process, which spares the start of another, and return the result."""
+    monkeypatch.chdir(work_dir)
+
+    def run(*arguments: object) -> dict:
+        config, options, _ = parse_train_args([str(argument) for argument in arguments], identify)
+        return train(config, options)
+
+    return run
+
+
+@pytest.fixture
+def main_here(work_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run the command line `main` of a module in this process and return what it printed."""
+    monkeypatch.chdir(work_dir)
+
+    def run(module: ModuleType, *arguments: object) -> str:
+        monkeypatch.setattr("sys.argv", [module.__name__, *map(str, arguments)])
+        module.main()
+        return capsys.readouterr().out
+
+    return run
 
 
 @pytest.fixture(autouse=True)

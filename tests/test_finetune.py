@@ -10,9 +10,6 @@ import pytest
 import torch
 
 from lm.checkpoint import load_checkpoint
-from lm.corpus import identify
-from lm.flags import parse_train_args
-from lm.train import train
 from tests.conftest import TINY
 
 TUNE = ["--epochs=2", "--save-every=20", "--no-tensorboard", "--log-interval=10"]
@@ -23,18 +20,6 @@ def source(cli, corpus_dir, tmp_path_factory):
     run = tmp_path_factory.mktemp("source") / "run"
     done = cli("train", "--data", corpus_dir, *TINY, "--epochs=2", "--no-eval-test", "--out-dir", run)
     assert done.returncode == 0, done.stderr
-    return run
-
-
-@pytest.fixture
-def train_here(work_dir, monkeypatch):
-    """The same in this process, which spares the start of another."""
-    monkeypatch.chdir(work_dir)
-
-    def run(*arguments):
-        config, options, _ = parse_train_args([str(argument) for argument in arguments], identify)
-        return train(config, options)
-
     return run
 
 
@@ -116,7 +101,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(source, tuned, work_dir, en
     [
         (["--nhid=13"], 2, "--nhid 12 (now 13)"),
         (["--preset=examples-200"], 2, "--preset"),
-        (["--finetune=/nowhere"], 2, "not a run directory"),
+        (["--finetune=/nowhere"], 2, "neither a run directory"),
         (["--resume=auto", "--out-dir=SOURCE"], 2, "--out-dir"),
     ],
 )

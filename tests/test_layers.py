@@ -10,9 +10,21 @@ import pytest
 LM = Path(__file__).resolve().parent.parent / "lm"
 LAYERS = [
     {"errors", "files", "presets", "config", "runtime"},
-    {"flags", "tokenizer", "cards", "dropout", "loss", "lstm", "regularization", "checkpoint", "metrics", "study"},
+    {
+        "flags",
+        "tokenizer",
+        "cards",
+        "dropout",
+        "loss",
+        "lstm",
+        "regularization",
+        "checkpoint",
+        "metrics",
+        "study",
+        "figures",
+    },
     {"pydocs", "corpus", "batching", "model", "optim", "plain"},
-    {"run", "evaluate", "adapt", "tune", "score", "generate"},
+    {"run", "evaluate", "adapt", "tune", "score", "generate", "look", "export"},
     {"train"},
     {"stats", "tables", "analysis", "plots", "compare", "report"},
     {"studyfile", "live", "executors", "cluster", "search", "sweep", "bench"},
