@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -64,4 +65,5 @@ def event_steps(run_dir: Path, tag: str) -> list[int]:
     """The steps that TensorBoard shows for a tag."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it reports each restart
     return [event.step for event in EventAccumulator(str(run_dir / "tb")).Reload().Scalars(tag)]

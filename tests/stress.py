@@ -1,318 +1,189 @@
-"""Break training runs in every way a machine can, and compare what comes of them with an undisturbed run.
+"""Break training runs in every way a machine can: `python -m tests.stress --kills 100 --out results/reliability`.
 
-    python -m tests.stress --kills 100 --out results/reliability
-
-Small variants of every case are part of the test suite (tests/test_reliability.py). Each case is a function that
-raises AssertionError where the promise of the README is not kept: a run that is killed loses at most --save-every
-updates, and what is resumed ends in the same bits.
+Writes a table of what was tried and survived; exit code 1 where something was not. About 20 minutes of one core.
 """
 
 from __future__ import annotations
 
-import json
-import random
+import argparse
 import re
-import shutil
-import signal
-import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
+from lm.runtime import cpu_name, versions
+from tests import trials as cases
+from tests.conftest import write_corpus
+from tests.faults import Faults
+from tests.trials import COMMON, SAVE_EVERY, SHORT, SIGNALS, Trials
 
-from lm.checkpoint import load_latest
-from lm.metrics import RunLog
-from tests.conftest import TINY
-from tests.faults import ENVIRONMENT, Ended, Faults
-from tests.rundir import checkpoint, differences, ending, event_steps, records
+import torch  # isort: skip
 
-SAVE_EVERY = 10
-# Averages from the third epoch on: every kind of state is in the checkpoints.
-SWITCHING = [*TINY, "--nonmono=1", "--lr=60", "--clip=5", f"--save-every={SAVE_EVERY}", "--resume=auto", "--out-dir=run"]
-SHORT = [*SWITCHING, "--epochs=4", "--log-interval=5", "--no-tensorboard"]
-# Signals in the order of their arrival, and the exit code.
-SIGNALS = {
-    (signal.SIGINT,): 130,
-    (signal.SIGTERM,): 143,
-    (signal.SIGINT, signal.SIGINT): 130,
-    (signal.SIGINT, signal.SIGTERM): 130,
-    (signal.SIGTERM, signal.SIGINT): 130,
-    (signal.SIGTERM, signal.SIGTERM): 143,
+# What a call belongs to, by its path; the first match counts.
+PARTS = {
+    "token cache": "data",
+    "checkpoint": "/ckpt",
+    "metrics.jsonl": "metrics.jsonl",
+    "train.log": "train.log",
+    "result.json": "result.json",
+    "lock, config, environment, tokenizer": "run",
+    "update": "^training",
+    "evaluation window": "^evaluation",
 }
 
 
-class Trials:
-    """Runs of one command line, each in a folder of its own, and the undisturbed one that they must end like."""
+class Table:
+    """Counts what was tried and what was survived, a line a case."""
 
-    def __init__(self, faults: Faults, folder: Path, flags: list[object]) -> None:
-        self.faults, self.folder, self.flags = faults, folder, flags
-        self._number = 0
-        self.place = self.new_place()
-        done = faults.train(self.place, *flags)
-        assert done.returncode == 0, done.stderr
-        self.calls, self.expected = done.calls, ending(self.place / "run")
+    def __init__(self) -> None:
+        self.rows: list[list[str]] = []
+        self.failures: list[str] = []
 
-    def new_place(self) -> Path:
-        """A fresh working directory."""
-        self._number += 1
-        place = self.folder / str(self._number)
-        place.mkdir(parents=True)
-        return place
+    def add(self, fault: str, where: str, attempts: Iterable[Callable[[], Any]], note: str = "") -> list[Any]:
+        """Make the attempts; an AssertionError is one that was not survived. Returns what the others returned."""
+        started, returned, tried = time.monotonic(), [], 0
+        for attempt in attempts:
+            tried += 1
+            try:
+                returned.append(attempt())
+            except AssertionError as error:
+                self.failures.append(f"{fault}, {where}, attempt {tried}: {error}")
+                print(self.failures[-1][:2000], file=sys.stderr)
+        self.rows.append([fault, where, str(tried), str(len(returned)), note])
+        seconds = time.monotonic() - started
+        print(f"{fault}, {where}: {len(returned)} of {tried} survived, {seconds:.0f} s", file=sys.stderr)
+        return returned
 
-    def positions(self, pattern: str) -> list[int]:
-        """Numbers of the undisturbed run's calls that match."""
-        return [number for number, call in enumerate(self.calls, 1) if re.search(pattern, call)]
-
-    def finish(self, place: Path) -> None:
-        """Continue a run without faults; it must end as the undisturbed one."""
-        done = self.faults.train(place, *self.flags)
-        assert done.returncode == 0, done.stderr
-        check_ending(place / "run", self.expected)
-        shutil.rmtree(place)
+    def note(self, text: str) -> None:
+        """Fill the last column of the last line."""
+        self.rows[-1][-1] = text
 
 
-def check_ending(run: Path, expected: dict[str, Any]) -> None:
-    """Weights, optimizer, generators, result.json, metrics.jsonl and the names of all files are as expected."""
-    found = differences(ending(run), expected)
-    assert not found, found[:5]
+def counted(counts: Counter[str]) -> str:
+    """`a 3, b 1`."""
+    return ", ".join(f"{name} {number}" for name, number in sorted(counts.items()))
 
 
-def saved_step(run: Path) -> int:
-    """Updates in the newest checkpoint, 0 where there is none; raises if there is one that cannot be read."""
-    state, _ = load_latest(run / "ckpt" / "last.pt")
-    return state["progress"]["step"] if state else 0
+def by_part(trials: Trials) -> dict[str, list[int]]:
+    """Numbers of the undisturbed run's calls, by what they belong to."""
+    parts: dict[str, list[int]] = {name: [] for name in PARTS}
+    for number, call in enumerate(trials.calls, 1):
+        parts[next(name for name, pattern in PARTS.items() if re.search(pattern, call.replace(str(trials.place), "")))].append(number)
+    return parts
 
 
-def made_updates(calls: list[str]) -> int:
-    """Updates that a run from the start had made when its last call came."""
-    return sum(call.startswith("training") for call in calls[:-1])
-
-
-def check_message(ended: Ended, folder: Path) -> str:
-    """A failed write is one line that names the file, and exit code 1. Returns the file, for counting."""
-    assert ended.returncode == 1, (ended.returncode, ended.stderr)
-    assert "Traceback" not in ended.stderr and "Exception" not in ended.stderr, ended.stderr
-    messages = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-    assert len(messages) == 1, ended.stderr
-    named = re.fullmatch(r"error: (\S+): (File too large|No space left on device)", messages[0])
-    assert named, messages
-    return Path(named[1]).name
-
-
-def kill_at(trials: Trials, number: int) -> None:
-    """SIGKILL at one call, in the middle of it if it is a write."""
-    place = trials.new_place()
-    ended = trials.faults.train(place, *trials.flags, action="kill", at=number)
-    assert ended.returncode == -signal.SIGKILL
-    assert 0 <= made_updates(ended.calls) - saved_step(place / "run") <= SAVE_EVERY
-    trials.finish(place)
-
-
-def fill_disk_at(trials: Trials, number: int) -> str:
-    """No room from one call on; room again after that. Returns the file that the message names."""
-    place = trials.new_place()
-    ended = trials.faults.train(place, *trials.flags, action="full", at=number)
-    name = check_message(ended, place)
-    check_nothing_damaged(place / "run", made_updates(ended.calls))
-    trials.finish(place)
-    return name
-
-
-def check_nothing_damaged(run: Path, updates: int) -> None:
-    """After a failed write: the checkpoint is readable and recent, every record whole, nothing half-written is left."""
-    assert 0 <= updates - saved_step(run) <= SAVE_EVERY
-    if (run / "metrics.jsonl").exists():
-        records(run)
-    assert not list(run.rglob(".*.tmp"))
-
-
-def send_at(trials: Trials, number: int, signals: tuple[int, ...]) -> None:
-    """Signals at one call. A single one loses nothing; after the last look for signals the run completes instead."""
-    place = trials.new_place()
-    ended = trials.faults.train(place, *trials.flags, action=list(signals), at=number)
-    assert "Traceback" not in ended.stderr and "Exception" not in ended.stderr, ended.stderr
-    over = any("result.json" in call for call in trials.calls[number - 1 : number])
-    assert ended.returncode == SIGNALS[signals] or (over and ended.returncode == 0), (ended.returncode, ended.stderr)
-    made = sum(call.startswith("training") for call in ended.calls)
-    if len(signals) == 1 and ended.returncode:
-        status = json.loads((place / "run" / "result.json").read_text())["status"]
-        assert (status, saved_step(place / "run")) == ("interrupted", made)
-    assert made - saved_step(place / "run") <= SAVE_EVERY + 1
-    trials.finish(place)
-
-
-def limit_files(trials: Trials, limits: list[int]) -> Counter[str]:
-    """One run on a disk where files can grow up to a limit that rises from try to try."""
-    place, hit = trials.new_place(), Counter()
-    for limit in limits:
-        ended = trials.faults.train(place, *trials.flags, file_limit=limit)
-        hit[check_message(ended, place)] += 1
-        check_nothing_damaged(place / "run", saved_step(place / "run"))
-    trials.finish(place)
-    return hit
-
-
-def can_mount(place: Path) -> bool:
-    """Whether this process may mount a small disk in memory."""
-    try:
-        mount(place, 1)
-    except (OSError, subprocess.SubprocessError):
-        return False
-    subprocess.run(["umount", str(place)], check=True)
-    return True
-
-
-def mount(place: Path, kibibytes: int, *options: str) -> None:
-    """Mount a disk in memory, or resize it with the option `remount`."""
-    options = ",".join((f"size={kibibytes}k", *options))
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], check=True, capture_output=True)
-
-
-def fill_small_disk(trials: Trials, sizes: list[int]) -> Counter[str]:
-    """One run on a disk of so many KiB, which grows from try to try until it is enough."""
-    place, hit = trials.new_place(), Counter()
-    mount(place, sizes[0])
-    try:
-        for size in sizes:
-            mount(place, size, "remount")
-            ended = trials.faults.train(place, *trials.flags)
-            if not ended.returncode:
-                break
-            hit[check_message(ended, place)] += 1
-            check_nothing_damaged(place / "run", saved_step(place / "run"))
-        check_ending(place / "run", trials.expected)
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
-    return hit
-
-
-def doing(run: Path, epoch_ends: set[int]) -> str:
-    """What a run was at when it was killed, from what it left."""
-    if list(run.rglob(".*.tmp")):
-        return "in a save"
-    try:
-        if checkpoint(run, "last")["progress"]["finished"]:
-            return "final scores and result"
-    except FileNotFoundError:
-        pass
-    try:
-        last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    except (OSError, ValueError, IndexError):
-        return "before the first update"
-    return "evaluation, end of an epoch" if last["step"] in epoch_ends else "training"
-
-
-def start(place: Path, flags: list[object]) -> subprocess.Popen[str]:
-    """`python -m lm.train` in a working directory."""
-    command = [sys.executable, "-m", "lm.train", *map(str, flags)]
-    return subprocess.Popen(
-        command, cwd=place, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+def single_calls(table: Table, faults: Faults, folder: Path) -> None:
+    """Every call of a short run, one by one."""
+    trials = Trials(faults, folder, ["--data", write_corpus(folder / "corpus", train=80), *SHORT])
+    parts = by_part(trials)
+    for part, numbers in parts.items():
+        table.add("SIGKILL at each call", part, [lambda n=n: cases.kill_at(trials, n) for n in numbers])
+    for part, numbers in parts.items():
+        needing = [n for n in numbers if re.match("open|write|fsync|mkdir", trials.calls[n - 1])]
+        if needing:
+            table.add("disk full from each call on", part, [lambda n=n: cases.fill_disk_at(trials, n) for n in needing])
+    save = trials.positions("open .*last.pt")[2]
+    moments = {
+        "update": parts["update"][::20],
+        "evaluation window": parts["evaluation window"],
+        "checkpoint": [n for n in parts["checkpoint"] if save <= n < save + 12],
+        "result.json": parts["result.json"],
+    }
+    for signals, code in SIGNALS.items():
+        names = ", then ".join(number.name for number in signals)
+        for part, numbers in moments.items():
+            attempts = [lambda n=n, s=signals: cases.send_at(trials, n, s) for n in numbers]
+            table.add(names, part, attempts, f"exit code {code}")
+    table.add(
+        "versions, threads", "two processes alike", [lambda: trials.finish(trials.new_place()) for _ in range(3)]
     )
 
 
-def live(place: Path, flags: list[object], generator: random.Random, seconds: float) -> bool:
-    """Start a run and kill it at a random moment, mostly within `seconds` of its first update. True: it completed."""
-    process = start(place, flags)
-    try:
-        if generator.random() < 0.85:
-            while "parameters;" not in (line := process.stderr.readline()) and line:
-                pass
-            process.wait(generator.uniform(0, seconds))
-        else:
-            process.wait(generator.uniform(0, 5))
-    except subprocess.TimeoutExpired:
-        process.kill()
-    _, stderr = process.communicate()
-    assert process.returncode in (0, -signal.SIGKILL), stderr
-    return process.returncode == 0
+def small_disks(table: Table, faults: Faults, folder: Path) -> None:
+    """Real limits of files and of a disk, TensorBoard's files among them."""
+    trials = Trials(faults, folder, ["--data", write_corpus(folder / "corpus", train=80), *SHORT, "--tensorboard"])
+    limits = [1, 100, 500, 900, 2_000, 4_000, 6_000, 10_000, 20_000, 30_000]
+    for hit in table.add("files limited (RLIMIT_FSIZE)", f"{len(limits)} limits", [lambda: cases.limit_files(trials, limits)]):
+        table.note(f"hit {counted(hit)}")
+    if not cases.can_mount(folder):
+        table.rows.append(["disk of a fixed size (tmpfs)", "skipped: mounting is not permitted here", "0", "0", ""])
+        return
+    sizes = [int(8 * 1.15**i) // 4 * 4 for i in range(60)]
+    hits = table.add("disk of a fixed size (tmpfs)", "growing by 15 %", [lambda: cases.fill_small_disk(trials, sizes)])
+    for hit in hits:
+        table.note(f"hit {counted(hit)}")
 
 
-def kill_at_random(trials: Trials, kills: int, seed: int, seconds: float) -> Counter[str]:
-    """Kill real processes at random moments, run after run, until there were so many kills. What they were at."""
-    generator, counts = random.Random(seed), Counter()
-    epoch_ends = {r["step"] for r in trials.expected["metrics"] if r["kind"] == "epoch"}
-    place = trials.new_place()
-    while True:
-        run = place / "run"
-        if live(place, trials.flags, generator, seconds):
-            counts["runs compared"] += 1
-            check_ending(run, trials.expected)
-            for tag in ("step/loss", "epoch/valid_loss"):
-                steps = {r["step"] for r in trials.expected["metrics"] if tag.startswith(r["kind"])}
-                assert set(event_steps(run, tag)) == steps
-            if counts.total() - counts["runs compared"] >= kills:
-                return counts
-            place = trials.new_place()
-        elif counts.total() - counts["runs compared"] < kills:
-            at = doing(run, epoch_ends) if run.exists() else "before the first update"
-            counts[at] += 1
-            made = records_whole(run)[-1]["step"] if records_whole(run) else 0
-            assert made - saved_step(run) <= SAVE_EVERY, (made, saved_step(run))
-        if counts.total() - counts["runs compared"] >= kills:
-            seconds = 600
+def real_processes(table: Table, faults: Faults, folder: Path, kills: int, seed: int) -> None:
+    """`python -m lm.train` itself: random kills, two at a time, memory."""
+    corpus = write_corpus(folder / "corpus", train=300, held_out=1000)
+    flags = ["--data", corpus, *COMMON, "--epochs=8", "--log-interval=1"]
+    trials = Trials(faults, folder, flags)
+    averaged = [r["epoch"] for r in trials.expected["metrics"] if r.get("averaged")]
+    assert averaged, "the run must average before it ends"
+    for counts in table.add(
+        "SIGKILL at random moments, real processes",
+        f"8 epochs of {len(trials.expected['metrics']) // 8} updates, NT-ASGD from epoch {averaged[0]} on",
+        [lambda: cases.kill_at_random(trials, kills, seed)],
+    ):
+        runs = counts.pop("runs compared")
+        table.rows[-1][2:] = [str(kills), str(kills), f"{runs} runs; killed in {counted(counts)}"]
+    attempts = [lambda: cases.two_processes(trials.new_place(), flags, trials.expected) for _ in range(3)]
+    table.add("two processes on one run", "second refused, takes over from a dead one", attempts)
+    steps = 3000
+    flags = ["--data", corpus, *COMMON, "--log-interval=25"]
+    for size, growth in table.add("memory", f"{steps} updates", [lambda: cases.memory_growth(trials.new_place(), flags, steps)]):
+        table.note(f"{size:.0f} MB resident at half, largest change after that {growth:.2f} % (allowed 2 %)")
+    for sizes in table.add("size of logs", "500 epochs of PTB, batch 20, bptt 70", [lambda: cases.log_megabytes(folder / "logs", trials.expected["metrics"])]):
+        table.note(", ".join(f"{name} {size:.1f} MB" for name, size in sizes.items()) + " (allowed 50)")
 
 
-def records_whole(run: Path) -> list[dict[str, Any]]:
-    """The records that a killed process has written; its last one may have been cut."""
-    try:
-        text = (run / "metrics.jsonl").read_text()
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+def write_readme(table: Table, out: Path, command: str, minutes: float) -> None:
+    """The table with its command."""
+    machine = versions(torch.device("cpu"), "")
+    lines = [
+        "# What a run survives",
+        "",
+        f"`{command}` on {cpu_name()}, PyTorch {machine['torch']}, Python {machine['python']}; {minutes:.0f} minutes. "
+        "Small variants of every line are in the test suite (`tests/test_reliability.py`).",
+        "",
+        "Survived means: the exit code and the one message are the documented ones; what was good is still good; at most "
+        f"`--save-every` ({SAVE_EVERY}) updates are lost; and, resumed with `--resume auto`, the run ends as an "
+        "undisturbed one: `last.pt` and `best.pt` bit for bit, optimizer, averages and generators included, "
+        "`result.json` but for times and memory, `metrics.jsonl` with no record missing or twice, no file left over.",
+        "",
+        "A call is one that changes a file of the run directory or of the token cache: open, write, fsync, rename, unlink, "
+        "truncate, mkdir. SIGKILL comes before it, in a write in the middle of it.",
+        "",
+        "| fault | where | tried | survived | |",
+        "|---|---|--:|--:|---|",
+        *(f"| {' | '.join(row)} |" for row in table.rows),
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "README.md").write_text("\n".join(lines) + "\n")
 
 
-def two_processes(place: Path, flags: list[object], expected: dict[str, Any]) -> None:
-    """The second process on a run directory refuses and names the first; when that is killed, it takes over."""
-    first = start(place, flags)
-    while not records_whole(place / "run"):
-        assert first.poll() is None, first.stderr.read()
-        time.sleep(0.01)
-    first.send_signal(signal.SIGSTOP)  # so that it cannot finish while the second starts
-    second = start(place, flags)
-    _, stderr = second.communicate()
-    assert second.returncode == 2 and f"process {first.pid} is training" in stderr, stderr
-    first.kill()
-    first.communicate()
-    third = start(place, flags)
-    _, stderr = third.communicate()
-    assert third.returncode == 0, stderr
-    check_ending(place / "run", expected)
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser("python -m tests.stress", description=__doc__)
+    parser.add_argument("--kills", type=int, default=100, help="random kills of real processes (default: 100)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the moments (default: 1)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for README.md")
+    arguments = parser.parse_args()
+    table, started = Table(), time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch, Faults() as faults:
+        folder = Path(scratch).resolve()
+        single_calls(table, faults, folder / "calls")
+        small_disks(table, faults, folder / "disks")
+        real_processes(table, faults, folder / "real", arguments.kills, arguments.seed)
+    command = f"python -m tests.stress --kills {arguments.kills} --seed {arguments.seed} --out {arguments.out}"
+    write_readme(table, arguments.out, command, (time.monotonic() - started) / 60)
+    sys.exit(bool(table.failures))
 
 
-def memory_growth(place: Path, flags: list[object], steps: int) -> tuple[float, float]:
-    """Resident memory in MB at the middle of a run of `steps` updates, and the largest change from there on, in %."""
-    process = start(place, [*flags, f"--max-steps={steps}"])
-    sizes = []
-    while process.poll() is None:
-        done = records_whole(place / "run")
-        if done and steps / 2 <= done[-1]["step"] < steps:
-            pages = Path(f"/proc/{process.pid}/statm").read_text().split()[1]
-            sizes.append(int(pages) * 4096 / 1e6)
-        time.sleep(0.02)
-    assert process.returncode == 0, process.stderr.read()
-    assert len(sizes) > 10
-    return sizes[0], (max(sizes) - min(sizes)) / sizes[0] * 100
-
-
-def log_megabytes(folder: Path, metrics: list[dict[str, Any]], epochs: int = 500) -> dict[str, float]:
-    """MB of metrics.jsonl and tb/ after a run of `epochs` on PTB at batch 20 and bptt 70, from records like `metrics`."""
-    steps_an_epoch = 929_589 / 20 / 68.25  # 95 % of the windows are 70 long on average, 5 % are 35
-    needed = {"step": epochs * steps_an_epoch / 200, "epoch": epochs}
-    sizes = dict.fromkeys(("metrics.jsonl", "tb"), 0.0)
-    for kind, count in needed.items():
-        record = next(r for r in metrics if r["kind"] == kind)
-        values = {key: value for key, value in record.items() if key not in ("kind", "step")}
-        before, written, place = 0, 50, folder / kind
-        place.mkdir(parents=True)
-        with RunLog(place) as log:
-            for i in range(written):
-                log.record(kind, 340_000 + i, values)
-                if kind == "epoch":
-                    log.histogram("activation", torch.randn(70, 10, 400) * 0.2, 340_000 + i)
-        sizes["metrics.jsonl"] += (place / "metrics.jsonl").stat().st_size * count / written / 1e6
-        before = sum(file.stat().st_size for file in (place / "tb").iterdir())
-        sizes["tb"] += before * count / written / 1e6
-    return sizes
+if __name__ == "__main__":
+    main()
