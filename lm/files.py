@@ -16,7 +16,9 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any], *, previous: Path
 
     `write` fills a temporary file beside `path`, which is flushed to disk and renamed. On any error the temporary
     file is removed and `path` is as it was. With `previous`, what was there is kept under that name; a process killed
-    between the two renames leaves it there alone. Raises OSError, naming `path`, where the disk is full or not writable.
+    between the two renames leaves it there alone.
+
+    Raises OSError, naming `path`, where the disk is full or not writable.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

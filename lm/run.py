@@ -120,7 +120,7 @@ class Run:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken (tensors on the CPU); warns where other bits than its run's must follow.
+        """Continue where `state_dict` was taken (tensors on the CPU); warns where rounding will differ.
 
         Raises:
             ConfigError: it was taken under another configuration; the message says what differs.

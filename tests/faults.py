@@ -190,9 +190,8 @@ class Faults:
     """A context manager: training runs with faults."""
 
     def __enter__(self) -> Faults:
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults"], env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        command, pipe = [sys.executable, "-m", "tests.faults"], subprocess.PIPE
+        self._server = subprocess.Popen(command, env=ENVIRONMENT, stdin=pipe, stdout=pipe, text=True)
         return self
 
     def __exit__(self, *error: object) -> None:

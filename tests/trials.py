@@ -3,19 +3,16 @@
 Each function here breaks a run once, or a few times, continues it, and raises AssertionError where a promise is not
 kept: a run that is killed loses at most --save-every updates, a full disk ends in one message and leaves what was good
 as it was, and what is resumed ends in the same bits. tests/test_reliability.py tries a few moments of each,
-`python -m tests.stress` all of them.
+`python -m tests.stress` all of them, and real processes killed at random (tests/processes.py) besides.
 """
 
 from __future__ import annotations
 
 import json
-import random
 import re
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -25,8 +22,8 @@ import torch
 from lm.checkpoint import load_latest
 from lm.metrics import RunLog
 from tests.conftest import TINY
-from tests.faults import ENVIRONMENT, Ended, Faults
-from tests.rundir import checkpoint, differences, ending, event_steps, records
+from tests.faults import Ended, Faults
+from tests.rundir import differences, ending, records
 
 SAVE_EVERY = 10
 # Averages from the fourth epoch on, which is also the best: every kind of state is in the checkpoints.
@@ -188,130 +185,23 @@ def fill_small_disk(trials: Trials, sizes: list[int]) -> Counter[str]:
     return hit
 
 
-def doing(run: Path, epoch_ends: set[int]) -> str:
-    """What a run was at when it was killed, from what it left."""
-    if list(run.rglob(".*.tmp")):
-        return "in a save"
-    try:
-        if checkpoint(run, "last")["progress"]["finished"]:
-            return "final scores and result"
-    except FileNotFoundError:
-        pass
-    try:
-        last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    except (OSError, ValueError, IndexError):
-        return "before the first update"
-    return "evaluation, end of an epoch" if last["step"] in epoch_ends else "training"
-
-
-def start(place: Path, flags: list[object]) -> subprocess.Popen[str]:
-    """`python -m lm.train` in a working directory."""
-    command = [sys.executable, "-m", "lm.train", *map(str, flags)]
-    return subprocess.Popen(
-        command, cwd=place, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-
-
-def live(place: Path, flags: list[object], generator: random.Random, seconds: float) -> bool:
-    """Start a run and kill it at a random moment, mostly within `seconds` of its first update. True: it completed."""
-    process = start(place, flags)
-    try:
-        if generator.random() < 0.85:
-            while "parameters;" not in (line := process.stderr.readline()) and line:
-                pass
-            process.wait(generator.uniform(0, seconds))
-        else:
-            process.wait(generator.uniform(0, 5))
-    except subprocess.TimeoutExpired:
-        process.kill()
-    _, stderr = process.communicate()
-    assert process.returncode in (0, -signal.SIGKILL), stderr
-    return process.returncode == 0
-
-
-def kill_at_random(trials: Trials, kills: int, seed: int, seconds: float = 0.7) -> Counter[str]:
-    """Kill real processes at random moments, run after run, until there were so many kills. What they were at."""
-    generator, counts = random.Random(seed), Counter()
-    epoch_ends = {r["step"] for r in trials.expected["metrics"] if r["kind"] == "epoch"}
-    place = trials.new_place()
-    while True:
-        run = place / "run"
-        if live(place, trials.flags, generator, seconds):
-            counts["runs compared"] += 1
-            check_ending(run, trials.expected)
-            for tag in ("step/loss", "epoch/valid_loss"):
-                steps = {r["step"] for r in trials.expected["metrics"] if tag.startswith(r["kind"])}
-                assert set(event_steps(run, tag)) == steps
-            if counts.total() - counts["runs compared"] >= kills:
-                return counts
-            place = trials.new_place()
-        elif counts.total() - counts["runs compared"] < kills:
-            at = doing(run, epoch_ends) if run.exists() else "before the first update"
-            counts[at] += 1
-            made = records_whole(run)[-1]["step"] if records_whole(run) else 0
-            assert made - saved_step(run) <= SAVE_EVERY, (made, saved_step(run))
-        if counts.total() - counts["runs compared"] >= kills:
-            seconds = 600
-
-
-def records_whole(run: Path) -> list[dict[str, Any]]:
-    """The records that a killed process has written; its last one may have been cut."""
-    try:
-        text = (run / "metrics.jsonl").read_text()
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-
-
-def two_processes(place: Path, flags: list[object], expected: dict[str, Any]) -> None:
-    """The second process on a run directory refuses and names the first; when that is killed, it takes over."""
-    first = start(place, flags)
-    while not records_whole(place / "run"):
-        assert first.poll() is None, first.stderr.read()
-        time.sleep(0.01)
-    first.send_signal(signal.SIGSTOP)  # so that it cannot finish while the second starts
-    second = start(place, flags)
-    _, stderr = second.communicate()
-    assert second.returncode == 2 and f"process {first.pid} is training" in stderr, stderr
-    first.kill()
-    first.communicate()
-    third = start(place, flags)
-    _, stderr = third.communicate()
-    assert third.returncode == 0, stderr
-    check_ending(place / "run", expected)
-
-
-def memory_growth(place: Path, flags: list[object], steps: int) -> tuple[float, float]:
-    """Resident memory in MB at the middle of a run of `steps` updates, and the largest change from there on, in %."""
-    process = start(place, [*flags, f"--max-steps={steps}"])
-    sizes = []
-    while process.poll() is None:
-        done = records_whole(place / "run")
-        if done and steps / 2 <= done[-1]["step"] < steps:
-            pages = Path(f"/proc/{process.pid}/statm").read_text().split()[1]
-            sizes.append(int(pages) * 4096 / 1e6)
-        time.sleep(0.02)
-    assert process.returncode == 0, process.stderr.read()
-    assert len(sizes) > 10
-    return sizes[0], (max(sizes) - min(sizes)) / sizes[0] * 100
-
-
 def log_megabytes(folder: Path, metrics: list[dict[str, Any]], epochs: int = 500) -> dict[str, float]:
-    """MB of metrics.jsonl and tb/ after a run of `epochs` on PTB at batch 20 and bptt 70, from records like `metrics`."""
+    """MB of metrics.jsonl and tb/ after `epochs` of PTB at batch 20 and bptt 70, from records like `metrics`."""
     steps_an_epoch = 929_589 / 20 / 68.25  # 95 % of the windows are 70 long on average, 5 % are 35
     needed = {"step": epochs * steps_an_epoch / 200, "epoch": epochs}
     sizes = dict.fromkeys(("metrics.jsonl", "tb"), 0.0)
     for kind, count in needed.items():
         record = next(r for r in metrics if r["kind"] == kind)
         values = {key: value for key, value in record.items() if key not in ("kind", "step")}
-        before, written, place = 0, 50, folder / kind
+        written, place = 50, folder / kind
         place.mkdir(parents=True)
         with RunLog(place) as log:
             for i in range(written):
                 log.record(kind, 340_000 + i, values)
                 if kind == "epoch":
                     log.histogram("activation", torch.randn(70, 10, 400) * 0.2, 340_000 + i)
-        sizes["metrics.jsonl"] += (place / "metrics.jsonl").stat().st_size * count / written / 1e6
-        before = sum(file.stat().st_size for file in (place / "tb").iterdir())
-        sizes["tb"] += before * count / written / 1e6
+        for name in sizes:
+            files = [path for path in (place, *place.rglob("*")) if path.is_file() and name in path.parts]
+            sizes[name] += sum(path.stat().st_size for path in files) * count / written / 1e6
+    assert all(0.1 < size < 50 for size in sizes.values()), sizes
     return sizes
