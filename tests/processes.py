@@ -1,17 +1,27 @@
-"""`python -m lm.train` as a real process: killed at random moments, two at a time, and watched for its memory."""
+"""`python -m lm.train` as a real process: killed at random moments, two at a time, its memory; and what determinism costs."""
 
 from __future__ import annotations
 
 import json
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import torch
+
+from lm.cards import SPLITS
+from lm.config import make_config
+from lm.run import Run
+from lm.runtime import set_determinism
+from lm.train import update
 from tests.faults import ENVIRONMENT
 from tests.rundir import checkpoint, event_steps
 from tests.trials import SAVE_EVERY, Trials, check_ending, saved_step
@@ -72,17 +82,20 @@ def live(place: Path, flags: list[object], generator: random.Random, seconds: fl
     return state if process.returncode else "completed"
 
 
-def kill_at_random(trials: Trials, kills: int, seed: int, seconds: float = 0.7) -> tuple[int, Counter[str]]:
+def kill_at_random(trials: Trials, kills: int, seed: int) -> tuple[int, Counter[str]]:
     """Kill real processes at random moments, run after run, until there were so many kills.
 
+    How long they live follows the machine's speed, so that about two lives in three save something.
     Returns how many runs were ended and compared, and what was being done when the kills came.
     """
-    generator, runs, counts = random.Random(seed), 0, Counter()
+    generator, runs, counts, seconds = random.Random(seed), 0, Counter(), 0.7
     epoch_ends = {r["step"] for r in trials.expected["metrics"] if r["kind"] == "epoch"}
     while counts.total() < kills:
         place = trials.new_place()
-        run = place / "run"
+        run, saved = place / "run", 0
         while counts.total() < kills and (state := live(place, trials.flags, generator, seconds)) != "completed":
+            seconds *= 0.9 if saved_step(run) > saved else 1.25
+            saved = saved_step(run)
             counts[doing(run, epoch_ends) if state == "running" else state] += 1
             assert last_step(run) - saved_step(run) <= SAVE_EVERY, (last_step(run), saved_step(run))
         finish(start(place, trials.flags))
@@ -123,3 +136,21 @@ def memory_growth(place: Path, flags: list[object], steps: int) -> tuple[float, 
     growth = (max(sizes) - min(sizes)) / sizes[0] * 100
     assert len(sizes) > 10 and growth <= 2, sizes
     return sizes[0], growth
+
+
+def deterministic_cost(turns: int = 9, updates: int = 4) -> float:
+    """CPU time of an update with --deterministic over that without, median over turns (examples-200, PTB's sizes)."""
+    config = make_config("examples-200", "ptb")
+    ids = np.random.default_rng(0).integers(0, 10_000, config.batch_size * config.bptt * 200).astype(np.int32)
+    run = Run(config, SimpleNamespace(vocab_size=10_000, splits=dict.fromkeys(SPLITS, ids)), torch.device("cpu"))
+
+    def turn(deterministic: bool) -> float:
+        set_determinism(deterministic, 1)
+        update(run, next(run.windows))  # caches are cold
+        started = time.process_time()
+        for _ in range(updates):
+            update(run, next(run.windows))
+        return time.process_time() - started
+
+    plain_then_deterministic = [(turn(False), turn(True)) for _ in range(turns)]
+    return statistics.median(deterministic / plain for plain, deterministic in plain_then_deterministic)

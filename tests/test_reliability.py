@@ -10,7 +10,7 @@ import pytest
 from lm.files import LineFile, write_atomic
 from lm.metrics import RunLog, log_to
 from tests import trials as cases
-from tests.conftest import write_corpus
+from tests.conftest import TINY, write_corpus
 from tests.faults import Faults
 from tests.rundir import event_steps, same, weights
 from tests.trials import SHORT, SIGNALS, Trials
@@ -107,6 +107,21 @@ def test_equal_seeds_give_equal_bits_and_another_seed_gives_others(faults, trial
     trials.finish(trials.new_place())  # another process, from the start
     assert faults.train(tmp_path, *trials.flags, "--seed=2").returncode == 0
     assert not same(weights(tmp_path / "run"), trials.expected["last"]["model"])
+
+
+def test_deterministic_algorithms_change_no_bit_on_a_cpu(faults, trials, tmp_path):
+    assert faults.train(tmp_path, *trials.flags, "--deterministic").returncode == 0
+    assert same(weights(tmp_path / "run"), trials.expected["last"]["model"])
+
+
+@pytest.mark.gpu
+def test_deterministic_runs_on_cuda_end_in_the_same_bits(cli, corpus_dir, tmp_path):
+    runs = [tmp_path / "a", tmp_path / "b"]
+    for run in runs:
+        flags = [*TINY, "--device=cuda", "--deterministic", "--epochs=2", "--no-tensorboard", "--out-dir", run]
+        done = cli("train", "--data", corpus_dir, *flags)
+        assert done.returncode == 0, done.stderr
+    assert same(weights(runs[0]), weights(runs[1]))
 
 
 def test_resuming_with_another_number_of_threads_says_that_rounding_differs(faults, trials, tmp_path):
