@@ -1,4 +1,4 @@
-"""`python -m lm.train` as a real process: killed at random moments, two at a time, its memory; and what determinism costs."""
+"""`python -m lm.train` as a real process: killed at random, two at a time, its memory; and what determinism costs."""
 
 from __future__ import annotations
 
