@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,8 @@ FORMAT = 1
 def save_checkpoint(path: Path, state: dict[str, Any], *, keep_previous: bool = False) -> None:
     """Write `state` (tensors and plain types) to `path`; keep what was there as `<stem>.prev.pt` if asked."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".new.pt")
-    write_atomic(new, lambda file: torch.save({"format": FORMAT} | state, file))
-    if keep_previous and path.exists():
-        os.replace(path, _previous(path))  # killed here, the previous one is what `load_latest` finds
-    os.replace(new, path)
+    previous = _previous(path) if keep_previous else None
+    write_atomic(path, lambda file: torch.save({"format": FORMAT} | state, file), previous=previous)
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

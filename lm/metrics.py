@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm import tqdm
+
+from lm.files import LineFile, naming
 
 logger = logging.getLogger(__name__)
 
@@ -78,15 +80,19 @@ class RunLog:
     """
 
     def __init__(self, run_dir: Path, *, position: int = 0, step: int = 0, tensorboard: bool = True) -> None:
-        path = run_dir / "metrics.jsonl"
-        path.touch()
-        os.truncate(path, min(position, path.stat().st_size))
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by __exit__
-        self._writer = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # half a second to import
+        self._writer, self._events = None, run_dir / "tb"
+        with ExitStack() as opened:
+            self._file = LineFile(run_dir / "metrics.jsonl")
+            opened.callback(self._file.close)
+            self._file.truncate(position)
+            if tensorboard:
+                from torch.utils.tensorboard import SummaryWriter  # half a second to import
 
-            self._writer = SummaryWriter(str(run_dir / "tb"), purge_step=step + 1 if step else None)
+                opened.callback(setattr, threading, "excepthook", threading.excepthook)
+                threading.excepthook = _hide_failed_writes
+                with naming(self._events):
+                    self._writer = SummaryWriter(str(self._events), purge_step=step + 1)
+            self._opened = opened.pop_all()
         self._bar = tqdm(total=0, unit="tok", unit_scale=True, disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
     def __enter__(self) -> RunLog:
@@ -94,30 +100,34 @@ class RunLog:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.close()
-        self._file.close()
-        if self._writer:
-            self._writer.close()
+        # After an error its message is the one to show: a full disk would fail again here.
+        with self._opened, suppress(OSError) if error else naming(self._events):
+            if self._writer:
+                self._writer.close()
 
-    @property
-    def position(self) -> int:
-        """Bytes of metrics.jsonl, flushed to the operating system."""
-        self._file.flush()
-        return os.fstat(self._file.fileno()).st_size
+    def sync(self) -> int:
+        """Put every record on the disk; returns how many bytes of metrics.jsonl that is, for a checkpoint."""
+        self._file.sync()
+        if self._writer:
+            with naming(self._events):
+                self._writer.flush()
+        return self._file.size
 
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Write one record; `kind` is `step` or `epoch`. Nested values appear in TensorBoard as `kind/name/inner`."""
         self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self._file.flush()
         if self._writer:
-            for name, value in values.items():
-                rows = value.items() if isinstance(value, dict) else [("", value)]
-                for inner, number in rows:
-                    self._writer.add_scalar("/".join(filter(None, (kind, name, inner))), number, step)
+            with naming(self._events):
+                for name, value in values.items():
+                    rows = value.items() if isinstance(value, dict) else [("", value)]
+                    for inner, number in rows:
+                        self._writer.add_scalar("/".join(filter(None, (kind, name, inner))), number, step)
 
     def histogram(self, name: str, values: Tensor, step: int) -> None:
         """A distribution, for TensorBoard alone."""
         if self._writer:
-            self._writer.add_histogram(name, values.float().cpu(), step)
+            with naming(self._events):
+                self._writer.add_histogram(name, values.float().cpu(), step)
 
     def hparams(self, config: dict[str, Any], metrics: dict[str, float]) -> None:
         """The configuration with the final metrics, for TensorBoard's HPARAMS tab."""
@@ -125,7 +135,8 @@ class RunLog:
             plain = {
                 name: value if isinstance(value, int | float | str) else str(value) for name, value in config.items()
             }
-            self._writer.add_hparams(plain, metrics, run_name=".")
+            with naming(self._events):
+                self._writer.add_hparams(plain, metrics, run_name=".")
 
     def start_epoch(self, epoch: int, epochs: int, targets: int, done: int) -> None:
         """Begin the progress line of an epoch of `targets` tokens, of which `done` are already behind."""
@@ -145,10 +156,24 @@ class RunLog:
             logger.log(level, text)
 
 
+def _hide_failed_writes(failure: threading.ExceptHookArgs) -> None:
+    """For `threading.excepthook`: TensorBoard's thread passes a failed write on to the caller's next call."""
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
+
+
+class _LineHandler(logging.StreamHandler):
+    """Raises what `logging` would print the traceback of: a full disk."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: D102, N802 - logging's
+        raise
+
+
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
-    """Append every message of this package to `path` as well, details included."""
-    package, handler = logging.getLogger("lm"), logging.FileHandler(path)
+    """Append every message of this package to `path` as well, details included; OSError on a full disk."""
+    file = LineFile(path)
+    package, handler = logging.getLogger("lm"), _LineHandler(file)
     level = package.level
     package.addHandler(handler)
     package.setLevel(logging.DEBUG)
@@ -157,7 +182,7 @@ def log_to(path: Path) -> Iterator[None]:
     finally:
         package.removeHandler(handler)
         package.setLevel(level)
-        handler.close()
+        file.close()
 
 
 def log_to_stderr() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import os
 import sys
@@ -19,7 +20,7 @@ from lm.checkpoint import save_checkpoint
 from lm.config import TrainConfig, as_plain, config_id, resume_conflicts, with_defaults
 from lm.corpus import Corpus
 from lm.errors import CheckpointError, ConfigError
-from lm.files import remove_temporaries, take_lock, write_json
+from lm.files import naming, remove_temporaries, take_lock, write_json
 from lm.metrics import IntervalMeans, perplexity
 from lm.model import AWDLSTM, count_parameters
 from lm.optim import NTASGD, LearningRate, build_optimizer
@@ -32,6 +33,11 @@ from lm.runtime import (
     set_rng_state,
     versions,
 )
+
+logger = logging.getLogger(__name__)
+
+# What, with the configuration, decides how results are rounded, among `versions`.
+_DECIDE_BITS = ("torch", "cpu", "gpu", "device", "threads", "precision")
 
 
 @dataclass
@@ -109,11 +115,12 @@ class Run:
             "hidden": [list(layer) for layer in self.hidden],
             "means": self.means.state_dict(),
             "rng": rng_state(),
+            "versions": versions(self.device, self.model.precision),
             "log_position": log_position,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken (tensors on the CPU).
+        """Continue where `state_dict` was taken (tensors on the CPU); warns where rounding will differ.
 
         Raises:
             ConfigError: it was taken under another configuration; the message says what differs.
@@ -137,6 +144,9 @@ class Run:
             raise ConfigError(f"--epochs: {self.progress.epoch - 1} epochs of this run are over already")
         self.progress.finished = self.progress.finished and self.is_over()
         set_rng_state(state["rng"])
+        now, before = versions(self.device, self.model.precision), state.get("versions", {})
+        if changed := [f"{n} {before[n]} (now {now[n]})" for n in _DECIDE_BITS if n in before and before[n] != now[n]]:
+            logger.warning("resuming with another %s: rounding will differ from here on", ", ".join(changed))
 
     def best_state(self, model: AWDLSTM) -> dict[str, Any]:
         """What `best.pt` holds: the validated weights and what is needed to use them."""
@@ -172,7 +182,8 @@ class RunDir:
             )
         try:
             os.ftruncate(lock, 0)
-            os.write(lock, str(os.getpid()).encode())
+            with naming(path):
+                os.write(lock, str(os.getpid()).encode())
             for folder in (self.path, self.last.parent):
                 remove_temporaries(folder)
             yield

@@ -130,7 +130,7 @@ def versions(device: torch.device, precision: str) -> dict[str, Any]:
     """What decides the bits and the speed of a run, next to its configuration."""
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a class of its own, which no checkpoint may hold
         "tokenizers": version("tokenizers"),
         "platform": platform.platform(),
         "cpu": cpu_name(),
@@ -144,7 +144,8 @@ def versions(device: torch.device, precision: str) -> dict[str, Any]:
 class StopSignals:
     """Context manager that turns SIGINT and SIGTERM into a flag, so that a run can save before it ends.
 
-    A second SIGINT ends the process at once, as the first would without this class. Handlers are restored on exit.
+    The first signal decides the exit code. A SIGINT after it ends the process at once, as it would without this class;
+    a SIGTERM after it changes nothing, since batch systems repeat theirs. Handlers are restored on exit.
     """
 
     def __init__(self) -> None:
@@ -159,9 +160,10 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.received == signal.SIGINT:
+        if self.received is None:
+            self.received = number
+        elif number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = number
 
     def check(self) -> None:
         """Raise Interrupted if a signal has arrived."""

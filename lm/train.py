@@ -83,7 +83,7 @@ def train_epoch(run: Run, run_dir: RunDir, options: RunOptions, log: RunLog, sto
             logged_tokens, logged_seconds = progress.tokens, progress.seconds
         if progress.step % options.save_every == 0:
             check_means(run)
-            run_dir.save_last(run, log.position)
+            run_dir.save_last(run, log.sync())
         stop.check()
 
 
@@ -130,7 +130,7 @@ def end_epoch(run: Run, run_dir: RunDir, log: RunLog, stop: StopSignals) -> None
     progress.finished = run.is_over()
     run.windows.rewind()
     run.hidden = run.model.initial_state(config.batch_size)
-    run_dir.save_last(run, log.position)
+    run_dir.save_last(run, log.sync())
 
 
 def keep_starting_point(run: Run, run_dir: RunDir, log: RunLog, stop: StopSignals) -> None:
@@ -274,7 +274,7 @@ def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
             result = run_dir.write_result(run, "completed", final_scores(run, run_dir, options, stop))
         except Interrupted as interruption:
             if not run.progress.finished:  # else last.pt is written, and the model may hold the best weights by now
-                run_dir.save_last(run, log.position)
+                run_dir.save_last(run, log.sync())
             run_dir.write_result(run, "interrupted", {})
             raise Interrupted(stop.received, f"{interruption}; saved: --resume auto continues {path}") from None
         except DivergedError:

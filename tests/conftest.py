@@ -20,11 +20,11 @@ ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--emsize=8", "--nhid=12", "--nlayers=2", "--batch-size=4", "--bptt=7", "--eval-batch-size=2", "--lr=5"]
 
 
-def write_corpus(folder: Path, *, train: int = 600, seed: int = 0) -> Path:
+def write_corpus(folder: Path, *, train: int = 600, held_out: int = 60, seed: int = 0) -> Path:
     """Three split files of random sentences over 40 words that follow each other with some regularity."""
     folder.mkdir(parents=True)
     generator = random.Random(seed)
-    for split, lines in (("train", train), ("valid", 60), ("test", 60)):
+    for split, lines in (("train", train), ("valid", held_out), ("test", held_out)):
         text = []
         for _ in range(lines):
             first = generator.randrange(40)

@@ -1,70 +1,181 @@
-"""A run loses nothing: full disks and leftovers of killed processes, with the real program."""
+"""A run loses nothing, whatever happens to its process or disk: some moments of what `tests.stress` tries in full."""
 
 import json
+import logging
 import os
-import resource
-import subprocess
-import sys
+import signal
 
 import pytest
-import torch
 
-from lm.checkpoint import load_checkpoint, load_latest
-from lm.files import write_atomic
-from tests.conftest import TINY
-
-FLAGS = [*TINY, "--epochs=2", "--save-every=20", "--log-interval=5", "--no-tensorboard", "--no-eval-test"]
-
-
-def limited(limit, environment, cwd, arguments):
-    """`python -m lm.train` where no file can grow beyond `limit` bytes, as on a disk with no more space."""
-    return subprocess.run(
-        [sys.executable, "-m", "lm.train", *map(str, arguments)], cwd=cwd, env=environment, capture_output=True,
-        text=True, timeout=120, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )  # fmt: skip
-
-
-def ending(run):
-    last = load_checkpoint(run / "ckpt" / "last.pt")
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    clock = ("tokens_per_s", "peak_rss_mb", "seconds")
-    return last["model"], [{k: v for k, v in line.items() if k not in clock} for line in lines]
+from lm.files import LineFile, write_atomic
+from lm.metrics import RunLog, log_to
+from tests import trials as cases
+from tests.conftest import TINY, write_corpus
+from tests.faults import Faults
+from tests.rundir import event_steps, same, weights
+from tests.trials import SHORT, SIGNALS, Trials
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cli, corpus_dir, tmp_path_factory):
-    run = tmp_path_factory.mktemp("undisturbed") / "run"
-    done = cli("train", "--data", corpus_dir, *FLAGS, "--out-dir", run)
-    assert done.returncode == 0, done.stderr
-    return run
+def faults():
+    with Faults() as faults:
+        yield faults
 
 
-def test_a_full_disk_ends_in_one_message_and_the_run_goes_on_when_there_is_space(
-    undisturbed, cli, corpus_dir, environment, work_dir, tmp_path
-):
-    largest = (undisturbed / "ckpt" / "last.pt").stat().st_size
-    run = tmp_path / "run"
-    arguments = ["--data", corpus_dir, *FLAGS, "--out-dir", run, "--resume=auto"]
-    for limit in (1 << 7, largest // 8, largest // 2, largest - 1):
-        done = limited(limit, environment, work_dir, arguments)
-        assert done.returncode == 1
-        assert "Traceback" not in done.stderr
-        assert f"error: {run}" in done.stderr and "File too large" in done.stderr
-        load_latest(run / "ckpt" / "last.pt")  # there is none yet, or a good one
-    assert cli("train", *arguments).returncode == 0
-    (ours, our_log), (theirs, their_log) = ending(run), ending(undisturbed)
-    assert our_log == their_log
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+@pytest.fixture(scope="module")
+def trials(faults, tmp_path_factory):
+    """Averages from its fourth epoch on; every moment below is one of its undisturbed run."""
+    folder = tmp_path_factory.mktemp("trials")
+    trials = Trials(faults, folder, ["--data", write_corpus(folder / "corpus", train=50), *SHORT])
+    assert trials.expected["result"]["averaged"]
+    return trials
 
 
-def test_what_killed_processes_left_half_written_is_removed_by_the_next(undisturbed, cli, corpus_dir):
-    left = [undisturbed / ".result.json.123.tmp", undisturbed / "ckpt" / ".last.new.pt.456.tmp"]
-    for path in left:
-        path.write_bytes(b"half")
-    (undisturbed / "result.json").unlink()
-    done = cli("train", "--data", corpus_dir, *FLAGS, "--out-dir", undisturbed, "--resume=auto")
-    assert done.returncode == 0, done.stderr
-    assert not any(path.exists() for path in left)
+@pytest.mark.parametrize(
+    ("pattern", "which"),
+    [
+        ("write .*data/cache/.*train.bin", 0),
+        ("rename .*/new$", 0),  # the cache appears
+        ("replace .*config.json", 0),
+        ("^training", 14),
+        ("write .*metrics.jsonl", -1),
+        ("write .*ckpt/.last.pt", 3),
+        ("replace .*ckpt/last.pt", 1),  # before the previous checkpoint is kept
+        ("replace .*ckpt/.last.pt", 2),  # and before the new one takes its place
+        ("replace .*ckpt/.best.pt", 0),
+        ("^evaluation", -1),  # scoring test
+        ("write .*result.json", 0),
+    ],
+)
+def test_a_run_killed_at_any_call_ends_in_the_same_bits(pattern, which, trials):
+    cases.kill_at(trials, trials.positions(pattern)[which])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "which", "named"),
+    [
+        ("write .*data/cache/.*train.bin", 0, "run"),
+        ("write .*train.lock", 0, "train.lock"),
+        ("write .*train.log", 3, "train.log"),
+        ("write .*metrics.jsonl", 3, "metrics.jsonl"),
+        ("fsync .*metrics.jsonl", 1, "metrics.jsonl"),
+        ("write .*ckpt/.last.pt", 4, "last.pt"),
+        ("write .*ckpt/.best.pt", 0, "best.pt"),
+        ("write .*result.json", 0, "result.json"),
+    ],
+)
+def test_a_full_disk_is_one_message_and_the_run_goes_on_when_there_is_room(pattern, which, named, trials):
+    assert cases.fill_disk_at(trials, trials.positions(pattern)[which]) == named
+
+
+def test_files_that_cannot_grow_are_one_message_with_tensorboard_too(faults, trials, tmp_path):
+    with_tensorboard = Trials(faults, tmp_path, [*trials.flags, "--tensorboard"])
+    hit = cases.limit_files(with_tensorboard, [1, 900, 4_000, 20_000])
+    assert {"tb", "last.pt"} <= hit.keys()
+
+
+@pytest.mark.parametrize(
+    ("signals", "pattern", "which"),
+    [
+        ((signal.SIGINT,), "^training", 14),
+        ((signal.SIGTERM,), "^evaluation", 1),
+        ((signal.SIGTERM,), "^evaluation", -1),
+        ((signal.SIGINT,), "write .*ckpt/.last.pt", 4),
+        ((signal.SIGINT, signal.SIGINT), "write .*ckpt/.last.pt", 4),
+        ((signal.SIGINT, signal.SIGTERM), "^training", 14),
+        ((signal.SIGTERM, signal.SIGINT), "^evaluation", 1),
+        ((signal.SIGTERM, signal.SIGTERM), "^training", 14),
+    ],
+    ids=lambda value: "+".join(s.name for s in value) if isinstance(value, tuple) else value,
+)
+def test_stop_signals_end_with_their_code_and_lose_nothing(signals, pattern, which, trials):
+    assert signals in SIGNALS
+    cases.send_at(trials, trials.positions(pattern)[which], signals)
+
+
+def test_what_a_killed_run_wrote_is_in_tensorboard_once(faults, trials, tmp_path):
+    flags = [*trials.flags, "--tensorboard", "--log-interval=1"]
+    seventh = next(n for n, call in enumerate(trials.calls, 1) if call.startswith("training")) + 7
+    faults.train(tmp_path, *flags, action="kill", at=seventh)
+    assert not (tmp_path / "run" / "ckpt" / "last.pt").exists()  # killed before its first checkpoint
+    assert faults.train(tmp_path, *flags).returncode == 0
+    steps = trials.expected["result"]["steps"]
+    assert event_steps(tmp_path / "run", "step/loss") == list(range(1, steps + 1))
+
+
+def test_equal_seeds_give_equal_bits_and_another_seed_gives_others(faults, trials, tmp_path):
+    trials.finish(trials.new_place())  # another process, from the start
+    assert faults.train(tmp_path, *trials.flags, "--seed=2").returncode == 0
+    assert not same(weights(tmp_path / "run"), trials.expected["last"]["model"])
+
+
+def test_deterministic_algorithms_change_no_bit_on_a_cpu(faults, trials, tmp_path):
+    assert faults.train(tmp_path, *trials.flags, "--deterministic").returncode == 0
+    assert same(weights(tmp_path / "run"), trials.expected["last"]["model"])
+
+
+@pytest.mark.gpu
+def test_deterministic_runs_on_cuda_end_in_the_same_bits(cli, corpus_dir, tmp_path):
+    runs = [tmp_path / "a", tmp_path / "b"]
+    for run in runs:
+        flags = [*TINY, "--device=cuda", "--deterministic", "--epochs=2", "--no-tensorboard", "--out-dir", run]
+        done = cli("train", "--data", corpus_dir, *flags)
+        assert done.returncode == 0, done.stderr
+    assert same(weights(runs[0]), weights(runs[1]))
+
+
+def test_resuming_with_another_number_of_threads_says_that_rounding_differs(faults, trials, tmp_path):
+    faults.train(tmp_path, *trials.flags, action="kill", at=trials.positions("^training")[30])
+    done = faults.train(tmp_path, *trials.flags, "--threads=2", "--dry-run")
+    assert done.returncode == 0
+    assert "resuming with another threads 1 (now 2)" in done.stderr
+
+
+def test_memory_does_not_grow(faults, trials, tmp_path):
+    flags = [*trials.flags, "--epochs=1000", "--max-steps=400", "--save-every=50"]
+    assert faults.train(tmp_path, *flags).returncode == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    peaks = {line["step"]: line["peak_rss_mb"] for line in lines if line["kind"] == "step"}
+    assert peaks[400] <= 1.02 * peaks[200]
+
+
+def test_the_logs_of_a_run_of_paper_length_are_small(trials, tmp_path):
+    assert cases.log_megabytes(tmp_path, trials.expected["metrics"]).keys() == {"metrics.jsonl", "tb"}
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+def test_a_log_message_that_does_not_fit_raises_and_names_the_file(tmp_path):
+    (tmp_path / "train.log").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as caught, log_to(tmp_path / "train.log"):
+        logging.getLogger("lm.test").info("a message")
+    assert caught.value.filename == str(tmp_path / "train.log")
+
+
+def test_a_line_that_does_not_fit_whole_is_cut_off(tmp_path, monkeypatch):
+    file = LineFile(tmp_path / "lines")
+    file.write("first\n")
+    real, calls = os.write, []
+
+    def half(descriptor, data):
+        calls.append(data)
+        if len(calls) > 1:
+            raise OSError(28, os.strerror(28))
+        return real(descriptor, data[:3])
+
+    monkeypatch.setattr(os, "write", half)
+    with pytest.raises(OSError, match="No space left"):
+        file.write("second\n")
+    assert (tmp_path / "lines").read_text() == "first\n"
+    file.close()
+
+
+def test_records_are_on_the_disk_before_a_checkpoint_may_refer_to_them(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    with RunLog(tmp_path, tensorboard=False) as log:
+        log.record("step", 1, {"loss": 1.0})
+        assert log.sync() == (tmp_path / "metrics.jsonl").stat().st_size
+    assert synced == [str(tmp_path / "metrics.jsonl")]
 
 
 def test_a_failed_write_names_the_file_and_leaves_the_old_one(tmp_path):

@@ -22,10 +22,35 @@ def test_a_signal_is_reported_when_checked_and_handlers_are_restored(number):
     assert signal.getsignal(number) is before
 
 
-def test_a_second_interrupt_ends_at_once():
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_after_another_signal_ends_at_once(first):
     with runtime.StopSignals(), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), first)
         os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_termination_after_another_signal_changes_nothing(first):
+    with runtime.StopSignals() as stop:
+        os.kill(os.getpid(), first)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received == first
+
+
+def test_determinism_sets_what_pytorch_asks_for_and_off_unsets_it(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    runtime.set_determinism(True, 1)
+    try:
+        assert (
+            torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+        )
+        assert not torch.backends.cudnn.benchmark
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"  # cuBLAS reads it when its first handle is made
+    finally:
+        runtime.set_determinism(False, 1)
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_precision_is_bf16_where_the_hardware_has_it(monkeypatch):

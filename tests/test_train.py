@@ -11,22 +11,7 @@ import torch
 
 from lm.files import take_lock
 from tests.conftest import TINY
-
-# Fields that a clock or the process decides, not the computation.
-_TIMES = ("tokens_per_s", "peak_rss_mb", "seconds")
-
-
-def records(run_dir: Path) -> list[dict]:
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in _TIMES} for line in lines]
-
-
-def weights(run_dir: Path, name: str = "last") -> dict[str, torch.Tensor]:
-    return torch.load(run_dir / "ckpt" / f"{name}.pt", weights_only=True)["model"]
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+from tests.rundir import records, same, weights
 
 
 def start(arguments, work_dir, environment) -> subprocess.Popen:
@@ -154,51 +139,6 @@ def test_a_run_killed_and_resumed_ends_in_the_same_bits(
     for name in ("last", "best"):
         assert same(weights(tmp_path / "killed", name), weights(tmp_path / "straight", name))
     assert json.loads((tmp_path / "killed" / "result.json").read_text())["averaged"] == averaged
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stop_signal_saves_and_the_resumed_run_ends_in_the_same_bits(
-    number, code, cli, corpus_dir, work_dir, environment, tmp_path
-):
-    common = ["--data", corpus_dir, *TINY, "--epochs=4", "--log-interval=1", "--no-tensorboard", "--no-eval-test"]
-    assert cli("train", *common, "--out-dir", tmp_path / "straight").returncode == 0
-    process = start([*common, "--out-dir", tmp_path / "stopped"], work_dir, environment)
-    wait_for(lambda: last_step(tmp_path / "stopped") >= 10, process)
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == code
-    assert b"--resume auto" in stderr
-    assert b"Traceback" not in stderr
-    assert json.loads((tmp_path / "stopped" / "result.json").read_text())["status"] == "interrupted"
-    assert cli("train", *common, "--out-dir", tmp_path / "stopped", "--resume=auto").returncode == 0
-    assert records(tmp_path / "stopped") == records(tmp_path / "straight")
-    assert same(weights(tmp_path / "stopped"), weights(tmp_path / "straight"))
-
-
-@pytest.mark.parametrize("phase", ["valid", "train"])
-def test_a_stop_signal_during_evaluation_saves_too(phase, cli, corpus_dir, tmp_path, monkeypatch):
-    import lm.train
-    from lm.config import RunOptions, make_config
-    from lm.errors import Interrupted
-
-    monkeypatch.chdir(tmp_path)
-    config = make_config(dataset="tiny", data=str(corpus_dir), emsize=8, nhid=12, nlayers=2, batch_size=4, bptt=7,
-                         eval_batch_size=2, epochs=1)  # fmt: skip
-    result = lm.train.train(config, RunOptions(out_dir="straight", tensorboard=False))
-    real = lm.train.evaluate
-
-    def evaluate_with_signal(model, ids, *arguments, **keywords):
-        if (len(ids) > 1000) == (phase == "train"):
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(model, ids, *arguments, **keywords)
-
-    monkeypatch.setattr(lm.train, "evaluate", evaluate_with_signal)
-    with pytest.raises(Interrupted):
-        lm.train.train(config, RunOptions(out_dir="stopped", tensorboard=False))
-    monkeypatch.setattr(lm.train, "evaluate", real)
-    resumed = lm.train.train(config, RunOptions(out_dir="stopped", tensorboard=False, resume="auto"))
-    for key in ("valid_loss", "test_loss", "train_loss", "steps"):
-        assert resumed[key] == result[key]
 
 
 def test_a_finished_run_is_not_repeated_and_not_overwritten(cli, tiny_run, corpus_dir):

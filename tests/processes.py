@@ -1,0 +1,156 @@
+"""`python -m lm.train` as a real process: killed at random, two at a time, its memory; and what determinism costs."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from lm.cards import SPLITS
+from lm.config import make_config
+from lm.run import Run
+from lm.runtime import set_determinism
+from lm.train import update
+from tests.faults import ENVIRONMENT
+from tests.rundir import checkpoint, event_steps
+from tests.trials import SAVE_EVERY, Trials, check_ending, saved_step
+
+
+def start(place: Path, flags: list[object]) -> subprocess.Popen[str]:
+    """`python -m lm.train` in a working directory."""
+    command = [sys.executable, "-m", "lm.train", *map(str, flags)]
+    return subprocess.Popen(
+        command, cwd=place, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    """Wait for the end of a run that nothing disturbs."""
+    _, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+
+
+def last_step(run: Path) -> int:
+    """Updates that metrics.jsonl has recorded so far; a killed process may have cut its last line."""
+    try:
+        text = (run / "metrics.jsonl").read_text()
+    except FileNotFoundError:
+        return 0
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def doing(run: Path, epoch_ends: set[int]) -> str:
+    """What a run was at when it was killed, from what it left."""
+    if list(run.rglob(".*.tmp")):
+        return "a save"
+    if not (run / "ckpt" / "last.pt").exists():
+        return "start-up"
+    if checkpoint(run, "last")["progress"]["finished"]:
+        return "final scores and result"
+    return "evaluation at the end of an epoch" if last_step(run) in epoch_ends else "training"
+
+
+def live(place: Path, flags: list[object], generator: random.Random, seconds: float) -> str:
+    """Start a run and kill it at a random moment, mostly within `seconds` of its first update.
+
+    Returns `completed` if it was faster, `start-up` if it had not begun to train, else `running`.
+    """
+    process, state = start(place, flags), "start-up"
+    try:
+        if generator.random() < 0.15:
+            process.wait(generator.uniform(0, 5))
+        while state == "start-up" and (line := process.stderr.readline()):
+            if "parameters;" in line:
+                state = "running"
+        process.wait(generator.uniform(0, seconds))
+    except subprocess.TimeoutExpired:
+        process.kill()
+    _, stderr = process.communicate()
+    assert process.returncode in (0, -signal.SIGKILL), stderr
+    return state if process.returncode else "completed"
+
+
+def kill_at_random(trials: Trials, kills: int, seed: int) -> tuple[int, Counter[str]]:
+    """Kill real processes at random moments, run after run, until there were so many kills.
+
+    How long they live follows the machine's speed, so that about two lives in three save something.
+    Returns how many runs were ended and compared, and what was being done when the kills came.
+    """
+    generator, runs, counts, seconds = random.Random(seed), 0, Counter(), 0.7
+    epoch_ends = {r["step"] for r in trials.expected["metrics"] if r["kind"] == "epoch"}
+    while counts.total() < kills:
+        place = trials.new_place()
+        run, saved = place / "run", 0
+        while counts.total() < kills and (state := live(place, trials.flags, generator, seconds)) != "completed":
+            seconds *= 0.9 if saved_step(run) > saved else 1.25
+            saved = saved_step(run)
+            counts[doing(run, epoch_ends) if state == "running" else state] += 1
+            assert last_step(run) - saved_step(run) <= SAVE_EVERY, (last_step(run), saved_step(run))
+        finish(start(place, trials.flags))
+        check_ending(run, trials.expected)
+        for tag in ("step/loss", "epoch/valid_loss"):
+            steps = {r["step"] for r in trials.expected["metrics"] if tag.startswith(r["kind"])}
+            assert set(event_steps(run, tag)) == steps, tag
+        runs += 1
+    return runs, counts
+
+
+def two_processes(place: Path, flags: list[object], expected: dict[str, Any]) -> None:
+    """The second process on a run directory refuses and names the first; when that is killed, it takes over."""
+    first = start(place, flags)
+    while not last_step(place / "run"):
+        assert first.poll() is None, first.stderr.read()
+        time.sleep(0.01)
+    first.send_signal(signal.SIGSTOP)  # so that it cannot finish while the second starts
+    second = start(place, flags)
+    _, stderr = second.communicate()
+    assert second.returncode == 2 and f"process {first.pid} is training" in stderr, stderr
+    first.kill()
+    first.communicate()
+    finish(start(place, flags))
+    check_ending(place / "run", expected)
+
+
+def memory_growth(place: Path, flags: list[object], steps: int) -> tuple[float, float]:
+    """Resident memory in MB at the middle of a run of `steps` updates, and the largest change from there on, in %."""
+    process = start(place, [*flags, f"--max-steps={steps}"])
+    sizes = []
+    while process.poll() is None:
+        if steps / 2 <= last_step(place / "run") < steps:
+            pages = Path(f"/proc/{process.pid}/statm").read_text().split()[1]
+            sizes.append(int(pages) * 4096 / 1e6)
+        time.sleep(0.05)
+    finish(process)
+    growth = (max(sizes) - min(sizes)) / sizes[0] * 100
+    assert len(sizes) > 10 and growth <= 2, sizes
+    return sizes[0], growth
+
+
+def deterministic_cost(turns: int = 9, updates: int = 4) -> float:
+    """CPU time of an update with --deterministic over that without, median over turns (examples-200, PTB's sizes)."""
+    config = make_config("examples-200", "ptb")
+    ids = np.random.default_rng(0).integers(0, 10_000, config.batch_size * config.bptt * 200).astype(np.int32)
+    run = Run(config, SimpleNamespace(vocab_size=10_000, splits=dict.fromkeys(SPLITS, ids)), torch.device("cpu"))
+
+    def turn(deterministic: bool) -> float:
+        set_determinism(deterministic, 1)
+        update(run, next(run.windows))  # caches are cold
+        started = time.process_time()
+        for _ in range(updates):
+            update(run, next(run.windows))
+        return time.process_time() - started
+
+    plain_then_deterministic = [(turn(False), turn(True)) for _ in range(turns)]
+    return statistics.median(deterministic / plain for plain, deterministic in plain_then_deterministic)
