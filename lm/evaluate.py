@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from lm import tune
-from lm.batching import BPTTWindows, batchify, evaluation_rows
-from lm.checkpoint import load_checkpoint
+from lm.batching import BPTTWindows, batchify, check_columns, evaluation_rows
+from lm.checkpoint import fitting, load_checkpoint
 from lm.config import TrainConfig, config_from_dict
 from lm.corpus import Corpus, load_corpus
 from lm.errors import CheckpointError, ConfigError, run_cli
@@ -128,14 +128,21 @@ def load_run(run_dir: Path, device: torch.device) -> tuple[AWDLSTM, TrainConfig,
     Raises:
         CheckpointError: no usable checkpoint, or the corpus found is not the one that the run was trained on.
     """
-    checkpoint = load_checkpoint(run_dir / "ckpt" / "best.pt", device)
-    config = config_from_dict(checkpoint["config"])
+    path = run_dir / "ckpt" / "best.pt"
+    checkpoint = load_checkpoint(path, device)
+    with fitting(path):
+        values, text, weights = (checkpoint[key] for key in ("config", "corpus_sha256", "model"))
+    try:
+        config = config_from_dict(values)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     corpus = load_corpus(config.dataset, config.data or None)
-    if corpus.sha256 != checkpoint["corpus_sha256"]:
+    if corpus.sha256 != text:
         raise CheckpointError(f"{run_dir}: was trained on another text than that in {corpus.source}")
     with device:  # whatever kernel the run took, this machine takes its own
         model = AWDLSTM(corpus.vocab_size, dataclasses.replace(config, kernel="auto"))
-    model.load_state_dict(checkpoint["model"])
+    with fitting(path):
+        model.load_state_dict(weights)
     return model.eval(), config, corpus
 
 
@@ -188,6 +195,7 @@ def main() -> None:
     reports = []
     for split in arguments.split:
         columns = arguments.columns or protocol_columns(config, split)
+        check_columns(len(corpus.splits[split]), columns, f"{corpus.source}, {split}")
         if adaptation.plain:
             reports.append(split_report(model, corpus, split, columns))
         reports += adaptation.report(split, columns)
