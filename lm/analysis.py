@@ -8,11 +8,13 @@ token, cell minus baseline, paired by seed; below 0 is better.
 from __future__ import annotations
 
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lm.errors import ConfigError
 from lm.stats import Difference, Estimate, estimate, paired_difference, pooled_sd, with_holm
 from lm.study import Study, identity
 
@@ -26,7 +28,7 @@ def _positive_log(value: Any) -> float:
 
 def is_number(value: Any) -> bool:
     """Whether `value` is a finite number (true and false are not)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _loss(record: Mapping[str, Any], split: str) -> float:
@@ -110,7 +112,7 @@ def show(value: Any) -> str:
     """A configuration value as a user writes it: 1.0 as 1, true, 10,20."""
     if isinstance(value, (list, tuple)):
         return ",".join(show(item) for item in value) or "none"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not is_number(value):
         return str(value).lower() if isinstance(value, bool) or value is None else str(value)
     return f"{value:.6g}"
 
@@ -165,7 +167,10 @@ def _config(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _seed(record: Mapping[str, Any]) -> int:
-    return record.get("seed", _config(record).get("seed"))
+    seed = record.get("seed", _config(record).get("seed"))
+    if type(seed) is not int:
+        raise ConfigError(f"the ledger line with the id {str(record.get('id'))[:60]!r} has no seed; delete it")
+    return seed
 
 
 def _agrees(values: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

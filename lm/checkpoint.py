@@ -82,7 +82,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason}); {_REMEDY}") from error
     if not isinstance(state, dict) or not isinstance(state.get("format"), int):
-        raise CheckpointError(f"{path}: not a checkpoint of this program; name one of its runs' ckpt/*.pt")
+        raise CheckpointError(f"{path}: not a checkpoint of this program; {_REMEDY}")
     if state["format"] > FORMAT:
         raise CheckpointError(f"{path}: format {state['format']} is newer than this program's {FORMAT}; update it")
     return state

@@ -135,7 +135,7 @@ def load_run(run_dir: Path, device: torch.device) -> tuple[AWDLSTM, TrainConfig,
     try:
         config = config_from_dict(values)
     except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise CheckpointError(f"{path}: {error}; train again, or use the version that wrote it") from None
     corpus = load_corpus(config.dataset, config.data or None)
     if corpus.sha256 != text:
         raise CheckpointError(f"{run_dir}: was trained on another text than that in {corpus.source}")
@@ -195,7 +195,7 @@ def main() -> None:
     reports = []
     for split in arguments.split:
         columns = arguments.columns or protocol_columns(config, split)
-        check_columns(len(corpus.splits[split]), columns, f"{corpus.source}, {split}")
+        check_columns(len(corpus.splits[split]), columns, f"{corpus.source}, {split}", "--columns")
         if adaptation.plain:
             reports.append(split_report(model, corpus, split, columns))
         reports += adaptation.report(split, columns)
