@@ -126,9 +126,12 @@ def analyse(study: Study, records: Sequence[dict[str, Any]]) -> Analysis:
     """Group the ledger's records into cells and compare every cell with the baseline.
 
     The result does not depend on the order of the records, but for two runs of one cell and seed: the last counts.
+    Raises ConfigError for a record without a seed.
     """
     notes = []
     own = [r for r in records if study.dataset in (r.get("dataset", study.dataset), _config(r).get("dataset"))]
+    if strange := [record for record in own if type(_seed(record)) is not int]:
+        raise ConfigError(f"{study.ledger}: the line with the id {strange[0]['id']} has no seed; restore or delete it")
     if len(own) < len(records):
         notes.append(f"{len(records) - len(own)} ledger lines of another corpus than {study.dataset} are left out.")
     if len({identity(r["corpus_sha256"]) for r in own if r.get("corpus_sha256")}) > 1:
@@ -167,10 +170,7 @@ def _config(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _seed(record: Mapping[str, Any]) -> int:
-    seed = record.get("seed", _config(record).get("seed"))
-    if type(seed) is not int:
-        raise ConfigError(f"the ledger line with the id {str(record.get('id'))[:60]!r} has no seed; delete it")
-    return seed
+    return record.get("seed", _config(record).get("seed"))
 
 
 def _agrees(values: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

@@ -157,7 +157,8 @@ def provenance(analysis: Analysis) -> str:
     study, records = analysis.study, analysis.records
     commits = set()
     for git in filter(None, (record.get("git") for record in records)):
-        commits.add(str(git.get("commit") or "unknown")[:12] + (" with uncommitted changes" if git.get("dirty") else ""))
+        changed = " with uncommitted changes" if git.get("dirty") else ""
+        commits.add(str(git.get("commit") or "unknown")[:12] + changed)
     versions = [record.get("versions") or {} for record in records]
     machine = []
     for key, form in (("gpu", "{}"), ("cpu", "{}"), ("threads", "threads a run: {}"), ("torch", "PyTorch {}")):

@@ -80,7 +80,7 @@ class Run:
             flag = f"--{field_name.replace('_', '-')}"
             check_columns(len(corpus.splits[split]), getattr(config, field_name), f"{corpus.source}, {split}", flag)
         if 0 < config.eval_train_tokens < 2 * config.eval_batch_size:
-            raise ConfigError(f"--eval-train-tokens: must be at least 2 * --eval-batch-size; got {config.eval_train_tokens}")
+            raise ConfigError(f"--eval-train-tokens: {config.eval_train_tokens} are less than 2 * --eval-batch-size")
 
     def is_over(self) -> bool:
         """Whether training ends at this end of an epoch."""

@@ -85,7 +85,7 @@ def test_text_that_differs_in_layout_only_is_the_same_text(same, tmp_path):
         ({"valid": b"all of this is unheard of\n" * 9}, 11),
         ({"train": b"\n" * 50 + SENTENCE * 5}, 11),
     ],
-    ids=["one line", "a million characters in a line", "and in a word", "200,000 types", "unknown words", "blank lines"],
+    ids=["one line", "a million characters", "a word of a million", "200,000 types", "unknown words", "blank lines"],
 )
 def test_an_unusual_text_is_trained_on(splits, types, ending, tmp_path):
     folder, run = write_splits(tmp_path / "own", **splits), tmp_path / "run"
@@ -269,9 +269,10 @@ def test_numeric_flags_of_the_other_commands_are_refused_by_name(module, usual, 
         ending(module)
     flags = [action.option_strings[0] for action in parsers[0]._actions if action.type in (int, float)]
     assert flags
+    usual = [str(tiny_run) if part == "RUN" else part for part in usual]
     for flag in flags:
         for value in NEVER:
-            code, error = ending(module, *(str(tiny_run) if part == "RUN" else part for part in usual), f"{flag}={value}")
+            code, error = ending(module, *usual, f"{flag}={value}")
             assert (code, flag.strip("-") in error) == (2, True), (flag, value, error)
 
 
@@ -312,7 +313,9 @@ def test_a_strange_value_in_a_ledger_or_result_is_shown_or_named(key, tmp_path, 
             lambda run=run: compare_text(compare([str(run), "published"])),
             lambda study=study: list(sweep.settled(sweep.load_study(study))),
         ):
+            said = ""
             try:
                 show()
             except ConfigError as error:
-                assert str(tmp_path) in str(error) or "ledger line" in str(error)
+                said = str(error)
+            assert not said or str(tmp_path) in said
