@@ -28,7 +28,7 @@ from lm.executors import train_arguments
 from lm.flags import parse_train_args
 
 settings.register_profile(
-    "fuzz", max_examples=int(os.environ.get("LM_FUZZ_EXAMPLES", "25")), deadline=None, derandomize=True,
+    "fuzz", max_examples=int(os.environ.get("LM_FUZZ_EXAMPLES", "15")), deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )  # fmt: skip
 FUZZ = settings.get_profile("fuzz")

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import sys
 import typing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,14 +25,22 @@ from lm.report import report, report_text
 from tests.conftest import TINY
 from tests.test_report import LOSSES, records_of, write_study
 
-SHORT = ["--max-steps=2", "--epochs=1", "--save-every=1", "--no-tensorboard"]
+SHORT = [*TINY, "--max-steps=2", "--epochs=1", "--save-every=1", "--no-tensorboard"]
 SENTENCE = b"the cat sat on the mat and the dog ran off\n"
 
 
+def write_splits(folder, **splits):
+    folder.mkdir()
+    for split in ("train", "valid", "test"):
+        (folder / f"{split}.txt").write_bytes(splits.get(split, SENTENCE * 5))
+    return folder
+
+
 @pytest.fixture
-def ending(monkeypatch, capsys, work_dir):
+def ending(monkeypatch, capsys, tmp_path):
     """Run a command in this process; returns its exit code and what it printed on stderr."""
-    monkeypatch.chdir(work_dir)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lm.run.git_state", dict)  # asks git, which takes its time
 
     def run(module, *arguments):
         monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
@@ -42,19 +51,23 @@ def ending(monkeypatch, capsys, work_dir):
     return run
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of two updates, and the flags that made it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("finished"))
+        flags = ["--data", str(write_splits(Path.cwd() / "own")), *SHORT]
+        config, options, _ = parse_train_args([*flags, "--out-dir", str(Path.cwd() / "run")], identify)
+        train.train(config, options)
+        yield Path(options.out_dir), flags
+
+
 @pytest.fixture
-def run_dir(tiny_run, tmp_path):
-    """A copy of a finished run that does not know that it is finished."""
-    shutil.copytree(tiny_run, tmp_path / "run")
+def run_dir(finished, tmp_path):
+    """A copy of it that does not know that it is finished."""
+    shutil.copytree(finished[0], tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
     return tmp_path / "run"
-
-
-def write_splits(folder, **splits):
-    folder.mkdir()
-    for split in ("train", "valid", "test"):
-        (folder / f"{split}.txt").write_bytes(splits.get(split, SENTENCE * 5))
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -89,7 +102,7 @@ def test_text_that_differs_in_layout_only_is_the_same_text(same, tmp_path):
 )
 def test_an_unusual_text_is_trained_on(splits, types, ending, tmp_path):
     folder, run = write_splits(tmp_path / "own", **splits), tmp_path / "run"
-    assert ending(train, "--data", folder, *TINY, *SHORT, "--eval-train-tokens=100", "--out-dir", run)[0] == 0
+    assert ending(train, "--data", folder, *SHORT, "--eval-train-tokens=100", "--out-dir", run)[0] == 0
     result = json.loads((run / "result.json").read_text())
     assert 1 < result["valid_ppl"] < 3 * types
     assert load_checkpoint(run / "ckpt" / "best.pt")["vocab_size"] == types
@@ -117,7 +130,7 @@ def test_an_unusable_text_exits_with_3_and_names_file_and_reason(split, content,
         content(folder / f"{split}.txt")
     else:
         (folder / f"{split}.txt").write_bytes(content)
-    code, error = ending(train, "--data", folder, *TINY, *SHORT, "--out-dir", tmp_path / "run")
+    code, error = ending(train, "--data", folder, *SHORT, "--out-dir", tmp_path / "run")
     assert (code, reason in error, str(folder) in error) == (3, True, True), error
     assert not (tmp_path / "run").exists()
 
@@ -173,13 +186,12 @@ UNFITTING = {
 
 
 @pytest.mark.parametrize("damage", [*UNREADABLE.values(), *UNFITTING.values()], ids=[*UNREADABLE, *UNFITTING])
-def test_an_unusable_checkpoint_exits_with_5_whoever_reads_it_and_runs_no_code(damage, run_dir, corpus_dir, ending):
-    resume = ["--data", corpus_dir, *TINY, "--epochs=2", "--log-interval=10", "--no-tensorboard"]
+def test_an_unusable_checkpoint_exits_with_5_whoever_reads_it_and_runs_no_code(damage, run_dir, finished, ending):
     before = {path: path.read_bytes() for path in run_dir.glob("*.json*")}
     for name in ("last", "best"):
         damage(run_dir / "ckpt" / f"{name}.pt")
     for module, *arguments in [
-        (train, *resume, "--resume", run_dir / "ckpt" / "last.pt"),
+        (train, *finished[1], "--resume", run_dir / "ckpt" / "last.pt"),
         (train, "--finetune", run_dir, "--out-dir", run_dir.parent / "tuned"),
         (evaluate, run_dir),
         (generate, run_dir, "--tokens=2"),
@@ -192,9 +204,8 @@ def test_an_unusable_checkpoint_exits_with_5_whoever_reads_it_and_runs_no_code(d
 
 
 @pytest.mark.parametrize("damage", [UNREADABLE[name] for name in ("truncated", "flipped bit", "newer", "a list")])
-def test_resuming_falls_back_on_the_checkpoint_before_where_that_is_good(damage, run_dir, corpus_dir, ending):
-    last = run_dir / "ckpt" / "last.pt"
-    resume = ["--data", corpus_dir, *TINY, "--epochs=2", "--log-interval=10", "--no-tensorboard", "--resume=auto"]
+def test_resuming_falls_back_on_the_checkpoint_before_where_that_is_good(damage, run_dir, finished, ending):
+    last, resume = run_dir / "ckpt" / "last.pt", [*finished[1], "--resume=auto"]
     weights = load_checkpoint(last)["model"]
     damage(last)
     code, error = ending(train, *resume, "--out-dir", run_dir)
@@ -211,7 +222,7 @@ DAMAGED_JSON = [b"", b"\xff\xfe", b"{", b"[]", b"[1]", b'"x"', b"{}", b'{"when":
 
 
 @pytest.mark.parametrize("content", DAMAGED_JSON)
-def test_a_damaged_file_of_a_run_is_named_or_not_needed(content, run_dir, tiny_run, corpus_dir, ending):
+def test_a_damaged_file_of_a_run_is_named_or_not_needed(content, run_dir, finished, ending):
     for name in ("config.json", "result.json", "tokenizer.json", "env.json", "metrics.jsonl"):
         (run_dir / name).write_bytes(content)
     assert ending(evaluate, run_dir, "--split=valid")[0] == 0
@@ -221,9 +232,8 @@ def test_a_damaged_file_of_a_run_is_named_or_not_needed(content, run_dir, tiny_r
         assert (code, "--finetune" in error, str(run_dir) in error) == (2, True, True), error
     with pytest.raises(ConfigError, match=r"run/result\.json"):
         compare([str(run_dir), "published"])
-    common = ["--data", corpus_dir, *TINY, "--epochs=2", "--log-interval=10", "--no-tensorboard"]
-    assert ending(train, *common, "--out-dir", run_dir, "--resume=auto")[0] == 0
-    repaired, result = (json.loads((run / "result.json").read_text()) for run in (run_dir, tiny_run))
+    assert ending(train, *finished[1], "--out-dir", run_dir, "--resume=auto")[0] == 0
+    repaired, result = (json.loads((run / "result.json").read_text()) for run in (run_dir, finished[0]))
     assert (repaired["test_loss"], repaired["config"]) == (result["test_loss"], result["config"])
 
 
@@ -235,15 +245,14 @@ NEVER = ["-1", "nan", "inf", "-inf", "1e400", "", "x", "0x10"]
 
 
 @pytest.mark.parametrize("name", NUMERIC)
-def test_a_numeric_flag_at_its_edges_is_refused_by_name_or_works(name, tmp_path, monkeypatch):
+def test_a_numeric_flag_at_its_edges_is_refused_by_name_or_works(name, finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lm.run.git_state", dict)  # asks git, which takes its time
-    flag = f"--{name.replace('_', '-')}"
-    common = ["--data", str(write_splits(tmp_path / "own")), *TINY, *SHORT, "--no-eval-test"]
+    monkeypatch.setattr("lm.run.git_state", dict)
+    flag, common = f"--{name.replace('_', '-')}", [*finished[1], "--no-eval-test"]
     for value in (*NEVER, "9" * 400):
         with pytest.raises(ConfigError, match=rf"{flag}\b"):
             parse_train_args([*common, f"{flag}={value}"], identify)
-    for value in ("0", "1", str(2**31 - 1), str(2**31), "1e30", "1e-30"):
+    for value in ("0", "1", str(2**31 - 1), "1e30"):
         code, said = 0, ""
         try:
             config, options, _ = parse_train_args([*common, f"--out-dir={value}", f"{flag}={value}"], identify)
@@ -262,35 +271,34 @@ def test_a_numeric_flag_at_its_edges_is_refused_by_name_or_works(name, tmp_path,
     [(evaluate, ["RUN"]), (generate, ["RUN"]), (sweep, ["--out=study", "--dry-run"]), (bench, [])],
     ids=["evaluate", "generate", "sweep", "bench"],
 )
-def test_numeric_flags_of_the_other_commands_are_refused_by_name(module, usual, tiny_run, ending, monkeypatch):
+def test_numeric_flags_of_the_other_commands_are_refused_by_name(module, usual, finished, ending, monkeypatch):
     parsers = []
     with monkeypatch.context() as patch:
         patch.setattr(Parser, "parse_args", lambda parser, *_: parsers.append(parser) or sys.exit(0))
         ending(module)
     flags = [action.option_strings[0] for action in parsers[0]._actions if action.type in (int, float)]
     assert flags
-    usual = [str(tiny_run) if part == "RUN" else part for part in usual]
+    usual = [finished[0] if part == "RUN" else part for part in usual]
     for flag in flags:
         for value in NEVER:
             code, error = ending(module, *usual, f"{flag}={value}")
             assert (code, flag.strip("-") in error) == (2, True), (flag, value, error)
 
 
-def test_a_model_too_large_for_the_memory_is_one_message(corpus_dir, ending, tmp_path):
-    code, error = ending(train, "--data", corpus_dir, *TINY, *SHORT, f"--nhid={2**20}", "--out-dir", tmp_path / "run")
+def test_a_model_too_large_for_the_memory_is_one_message(finished, ending, tmp_path):
+    code, error = ending(train, *finished[1], f"--nhid={2**20}", "--out-dir", tmp_path / "run")
     assert (code, "--nhid" in error) == (2, True), error
 
 
-def test_an_update_that_ruins_the_weights_exits_with_4_and_keeps_the_last_good_checkpoint(corpus_dir, ending, tmp_path):
-    common = ["--data", corpus_dir, *TINY, "--epochs=1", "--save-every=1", "--no-tensorboard", "--out-dir", tmp_path]
-    code, error = ending(train, *common, "--wdecay=1e38", "--alpha=0", "--beta=0")
+def test_an_update_that_ruins_the_weights_exits_with_4_and_keeps_the_last_good_checkpoint(finished, ending, tmp_path):
+    code, error = ending(train, *finished[1], "--wdecay=1e38", "--alpha=0", "--beta=0", "--out-dir", tmp_path)
     assert (code, "--lr" in error) == (4, True), error
     assert json.loads((tmp_path / "result.json").read_text())["status"] == "diverged"
     for path in tmp_path.glob("ckpt/*.pt"):
         assert all(weight.isfinite().all() for weight in load_checkpoint(path)["model"].values())
 
 
-STRANGE = [None, True, -1, 1e100, math.nan, 10**400, "x", [1], {"a": 1}]
+STRANGE = [None, -1, math.nan, 10**400, "x", [1], {"a": 1}]
 KEYS = [(key,) for key in records_of(LOSSES)[0]] + [("config", "alpha"), ("config", "seed"), ("git", "commit")]
 
 
