@@ -8,11 +8,13 @@ token, cell minus baseline, paired by seed; below 0 is better.
 from __future__ import annotations
 
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lm.errors import ConfigError
 from lm.stats import Difference, Estimate, estimate, paired_difference, pooled_sd, with_holm
 from lm.study import Study, identity
 
@@ -26,7 +28,7 @@ def _positive_log(value: Any) -> float:
 
 def is_number(value: Any) -> bool:
     """Whether `value` is a finite number (true and false are not)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _loss(record: Mapping[str, Any], split: str) -> float:
@@ -110,7 +112,7 @@ def show(value: Any) -> str:
     """A configuration value as a user writes it: 1.0 as 1, true, 10,20."""
     if isinstance(value, (list, tuple)):
         return ",".join(show(item) for item in value) or "none"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not is_number(value):
         return str(value).lower() if isinstance(value, bool) or value is None else str(value)
     return f"{value:.6g}"
 
@@ -124,9 +126,12 @@ def analyse(study: Study, records: Sequence[dict[str, Any]]) -> Analysis:
     """Group the ledger's records into cells and compare every cell with the baseline.
 
     The result does not depend on the order of the records, but for two runs of one cell and seed: the last counts.
+    Raises ConfigError for a record without a seed.
     """
     notes = []
     own = [r for r in records if study.dataset in (r.get("dataset", study.dataset), _config(r).get("dataset"))]
+    if strange := [record for record in own if type(_seed(record)) is not int]:
+        raise ConfigError(f"{study.ledger}: the line with the id {strange[0]['id']} has no seed; restore or delete it")
     if len(own) < len(records):
         notes.append(f"{len(records) - len(own)} ledger lines of another corpus than {study.dataset} are left out.")
     if len({identity(r["corpus_sha256"]) for r in own if r.get("corpus_sha256")}) > 1:

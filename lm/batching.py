@@ -25,13 +25,13 @@ def evaluation_rows(batch_size: int) -> int:
     return max(1, _EVALUATION_TOKENS // batch_size)
 
 
-def check_columns(tokens: int, batch_size: int) -> None:
-    """Raise CorpusError if a text of `tokens` tokens gives `batch_size` columns nothing to predict."""
+def check_columns(tokens: int, batch_size: int, name: str = "a text", flag: str = "columns") -> None:
+    """Raise CorpusError if a text of `tokens` tokens gives `batch_size` columns nothing to predict.
+
+    `name` is what the message calls the text, `flag` what sets the columns.
+    """
     if tokens // batch_size < 2:
-        raise CorpusError(
-            f"a split of {tokens} tokens is too short for {batch_size} columns: "
-            "use a smaller --batch-size, --eval-batch-size or --test-batch-size"
-        )
+        raise CorpusError(f"{name}: {tokens} tokens are too few for {flag} {batch_size}: each column needs two")
 
 
 def batchify(ids: np.ndarray, batch_size: int, device: torch.device) -> Tensor:

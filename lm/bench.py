@@ -65,7 +65,8 @@ def _our_step(config: TrainConfig, vocab_size: int) -> tuple[Callable[[], Any], 
     keep_freed_memory()
     tokens = config.batch_size * (config.bptt * 400 + 1)
     ids = np.random.default_rng(0).integers(0, vocab_size, tokens).astype(np.int32)
-    run = Run(config, SimpleNamespace(vocab_size=vocab_size, splits=dict.fromkeys(SPLITS, ids)), _CPU)
+    corpus = SimpleNamespace(source="random words", vocab_size=vocab_size, splits=dict.fromkeys(SPLITS, ids))
+    run = Run(config, corpus, _CPU)
     phases: dict[str, list[float]] = {"forward": [], "loss": [], "update": []}
     run.model.forward = _timed(run.model.forward, phases["forward"])
     run.model.loss = _timed(run.model.loss, phases["loss"])

@@ -19,7 +19,7 @@ from typing import Any
 from lm.analysis import METRICS, Cell, analyse, label, show, with_estimates
 from lm.errors import ConfigError
 from lm.stats import Difference, draw_difference, paired_difference, welch_difference, with_holm
-from lm.study import STUDY_FILE, identity, load_study, read_ledger
+from lm.study import STUDY_FILE, check_record, identity, load_study, read_ledger
 from lm.tables import aligned, interval, mean_sd, number, signed, verdict
 
 PUBLISHED = "published"
@@ -82,9 +82,9 @@ def load_source(name: str) -> Source:
 
 def _load_run(name: str, file: Path) -> Source:
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = check_record(json.loads(file.read_bytes()), str(file))
         config, seed = dict(record["config"]), record["seed"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{file}: not the result of a run: {error!r}") from None
     cell = (
         Cell(values={}, runs={seed: record}) if record.get("status") == "completed" else Cell({}, others=((seed, ""),))

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import sys
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class Bounds:
 
     def __contains__(self, value: float) -> bool:
         above = value > self.low if self.open_low else value >= self.low
-        return math.isfinite(value) and above and value <= self.high
+        return above and value <= self.high and value < math.inf
 
     def __str__(self) -> str:
         low = f"{'greater than' if self.open_low else 'at least'} {self.low:g}"
@@ -45,6 +46,8 @@ NonNegative = Annotated[float, Bounds(0)]
 Positive = Annotated[float, Bounds(0, open_low=True)]
 Count = Annotated[int, Bounds(0, _MAX_INT)]
 Size = Annotated[int, Bounds(1, _MAX_INT)]
+# Width of a layer: at the limit one matrix would fill 4 TB.
+Width = Annotated[int, Bounds(1, 2**20)]
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,11 @@ class ModelConfig:
 
     model: Literal["LSTM", "GRU", "RNN_TANH", "RNN_RELU"] = "LSTM"
     """recurrent cell"""
-    emsize: Size = 400
+    emsize: Width = 400
     """embedding size (E)"""
-    nhid: Size = 1150
+    nhid: Width = 1150
     """hidden units of a layer (H); the last layer has emsize units when tied"""
-    nlayers: Size = 3
+    nlayers: Annotated[int, Bounds(1, 1000)] = 3
     """recurrent layers"""
     tied: bool = True
     """share the embedding matrix with the decoder"""
@@ -189,7 +192,7 @@ class RunOptions:
     """also copy the best checkpoint to this file"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where to compute; auto: CUDA if there is a device"""
-    threads: Count = 0
+    threads: Annotated[int, Bounds(0, 1024)] = 0
     """CPU threads; 0: PyTorch's choice"""
     log_interval: Size = 200
     """updates between two log records"""
@@ -226,7 +229,7 @@ def check_fields(config: Any) -> None:
         elif typing.get_origin(base) is tuple:
             if not isinstance(value, tuple) or not all(type(item) is int and item > 0 for item in value):
                 raise ConfigError(f"{flag}: must be epochs, each at least 1; got {value!r}")
-        elif base is float and type(value) is int:
+        elif base is float and type(value) is int and abs(value) <= sys.float_info.max:
             object.__setattr__(config, name, float(value))  # 1 and 1.0 are one configuration, with one identity
         elif type(value) is not base:
             raise ConfigError(f"{flag}: must be {base.__name__}; got {value!r}")
@@ -251,12 +254,15 @@ def make_config(preset: str = "", dataset: str = "", **overrides: Any) -> TrainC
 def config_from_dict(values: Mapping[str, Any]) -> TrainConfig:
     """Read back what `config.json` or a checkpoint holds; fields younger than it take their defaults.
 
-    Raises ConfigError for an unknown field.
+    Raises ConfigError for an unknown field or a value that makes no sense.
     """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"no configuration: {str(values)[:60]!r}")
     known = {field.name for field in dataclasses.fields(TrainConfig)}
     if unknown := sorted(values.keys() - known):
         raise ConfigError(f"configuration of another version: unknown fields {', '.join(unknown)}")
-    return TrainConfig(**{**values, "when": tuple(values.get("when", ()))})
+    when = values.get("when", ())
+    return TrainConfig(**{**values, "when": tuple(when) if isinstance(when, list) else when})
 
 
 def config_id(config: TrainConfig) -> str:

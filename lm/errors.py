@@ -46,6 +46,11 @@ class Interrupted(LMError):
         self.exit_code = 128 + signum
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory is what failed: PyTorch has an error of its own for GPUs, and only the words for CPUs."""
+    return isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error)
+
+
 def run_cli(main: Callable[[], None]) -> NoReturn:
     """Run a command-line entry point and exit with its code, turning `LMError` into one message."""
     try:
@@ -59,6 +64,12 @@ def run_cli(main: Callable[[], None]) -> NoReturn:
     except OSError as error:  # a full disk, a folder that cannot be made, a file where a folder should be
         print(f"error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        sizes = "--batch-size, --bptt, --emsize, --nhid or --nlayers"
+        print(f"error: out of memory: use a smaller {sizes} ({' '.join(str(error).split())[:200]})", file=sys.stderr)
+        sys.exit(ConfigError.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

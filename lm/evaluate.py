@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from lm import tune
-from lm.batching import BPTTWindows, batchify, evaluation_rows
+from lm.batching import BPTTWindows, batchify, check_columns, evaluation_rows
+from lm.checkpoint import fitting
 from lm.config import TrainConfig, config_from_dict
 from lm.corpus import Corpus, load_corpus
 from lm.errors import CheckpointError, ConfigError, run_cli
@@ -136,9 +137,9 @@ def load_model(directory: Path, device: torch.device) -> tuple[AWDLSTM, TrainCon
     """
     trained = load_trained(directory)
     config = config_from_dict(trained["config"])
-    with device:  # whatever kernel the run took, this machine takes its own
+    with fitting(directory), device:  # whatever kernel the run took, this machine takes its own
         model = AWDLSTM(len(trained["model"]["decoder.bias"]), dataclasses.replace(config, kernel="auto"))
-    model.load_state_dict(trained["model"])
+        model.load_state_dict(trained["model"])
     return model.eval(), config, trained["corpus_sha256"]
 
 
@@ -193,6 +194,7 @@ def evaluate_run(arguments: argparse.Namespace) -> None:
     reports = []
     for split in arguments.split or ["valid", "test"]:
         columns = arguments.columns or protocol_columns(config, split)
+        check_columns(len(corpus.splits[split]), columns, f"{corpus.source}, {split}", "--columns")
         if adaptation.plain:
             reports.append(split_report(model, corpus, split, columns))
         reports += adaptation.report(split, columns)

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lm.cards import known_corpora
-from lm.checkpoint import load_checkpoint
+from lm.checkpoint import fitting, load_checkpoint
 from lm.config import TrainConfig, as_plain, config_from_dict
 from lm.errors import CheckpointError, ConfigError
 from lm.files import write_atomic
@@ -102,7 +102,7 @@ def load_trained(directory: Path) -> dict[str, Any]:
         CheckpointError: neither is there, or it is damaged or incomplete.
     """
     if not is_export(directory):
-        return load_checkpoint(directory / "ckpt" / "best.pt")
+        return _best_of_run(directory / "ckpt" / "best.pt")
     path = directory / _WEIGHTS
     try:
         with safe_open(path, "pt") as file:
@@ -120,6 +120,17 @@ def load_trained(directory: Path) -> dict[str, Any]:
     if config.tied:
         weights["decoder.weight"] = weights["encoder.weight"]
     return {"config": as_plain(config), "corpus_sha256": corpus_sha256, "model": weights}
+
+
+def _best_of_run(path: Path) -> dict[str, Any]:
+    checkpoint = load_checkpoint(path)
+    with fitting(path):
+        trained = {key: checkpoint[key] for key in ("config", "corpus_sha256", "model")}
+    try:
+        config_from_dict(trained["config"])
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}; train again, or use the version that wrote it") from None
+    return trained
 
 
 def _digest(weights: dict[str, Tensor], corpus_sha256: str) -> str:

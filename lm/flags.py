@@ -110,8 +110,8 @@ def _flag_type(hint: Any, field: dataclasses.Field, text: str) -> dict[str, Any]
 def read_config(run_dir: Path) -> dict[str, Any]:
     """The values in the config.json of a run or an export. Raises ConfigError where there is none."""
     try:
-        return as_plain(config_from_dict(json.loads((run_dir / "config.json").read_text())))
-    except (OSError, ValueError) as error:
+        return as_plain(config_from_dict(json.loads((run_dir / "config.json").read_bytes())))
+    except (OSError, ValueError, ConfigError) as error:
         raise ConfigError(f"--finetune: {run_dir} is neither a run directory nor an export ({error})") from None
 
 

@@ -49,7 +49,7 @@ def check_finite(loss: float, norm: float, step: int) -> None:
     if not math.isfinite(norm) or not math.isfinite(loss):
         raise DivergedError(
             f"update {step}: loss {loss:g}, gradient norm {norm:g}: not finite, so the update was not made. "
-            "Try a lower --lr, a smaller --clip, or --precision fp32"
+            "Try a lower --lr, a smaller --clip, --alpha or --beta, or --precision fp32"
         )
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from lm.analysis import METRICS, Analysis, Cell, analyse, show
+from lm.analysis import METRICS, Analysis, Cell, analyse, is_number, show
 from lm.compare import compare, compare_json, compare_text
 from lm.errors import ConfigError, run_cli
 from lm.flags import Parser
@@ -157,13 +157,14 @@ def provenance(analysis: Analysis) -> str:
     study, records = analysis.study, analysis.records
     commits = set()
     for git in filter(None, (record.get("git") for record in records)):
-        commits.add((git.get("commit") or "unknown")[:12] + (" with uncommitted changes" if git.get("dirty") else ""))
+        changed = " with uncommitted changes" if git.get("dirty") else ""
+        commits.add(str(git.get("commit") or "unknown")[:12] + changed)
     versions = [record.get("versions") or {} for record in records]
     machine = []
     for key, form in (("gpu", "{}"), ("cpu", "{}"), ("threads", "threads a run: {}"), ("torch", "PyTorch {}")):
         values = sorted({str(v[key]) for v in versions if v.get(key) is not None})
         machine += [form.format(" and ".join(values))] if values else []
-    seconds = math.fsum(sorted(r["seconds"] for r in records if isinstance(r.get("seconds"), (int, float))))
+    seconds = math.fsum(sorted(r["seconds"] for r in records if is_number(r.get("seconds"))))
     setting = [f"corpus {study.dataset}"] + ([f"preset {study.preset}"] if study.preset else [])
     setting += [f"{name} {show(value)}" for name, value in study.flags.items()]
     parts = study.path.resolve().parts

@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 # What, with the configuration, decides how results are rounded, among `versions`.
 _DECIDE_BITS = ("torch", "cpu", "gpu", "device", "threads", "precision")
+_OTHER_TEXT = "that run was trained on another text than the one found now; give its text by --data, or train anew"
 
 
 @dataclass
@@ -65,6 +66,7 @@ class Run:
         self.optimizer = build_optimizer(self.model, config)
         self.averaging = NTASGD(config.nonmono if config.optimizer == "sgd" or config.finetune else 0)
         self.learning_rate = LearningRate(config.schedule, config.lr, config.when)
+        self._check_columns()
         columns_NB = batchify(corpus.splits["train"], config.batch_size, device)
         self.windows = BPTTWindows(
             columns_NB, config.bptt, variable=config.variable_bptt, max_delta=config.max_seq_len_delta, seed=config.seed
@@ -74,9 +76,16 @@ class Run:
         self.means = IntervalMeans(device)
         self.progress = Progress()
         self.rate = config.lr  # of the last update, before its scaling by window length
-        check_columns(len(corpus.splits["valid"]), config.eval_batch_size)
-        check_columns(min(len(corpus.splits["train"]), config.eval_train_tokens or math.inf), config.eval_batch_size)
-        check_columns(len(corpus.splits["test"]), config.test_batch_size)
+
+    def _check_columns(self) -> None:
+        """Raise CorpusError, naming split and flag, where a split is too short for what training will cut it into."""
+        config, corpus = self.config, self.corpus
+        columns = [("train", "batch_size"), ("train", "eval_batch_size"), ("valid", "eval_batch_size")]
+        for split, field_name in [*columns, ("test", "test_batch_size")]:
+            flag = f"--{field_name.replace('_', '-')}"
+            check_columns(len(corpus.splits[split]), getattr(config, field_name), f"{corpus.source}, {split}", flag)
+        if 0 < config.eval_train_tokens < 2 * config.eval_batch_size:
+            raise ConfigError(f"--eval-train-tokens: {config.eval_train_tokens} are less than 2 * --eval-batch-size")
 
     def is_over(self) -> bool:
         """Whether training ends at this end of an epoch."""
@@ -100,7 +109,7 @@ class Run:
             differences = ", ".join(f"--{name} {before[name]} (now {now[name]})" for name in changed)
             raise ConfigError(f"--finetune: the model there was made with {differences}")
         if checkpoint["corpus_sha256"] != self.corpus.sha256:
-            raise CheckpointError("--finetune: the run there was trained on another text than the one found now")
+            raise CheckpointError(f"--finetune: {_OTHER_TEXT}")
         self.model.load_state_dict(checkpoint["model"])
         self.averaging.start(self.model)
 
@@ -129,7 +138,7 @@ class Run:
         if conflicts := resume_conflicts(self.config, state["config"]):
             raise ConfigError(f"--resume: the checkpoint was made with {', '.join(conflicts)}")
         if state["corpus_sha256"] != self.corpus.sha256:
-            raise CheckpointError("--resume: the checkpoint was made of another text than the one found now")
+            raise CheckpointError(f"--resume: {_OTHER_TEXT}")
         if "optimizer" not in state:
             raise CheckpointError("--resume: this checkpoint holds weights only; continue from a last.pt")
         self.model.load_state_dict(state["model"])

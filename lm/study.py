@@ -44,6 +44,10 @@ _KEYS = {"title", "question", "preset", "dataset", "seeds", "flags", "grid", "ba
 _QUOTED_KEYS = {"label": str, "source": str, "protocol": str, "valid_ppl": (int, float), "test_ppl": (int, float)}
 # Fields that have a place of their own in study.toml, so that a value has one home.
 _OWN_PLACE = {"seed": "seeds", "dataset": "dataset", "preset": "preset"}
+# What a record holds under these keys, where it has them.
+_RECORD_KINDS = {"status": str, "seed": int, "dataset": str} | dict.fromkeys(
+    ("config", "activation", "versions", "git"), dict
+)
 log = logging.getLogger(__name__)
 
 
@@ -189,7 +193,7 @@ def _quoted(file: Path, rows: Any) -> tuple[dict[str, Any], ...]:
             _check(file, f"quoted.{key}", key in _QUOTED_KEYS, f"unknown; the keys are {', '.join(_QUOTED_KEYS)}")
             good = isinstance(value, _QUOTED_KEYS[key]) and not isinstance(value, bool)
             _check(file, f"quoted.{key}", good, "must be a number" if key.endswith("_ppl") else "must be a string")
-            _check(file, f"quoted.{key}", not key.endswith("_ppl") or 1 <= value < math.inf, "is no perplexity")
+            _check(file, f"quoted.{key}", not key.endswith("_ppl") or 1 <= value <= 1e300, "is no perplexity")
         for key in ("label", "source"):
             _check(file, f"quoted.{key}", bool(row.get(key)), "a published figure needs one")
         _check(file, "quoted", "valid_ppl" in row or "test_ppl" in row, "needs valid_ppl or test_ppl")
@@ -215,12 +219,21 @@ def read_ledger(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
             continue
         record = _parse(line)
         if record is not None:
-            records[record["id"]] = record
+            records[record["id"]] = check_record(record, f"{path}:{number}")
         elif number == len(lines):  # no newline after it
             log.warning("%s:%d: skipped the last line, which was not written to its end", path, number)
         else:
             raise ConfigError(f"{path}:{number}: not a JSON object with an id; restore or delete the line")
     return list(records.values())
+
+
+def check_record(record: dict[str, Any], where: str) -> dict[str, Any]:
+    """The record of a run, if what it holds is of the kinds that a run writes. Raises ConfigError, naming the key."""
+    for key, kind in _RECORD_KINDS.items():
+        value = record.get(key)
+        if key in record and type(value) is not kind and not (value is None and kind is dict):
+            raise ConfigError(f"{where}: {key}: {str(value)[:60]!r} is no {kind.__name__}; restore it or delete it")
+    return record
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

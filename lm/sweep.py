@@ -61,7 +61,11 @@ class SweepFailed(LMError):
 
 def settled(study: Study) -> dict[str, dict[str, Any]]:
     """Ledger lines by the identity that their configurations have today: older ones may lack a younger field."""
-    return {config_id(config_from_dict(record["config"])): record for record in read_ledger(study.ledger)}
+    records = read_ledger(study.ledger)
+    try:
+        return {config_id(config_from_dict(record["config"])): record for record in records}
+    except (KeyError, ConfigError) as error:
+        raise ConfigError(f"{study.ledger}: a line that lm.sweep cannot read ({error}); restore or delete it") from None
 
 
 class Sweep:

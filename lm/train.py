@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from lm.batching import Window
-from lm.checkpoint import load_checkpoint, load_latest
+from lm.checkpoint import fitting, load_checkpoint, load_latest
 from lm.config import RunOptions, TrainConfig, as_plain, run_name, with_defaults
 from lm.corpus import identify, load_corpus
 from lm.errors import CheckpointError, ConfigError, DivergedError, Interrupted, run_cli
@@ -88,9 +88,11 @@ def train_epoch(run: Run, run_dir: RunDir, options: RunOptions, log: RunLog, sto
 
 
 def check_means(run: Run) -> None:
-    """Raise DivergedError if an update since the last record was not finite (and so was not made)."""
-    if not run.means.finite():
-        raise DivergedError(f"a loss or gradient before update {run.progress.step} was not finite; try a lower --lr")
+    """Raise DivergedError if a value since the last record, or what the updates made of a weight, is not finite."""
+    finite = run.means.finite() and all(weight.isfinite().all() for weight in run.model.parameters())
+    if not finite:
+        step = run.progress.step
+        raise DivergedError(f"up to update {step} a loss, gradient or weight was not finite; try a lower --lr")
 
 
 def record_step(run: Run, log: RunLog, tokens_per_s: float) -> None:
@@ -162,7 +164,9 @@ def log_epoch(run: Run, log: RunLog, valid: Evaluation) -> None:
 def final_scores(run: Run, run_dir: RunDir, options: RunOptions, stop: StopSignals) -> dict[str, Any]:
     """Perplexity of the best checkpoint on train (the generalisation gap) and, once, on test."""
     config, corpus = run.config, run.corpus
-    run.model.load_state_dict(load_checkpoint(run_dir.best)["model"])
+    best = load_checkpoint(run_dir.best)
+    with fitting(run_dir.best):
+        run.model.load_state_dict(best["model"])
 
     def score(ids: np.ndarray, columns: int) -> float:
         return evaluate(run.model, ids, columns, between_windows=stop.check).loss
@@ -179,20 +183,25 @@ def final_scores(run: Run, run_dir: RunDir, options: RunOptions, stop: StopSigna
 def open_run(config: TrainConfig, options: RunOptions, device: torch.device, path: Path) -> tuple[Run, int]:
     """Build the run, restored when resuming; returns it and how much of metrics.jsonl belongs to it."""
     run = Run(config, load_corpus(config.dataset, config.data or None), device)
-    state = None
+    state, source = None, Path(options.resume)
     if options.resume == "auto":
-        state, warning = load_latest(RunDir(path).last)
+        source = RunDir(path).last
+        state, warning = load_latest(source)
         if warning:
             logger.warning("%s: continuing from the checkpoint before it", warning)
     elif options.resume:
-        state = load_checkpoint(Path(options.resume))
+        state = load_checkpoint(source)
     if state is None:
         if config.finetune:
-            run.finetune_from(load_trained(Path(config.finetune)))
+            trained = load_trained(Path(config.finetune))
+            with fitting(Path(config.finetune)):
+                run.finetune_from(trained)
         return run, 0
-    run.load_state_dict(state)
+    with fitting(source):
+        run.load_state_dict(state)
+        log_position = state["log_position"]
     logger.info("resuming in epoch %d after update %d", run.progress.epoch, run.progress.step)
-    return run, state["log_position"]
+    return run, log_position
 
 
 def choose_run_dir(config: TrainConfig, options: RunOptions) -> Path:
@@ -221,12 +230,11 @@ def finished_result(config: TrainConfig, path: Path, resume: str) -> dict[str, A
     if (path / "config.json").exists() and not resume:
         raise ConfigError(f"--out-dir: {path} holds a run already: continue it with --resume auto, or choose another")
     try:
-        result = json.loads((path / "result.json").read_text())
-    except (OSError, ValueError):
+        result = json.loads((path / "result.json").read_bytes())
+        complete = result["status"] == "completed" and with_defaults(result["config"]) == as_plain(config)
+        return result if complete and summary(result) else None
+    except (OSError, ValueError, LookupError, TypeError):  # damaged: it is computed again
         return None
-    if not isinstance(result, dict) or result.get("status") != "completed":
-        return None
-    return result if with_defaults(result.get("config", {})) == as_plain(config) else None
 
 
 def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
@@ -285,6 +293,15 @@ def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
     return result
 
 
+def summary(result: dict[str, Any]) -> str:
+    """The result for a human reader."""
+    test = f"  test {result['test_ppl']:.2f}" if result["test_ppl"] else ""
+    return (
+        f"{result['dataset']}: perplexity train {result['train_ppl']:.2f}  valid {result['valid_ppl']:.2f}{test}  "
+        f"(best epoch {result['best_epoch']} of {result['epochs']}, {result['seconds'] / 60:.1f} min)\n"
+    )
+
+
 def main() -> None:
     """Command line."""
     log_to_stderr()
@@ -298,11 +315,7 @@ def main() -> None:
     if options.json:
         sys.stdout.write(json.dumps(result) + "\n")
     elif result:
-        test = f"  test {result['test_ppl']:.2f}" if result["test_ppl"] else ""
-        sys.stdout.write(
-            f"{result['dataset']}: perplexity train {result['train_ppl']:.2f}  valid {result['valid_ppl']:.2f}{test}  "
-            f"(best epoch {result['best_epoch']} of {result['epochs']}, {result['seconds'] / 60:.1f} min)\n"
-        )
+        sys.stdout.write(summary(result))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def columns(rows, batch=2):
 def test_columns_joined_are_the_text_without_its_remainder(tokens, batch):
     ids = np.arange(tokens, dtype=np.int32)
     if tokens // batch < 2:
-        with pytest.raises(CorpusError, match="too short"):
+        with pytest.raises(CorpusError, match="too few"):
             batchify(ids, batch, CPU)
         return
     result = batchify(ids, batch, CPU)

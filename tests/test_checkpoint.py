@@ -24,10 +24,23 @@ def test_a_checkpoint_comes_back_as_it_was(path):
     assert os.listdir(path.parent) == ["last.pt"]
 
 
-def test_a_flipped_bit_in_a_tensor_is_detected(path):
+def test_a_flipped_bit_anywhere_is_detected(path):
+    save_checkpoint(path, {"weights": torch.arange(20.0)})
+    good = path.read_bytes()
+    for position in (*range(0, len(good), 11), *range(len(good) - 60, len(good))):
+        path.write_bytes(good[:position] + bytes([good[position] ^ 1 << position % 8]) + good[position + 1 :])
+        with pytest.raises(CheckpointError, match="checksum"):
+            load_checkpoint(path)
+    path.write_bytes(good)
+    assert torch.equal(load_checkpoint(path)["weights"], torch.arange(20.0))
+
+
+def test_a_checkpoint_is_an_ordinary_file_of_torch_and_one_without_our_checksum_is_read_and_verified_too(path):
+    assert torch.equal(torch.load(path, weights_only=True, mmap=True)["weights"], STATE["weights"])
+    torch.save({"format": 1} | STATE, path)
+    assert torch.equal(load_checkpoint(path)["weights"], STATE["weights"])
     data = bytearray(path.read_bytes())
-    position = data.index(torch.arange(1000.0).numpy().tobytes()) + 2000
-    data[position] ^= 1
+    data[data.index(STATE["weights"].numpy().tobytes()) + 2000] ^= 1
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match="checksum"):
         load_checkpoint(path)

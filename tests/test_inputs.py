@@ -1,0 +1,329 @@
+"""Whatever is put in: it works as a user expects, or it is one message with the documented exit code."""
+
+import dataclasses
+import json
+import math
+import os
+import pickle
+import shutil
+import sys
+import typing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lm import bench, evaluate, generate, sweep, train
+from lm.checkpoint import load_checkpoint, save_checkpoint
+from lm.compare import compare, compare_text
+from lm.config import RunOptions, TrainConfig
+from lm.corpus import identify, load_corpus
+from lm.errors import ConfigError, LMError, run_cli
+from lm.flags import Parser, parse_train_args
+from lm.report import report, report_text
+from tests.conftest import TINY
+from tests.test_report import LOSSES, records_of, write_study
+
+SHORT = [*TINY, "--max-steps=2", "--epochs=1", "--save-every=1", "--no-tensorboard"]
+SENTENCE = b"the cat sat on the mat and the dog ran off\n"
+
+
+def write_splits(folder, **splits):
+    folder.mkdir()
+    for split in ("train", "valid", "test"):
+        (folder / f"{split}.txt").write_bytes(splits.get(split, SENTENCE * 5))
+    return folder
+
+
+@pytest.fixture
+def ending(monkeypatch, capsys, tmp_path):
+    """Run a command in this process; returns its exit code and what it printed on stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lm.run.git_state", dict)  # asks git, which takes its time
+
+    def run(module, *arguments):
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            run_cli(module.main)
+        return ended.value.code, capsys.readouterr().err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of two updates, and the flags that made it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("finished"))
+        flags = ["--data", str(write_splits(Path.cwd() / "own")), *SHORT]
+        config, options, _ = parse_train_args([*flags, "--out-dir", str(Path.cwd() / "run")], identify)
+        train.train(config, options)
+        yield Path(options.out_dir), flags
+
+
+@pytest.fixture
+def run_dir(finished, tmp_path):
+    """A copy of it that does not know that it is finished."""
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        lambda text: text.replace(b"\n", b"\r\n"),
+        lambda text: text.removesuffix(b"\n"),
+        lambda text: b"\xef\xbb\xbf" + text,
+        lambda text: text.replace(b" ", b"\t \xc2\xa0"),
+    ],
+    ids=["crlf", "no last newline", "byte order mark", "other white space"],
+)
+def test_text_that_differs_in_layout_only_is_the_same_text(same, tmp_path):
+    texts = {"train": SENTENCE * 3, "valid": SENTENCE, "test": SENTENCE}
+    plain = load_corpus(None, write_splits(tmp_path / "plain", **texts), tmp_path)
+    other = load_corpus(None, write_splits(tmp_path / "other", **{k: same(v) for k, v in texts.items()}), tmp_path)
+    assert other.tokenizer.words == plain.tokenizer.words
+    assert all(np.array_equal(other.splits[split], plain.splits[split]) for split in texts)
+
+
+@pytest.mark.parametrize(
+    ("splits", "types"),
+    [
+        ({"train": SENTENCE.replace(b"\n", b" ") * 20}, 11),
+        ({"train": SENTENCE.replace(b"\n", b" ") * 23_300}, 11),
+        ({"train": SENTENCE * 9 + b"x" * 1_000_000}, 12),
+        ({"train": b" ".join(b"w%d" % i for i in range(200_000))}, 200_002),
+        ({"valid": b"all of this is unheard of\n" * 9}, 11),
+        ({"train": b"\n" * 50 + SENTENCE * 5}, 11),
+    ],
+    ids=["one line", "a million characters", "a word of a million", "200,000 types", "unknown words", "blank lines"],
+)
+def test_an_unusual_text_is_trained_on(splits, types, ending, tmp_path):
+    folder, run = write_splits(tmp_path / "own", **splits), tmp_path / "run"
+    assert ending(train, "--data", folder, *SHORT, "--eval-train-tokens=100", "--out-dir", run)[0] == 0
+    result = json.loads((run / "result.json").read_text())
+    assert 1 < result["valid_ppl"] < 3 * types
+    assert load_checkpoint(run / "ckpt" / "best.pt")["vocab_size"] == types
+
+
+@pytest.mark.parametrize(
+    ("split", "content", "reason"),
+    [
+        ("valid", bytes(range(256)), "valid.txt: not UTF-8"),
+        ("train", SENTENCE.decode().encode("utf-16"), "train.txt: not UTF-8"),
+        ("test", SENTENCE + b"\0", "test.txt: not UTF-8 text: a NUL at byte 43"),
+        ("test", b"", "test.txt: empty"),
+        ("train", b"a b c\n", "train: 4 tokens are too few for --batch-size 4"),
+        ("valid", b"a\n", "valid: 2 tokens are too few for --eval-batch-size 2"),
+        ("test", os.mkdir, "test.txt: not a regular file"),
+        ("test", lambda path: os.symlink(path, path), "test.txt: cannot be read: Too many levels of symbolic links"),
+        ("test", lambda path: os.symlink("/proc/self/mem", path), "test.txt: cannot be read: Input/output error"),
+    ],
+    ids=["bytes", "utf-16", "nul", "empty", "short for the batch", "short valid", "folder", "loop", "unreadable"],
+)  # fmt: skip
+def test_an_unusable_text_exits_with_3_and_names_file_and_reason(split, content, reason, ending, tmp_path):
+    folder = write_splits(tmp_path / "own")
+    if callable(content):
+        (folder / f"{split}.txt").unlink()
+        content(folder / f"{split}.txt")
+    else:
+        (folder / f"{split}.txt").write_bytes(content)
+    code, error = ending(train, "--data", folder, *SHORT, "--out-dir", tmp_path / "run")
+    assert (code, reason in error, str(folder) in error) == (3, True, True), error
+    assert not (tmp_path / "run").exists()
+
+
+class Evil:
+    """Unpickled, it would create a folder."""
+
+    def __reduce__(self):
+        return os.mkdir, ("owned",)
+
+
+def rewritten(change):
+    """Damage that is written with a right checksum."""
+
+    def damage(path):
+        state = load_checkpoint(path)
+        save_checkpoint(path, change(state) or state)
+
+    return damage
+
+
+def one_row_more(state):
+    for name in ("encoder.weight", "decoder.weight"):
+        state["model"][name] = torch.cat([state["model"][name], torch.zeros(1, 8)])
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 4
+    path.write_bytes(content)
+
+
+UNREADABLE = {
+    "truncated": lambda path: os.truncate(path, path.stat().st_size * 2 // 3),
+    "flipped bit": flipped,
+    "empty": lambda path: os.truncate(path, 0),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "text": lambda path: path.write_text("no checkpoint\n"),
+    "code": rewritten(lambda state: state | {"progress": Evil()}),
+    "bare pickle of code": lambda path: path.write_bytes(pickle.dumps({"format": 1, "model": Evil()})),
+    "a list": lambda path: torch.save([1], path),
+    "newer": lambda path: torch.save({"format": 2}, path),
+}
+UNFITTING = {
+    "nothing in it": rewritten(lambda state: {"format": 1}),
+    "no model": rewritten(lambda state: state.pop("model") and None),
+    "another kind of model": rewritten(lambda state: state | {"model": 3}),
+    "another size": rewritten(lambda state: state["model"].update({"decoder.bias": torch.zeros(3)})),
+    "another vocabulary": rewritten(one_row_more),
+    "another text": rewritten(lambda state: state["corpus_sha256"].update(train="0")),
+    "another kind of configuration": rewritten(lambda state: state | {"config": [1]}),
+}
+
+
+@pytest.mark.parametrize("damage", [*UNREADABLE.values(), *UNFITTING.values()], ids=[*UNREADABLE, *UNFITTING])
+def test_an_unusable_checkpoint_exits_with_5_whoever_reads_it_and_runs_no_code(damage, run_dir, finished, ending):
+    before = {path: path.read_bytes() for path in run_dir.glob("*.json*")}
+    for name in ("last", "best"):
+        damage(run_dir / "ckpt" / f"{name}.pt")
+    for module, *arguments in [
+        (train, *finished[1], "--resume", run_dir / "ckpt" / "last.pt"),
+        (train, "--finetune", run_dir, "--out-dir", run_dir.parent / "tuned"),
+        (evaluate, run_dir),
+        (generate, run_dir, "--tokens=2"),
+    ]:
+        code, error = ending(module, *arguments)
+        assert (code, "Traceback" in error) == (5, False), error
+        assert any(word in error for word in ("good copy", "train", "update it", "cannot be read")), error
+    assert before == {path: path.read_bytes() for path in run_dir.glob("*.json*")}
+    assert not os.path.exists("owned")
+
+
+@pytest.mark.parametrize("damage", [UNREADABLE[name] for name in ("truncated", "flipped bit", "newer", "a list")])
+def test_resuming_falls_back_on_the_checkpoint_before_where_that_is_good(damage, run_dir, finished, ending):
+    last, resume = run_dir / "ckpt" / "last.pt", [*finished[1], "--resume=auto"]
+    weights = load_checkpoint(last)["model"]
+    damage(last)
+    code, error = ending(train, *resume, "--out-dir", run_dir)
+    assert code == 0, error
+    assert all(torch.equal(load_checkpoint(last)["model"][name], weights[name]) for name in weights)
+    for path in (last, last.with_name("last.prev.pt")):
+        path.write_bytes(b"")
+    (run_dir / "result.json").unlink()
+    code, error = ending(train, *resume, "--out-dir", run_dir)
+    assert (code, "last.prev.pt" in error, "delete them" in error) == (5, True, True), error
+
+
+DAMAGED_JSON = [b"", b"\xff\xfe", b"{", b"[]", b"[1]", b'"x"', b"{}", b'{"when": 5}', b'{"nhid": null}', b'{"warp": 1}']
+
+
+@pytest.mark.parametrize("content", DAMAGED_JSON)
+def test_a_damaged_file_of_a_run_is_named_or_not_needed(content, run_dir, finished, ending):
+    for name in ("config.json", "result.json", "tokenizer.json", "env.json", "metrics.jsonl"):
+        (run_dir / name).write_bytes(content)
+    assert ending(evaluate, run_dir, "--split=valid")[0] == 0
+    assert ending(generate, run_dir, "--tokens=2")[0] == 0
+    if content != b"{}":  # that is the configuration with every value at its default
+        code, error = ending(train, "--finetune", run_dir, "--out-dir", run_dir.parent / "tuned")
+        assert (code, "--finetune" in error, str(run_dir) in error) == (2, True, True), error
+    with pytest.raises(ConfigError, match=r"run/result\.json"):
+        compare([str(run_dir), "published"])
+    assert ending(train, *finished[1], "--out-dir", run_dir, "--resume=auto")[0] == 0
+    repaired, result = (json.loads((run / "result.json").read_text()) for run in (run_dir, finished[0]))
+    assert (repaired["test_loss"], repaired["config"]) == (result["test_loss"], result["config"])
+
+
+HINTS = typing.get_type_hints(TrainConfig) | typing.get_type_hints(RunOptions)
+NUMERIC = [field.name for owner in (TrainConfig, RunOptions) for field in dataclasses.fields(owner)
+           if HINTS[field.name] in (int, float)]  # fmt: skip
+# No flag takes these, whatever it means.
+NEVER = ["-1", "nan", "inf", "-inf", "1e400", "", "x", "0x10"]
+
+
+@pytest.mark.parametrize("name", NUMERIC)
+def test_a_numeric_flag_at_its_edges_is_refused_by_name_or_works(name, finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lm.run.git_state", dict)
+    flag, common = f"--{name.replace('_', '-')}", [*finished[1], "--no-eval-test"]
+    for value in (*NEVER, "9" * 400):
+        with pytest.raises(ConfigError, match=rf"{flag}\b"):
+            parse_train_args([*common, f"{flag}={value}"], identify)
+    for value in ("0", "1", str(2**31 - 1), "1e30"):
+        code, said = 0, ""
+        try:
+            config, options, _ = parse_train_args([*common, f"--out-dir={value}", f"{flag}={value}"], identify)
+            train.train(config, options)
+        except LMError as error:
+            code, said = error.exit_code, str(error)
+        assert code in (0, 2, 3, 4), said
+        assert code in (0, 4) or flag in said or (name, value) == ("nlayers", "1"), said
+        last = tmp_path / value / "ckpt" / "last.pt"
+        if code == 4 and last.exists():
+            assert all(weight.isfinite().all() for weight in load_checkpoint(last)["model"].values())
+
+
+@pytest.mark.parametrize(
+    ("module", "usual"),
+    [(evaluate, ["RUN"]), (generate, ["RUN"]), (sweep, ["--out=study", "--dry-run"]), (bench, [])],
+    ids=["evaluate", "generate", "sweep", "bench"],
+)
+def test_numeric_flags_of_the_other_commands_are_refused_by_name(module, usual, finished, ending, monkeypatch):
+    parsers = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Parser, "parse_args", lambda parser, *_: parsers.append(parser) or sys.exit(0))
+        ending(module)
+    flags = [action.option_strings[0] for action in parsers[0]._actions if action.type in (int, float)]
+    assert flags
+    usual = [finished[0] if part == "RUN" else part for part in usual]
+    for flag in flags:
+        for value in NEVER:
+            code, error = ending(module, *usual, f"{flag}={value}")
+            assert (code, flag.strip("-") in error) == (2, True), (flag, value, error)
+
+
+def test_a_model_too_large_for_the_memory_is_one_message(finished, ending, tmp_path):
+    code, error = ending(train, *finished[1], f"--nhid={2**20}", "--out-dir", tmp_path / "run")
+    assert (code, "--nhid" in error) == (2, True), error
+
+
+def test_an_update_that_ruins_the_weights_exits_with_4_and_keeps_the_last_good_checkpoint(finished, ending, tmp_path):
+    code, error = ending(train, *finished[1], "--wdecay=1e38", "--alpha=0", "--beta=0", "--out-dir", tmp_path)
+    assert (code, "--lr" in error) == (4, True), error
+    assert json.loads((tmp_path / "result.json").read_text())["status"] == "diverged"
+    for path in tmp_path.glob("ckpt/*.pt"):
+        assert all(weight.isfinite().all() for weight in load_checkpoint(path)["model"].values())
+
+
+STRANGE = [None, -1, math.nan, 10**400, "x", [1], {"a": 1}]
+KEYS = [(key,) for key in records_of(LOSSES)[0]] + [("config", "alpha"), ("config", "seed"), ("git", "commit")]
+
+
+@pytest.mark.parametrize("key", KEYS, ids=" ".join)
+def test_a_strange_value_in_a_ledger_or_result_is_shown_or_named(key, tmp_path, monkeypatch):
+    monkeypatch.setattr("lm.report.draw_plots", lambda *arguments: [])
+    for number, value in enumerate(STRANGE):
+        records = records_of(LOSSES)
+        for record in (records[0], records[-1]):
+            for part in key[:-1]:
+                record = record[part]
+            record[key[-1]] = value
+        study, run = write_study(tmp_path / f"study{number}", []), tmp_path / f"run{number}"
+        run.mkdir()
+        study.joinpath("runs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        run.joinpath("result.json").write_text(json.dumps(records[0]))
+        for show in (
+            lambda study=study: report_text(report(str(study))),
+            lambda study=study: compare_text(compare([str(study), "published"])),
+            lambda run=run: compare_text(compare([str(run), "published"])),
+            lambda study=study: list(sweep.settled(sweep.load_study(study))),
+        ):
+            said = ""
+            try:
+                show()
+            except ConfigError as error:
+                said = str(error)
+            assert not said or str(tmp_path) in said
