@@ -10,41 +10,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
+from lm.bounds import Bounds, Count, NonNegative, Positive, Probability, Size, VocabSize
 from lm.errors import ConfigError
 from lm.presets import preset_values
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """Numeric range of a field; `open_low` excludes `low` itself."""
-
-    low: float
-    high: float = math.inf
-    open_low: bool = False
-
-    def __contains__(self, value: float) -> bool:
-        above = value > self.low if self.open_low else value >= self.low
-        return math.isfinite(value) and above and value <= self.high
-
-    def __str__(self) -> str:
-        low = f"{'greater than' if self.open_low else 'at least'} {self.low:g}"
-        return low if self.high == math.inf else f"{low} and at most {self.high:g}"
-
-
-# The largest integer that every consumer (torch sizes, seeds, TensorBoard steps) takes without overflow.
-_MAX_INT = 2**31 - 1
-# Masks have 16 random bits an entry, so a probability nearer to 1 could keep nothing.
-Probability = Annotated[float, Bounds(0, 0.9999)]
-NonNegative = Annotated[float, Bounds(0)]
-Positive = Annotated[float, Bounds(0, open_low=True)]
-Count = Annotated[int, Bounds(0, _MAX_INT)]
-Size = Annotated[int, Bounds(1, _MAX_INT)]
 
 
 @dataclass(frozen=True)
@@ -55,6 +28,10 @@ class DataConfig:
     """corpus: ptb, wikitext-2 or pydocs; empty: the corpus that --data holds, else ptb"""
     data: str = ""
     """folder with the three split files, for an own corpus or an own copy"""
+    tokenizer: Literal["word", "char", "bpe"] = "word"
+    """what a token is: a word, a character, or a piece of byte-level BPE; either way `<eos>` ends a line"""
+    bpe_vocab_size: VocabSize = 8000
+    """types of bpe, learnt from train; 8000 costs a model about what PTB's 10,000 words do"""
     batch_size: Size = 80
     """columns of the training text (B), read in parallel"""
     bptt: Size = 70
@@ -173,6 +150,8 @@ class TrainConfig(ComputeConfig, OptimConfig, RegularizationConfig, ModelConfig,
             raise ConfigError("--nhid: one tied layer has emsize units; set --nhid to --emsize or use --no-tied")
         if self.kernel == "fused" and self.model != "LSTM":
             raise ConfigError(f"--kernel: the fused kernel is for LSTM, not {self.model}; use auto or native")
+        if self.tokenizer != "bpe" and self.bpe_vocab_size != DataConfig.bpe_vocab_size:
+            raise ConfigError("--bpe-vocab-size: works with --tokenizer bpe only")
         if self.min_lr and self.schedule != "plateau":
             raise ConfigError("--min-lr: works with --schedule plateau only")
 

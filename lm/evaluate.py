@@ -20,12 +20,13 @@ from lm import tune
 from lm.batching import BPTTWindows, batchify, evaluation_rows
 from lm.checkpoint import load_checkpoint
 from lm.config import TrainConfig, config_from_dict
-from lm.corpus import Corpus, load_corpus
+from lm.corpus import Corpus, configured_corpus
 from lm.errors import CheckpointError, ConfigError, run_cli
 from lm.flags import Parser
 from lm.metrics import log_to_stderr, perplexity
 from lm.model import AWDLSTM
 from lm.runtime import pick_device
+from lm.units import figures_text, split_figures
 
 # |h| below this counts as inactive (a unit's output lies in -1..1).
 _SMALL = 0.01
@@ -130,9 +131,10 @@ def load_run(run_dir: Path, device: torch.device) -> tuple[AWDLSTM, TrainConfig,
     """
     checkpoint = load_checkpoint(run_dir / "ckpt" / "best.pt", device)
     config = config_from_dict(checkpoint["config"])
-    corpus = load_corpus(config.dataset, config.data or None)
+    corpus = configured_corpus(config)
     if corpus.sha256 != checkpoint["corpus_sha256"]:
         raise CheckpointError(f"{run_dir}: was trained on another text than that in {corpus.source}")
+    corpus.check_vocabulary(checkpoint)
     with device:  # whatever kernel the run took, this machine takes its own
         model = AWDLSTM(corpus.vocab_size, dataclasses.replace(config, kernel="auto"))
     model.load_state_dict(checkpoint["model"])
@@ -151,7 +153,7 @@ def split_report(model: AWDLSTM, corpus: Corpus, split: str, columns: int) -> di
     return {
         "split": split, "adapt": "none", "loss": result.loss, "ppl": result.perplexity, "targets": result.targets,
         "batch_size": columns, "seconds": round(time.perf_counter() - started, 2), "activation": result.activation,
-    }  # fmt: skip
+    } | split_figures(corpus, split, result.loss)  # fmt: skip
 
 
 def table(reports: list[dict[str, Any]]) -> str:
@@ -167,6 +169,7 @@ def table(reports: list[dict[str, Any]]) -> str:
         else:
             settings = [f"{k} {v}" for part in (row["cache"], row["dynamic"]) if part for k, v in part.items()]
             lines[-1] += "  " + ", ".join(settings)
+        lines[-1] += figures_text({name: row[name] for name in ("bits_per_char", "word_ppl") if name in row})
     return "\n".join(lines)
 
 

@@ -112,7 +112,7 @@ def read_metrics(run_dir: Path, tail: int | None = None) -> list[dict[str, Any]]
 def outcome_of(job: Job, code: int) -> Outcome:
     """Collect what a run that ended with exit code `code` left in its directory."""
     epochs = [record for record in read_metrics(job.run_dir) if record["kind"] == "epoch"]
-    curve = [[record["epoch"], record["valid_ppl"]] for record in epochs]
+    curve = [[record["epoch"], record.get("valid_word_ppl", record["valid_ppl"])] for record in epochs]
     try:
         lines = [line for line in log_path(job).read_text(errors="replace").splitlines() if line.strip()]
     except OSError:

@@ -9,10 +9,10 @@ import pytest
 
 LM = Path(__file__).resolve().parent.parent / "lm"
 LAYERS = [
-    {"errors", "files", "presets", "config", "runtime"},
+    {"errors", "files", "presets", "bounds", "config", "runtime"},
     {"flags", "tokenizer", "cards", "dropout", "loss", "lstm", "regularization", "checkpoint", "metrics", "study"},
-    {"pydocs", "corpus", "batching", "model", "optim", "plain"},
-    {"run", "evaluate", "adapt", "tune", "score", "generate"},
+    {"pydocs", "subword", "encoded", "corpus", "batching", "model", "optim", "plain"},
+    {"run", "evaluate", "adapt", "tune", "score", "generate", "units"},
     {"train"},
     {"stats", "tables", "analysis", "plots", "compare", "report"},
     {"studyfile", "live", "executors", "cluster", "search", "sweep", "bench"},
