@@ -23,6 +23,7 @@ from lm import cards
 from lm.cards import SPLITS, known_corpora
 from lm.corpus import identify, load_corpus
 from lm.errors import ConfigError, CorpusError
+from lm.subword import Tokenization
 
 ROOT = Path(__file__).resolve().parent.parent
 # Synthetic text in the layout of the published files: a space before and after, blank lines as one space.
@@ -483,6 +484,31 @@ def test_another_text_or_tokenizer_gets_another_cache(tmp_path, monkeypatch):
     assert len({first.path, second.path, load_corpus(None, folder).path}) == 3
 
 
+def test_a_cache_that_does_not_count_words_yet_is_read_as_it_is(tmp_path, warnings_logged):
+    folder = write(tmp_path / "own", TOY)
+    first = load_corpus(None, folder)
+    meta = json.loads((first.path / "meta.json").read_text())
+    del meta["corpus"]["words"], meta["sha256"]
+    meta["sha256"] = hashlib.sha256(json.dumps(meta).encode()).hexdigest()
+    (first.path / "meta.json").write_text(json.dumps(meta))
+    again = load_corpus(None, folder)
+    assert (again.words, again.path, warnings_logged()) == (TOY_TOKENS, first.path, [])
+    assert first.words == TOY_TOKENS
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+def test_a_known_corpus_is_held_to_its_checksum_and_not_to_its_types_with_another_tokenizer(tmp_path, toy_card, kind):
+    toy_card()
+    folder = write(tmp_path / "own", TOY)
+    corpus = load_corpus("toy", folder, tokenization=Tokenization(kind, 300))
+    assert (corpus.name, corpus.tokenizer.kind, corpus.words) == ("toy", kind, TOY_TOKENS)
+    for split, text in TOY.items():
+        assert corpus.tokenizer.text(corpus.splits[split]) == text
+    write(folder, {"valid": " the cat sat ! \n \n"})
+    with pytest.raises(CorpusError, match="does not hold the published toy"):
+        load_corpus("toy", folder, tokenization=Tokenization(kind, 300))
+
+
 def flip_a_bit(path: Path) -> None:
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
@@ -603,7 +629,14 @@ def test_the_command_line_reports_to_a_reader(cli, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [([], 2), (["--dataset", "a/b"], 2), (["--what"], 2), (["--data", "gone"], 3), (["--help"], 0)],
+    [
+        ([], 2),
+        (["--dataset", "a/b"], 2),
+        (["--data", "x", "--bpe-vocab-size", "300"], 2),
+        (["--what"], 2),
+        (["--data", "gone"], 3),
+        (["--help"], 0),
+    ],
 )
 def test_exit_codes_of_the_command_line(cli, arguments, code):
     done = cli("corpus", *arguments)
