@@ -14,7 +14,7 @@ letter here, in `word` as the token of that name.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,8 @@ from lm.tokenizer import EOS, UNK, TextTokenizer, WordTokenizer, split_lines, ty
 # With `_NEWLINE`, the library reads \n as `<eos>` too: a saved tokenizer encodes a whole text as we do.
 _EOS_TOKEN = AddedToken(EOS, normalized=True, special=True)
 _NEWLINE = Replace("\n", EOS)
+# Lines that are encoded at a time: the library's result takes a hundred bytes a token.
+_BATCH = 2000
 # A pair of pieces seen once in train is no pattern.
 _MIN_FREQUENCY = 2
 
@@ -122,9 +124,16 @@ class BPETokenizer(TextTokenizer):
         return cls(library)
 
     def encode(self, text: str, *, final_eos: bool = True) -> np.ndarray:  # noqa: D102 - as the base class
-        lines = self._library.encode_batch_fast(split_lines(text), add_special_tokens=False)
-        ids = np.fromiter((index for line in lines for index in (*line.ids, self.eos_id)), dtype=np.int32)
-        return ids if final_eos or text.endswith("\n") else ids[:-1]
+        lines = split_lines(text)
+
+        def ids() -> Iterator[int]:
+            for start in range(0, len(lines), _BATCH):
+                for line in self._library.encode_batch_fast(lines[start : start + _BATCH], add_special_tokens=False):
+                    yield from line.ids
+                    yield self.eos_id
+
+        found = np.fromiter(ids(), dtype=np.int32)
+        return found if final_eos or text.endswith("\n") else found[:-1]
 
     def unknown(self, text: str) -> Counter[str]:
         """Nothing: every text consists of bytes."""

@@ -104,7 +104,7 @@ def detokenize(words: Iterable[str]) -> str:
 
 
 class TextTokenizer(ABC):
-    """Types of a vocabulary and their ids. Lines end at \n, and every one ends with `<eos>`, in each kind."""
+    r"""Types of a vocabulary and their ids. Lines end at \n, and every one ends with `<eos>`, in each kind."""
 
     kind: ClassVar[str]
     """as `--tokenizer` names it"""

@@ -95,6 +95,13 @@ def test_a_reloaded_tokenizer_is_the_same_and_another_kind_is_refused(both):
             Tokenization(kind).load(path)
 
 
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_long_text_is_encoded_piece_by_piece_to_the_same_ids(monkeypatch, end):
+    whole = BPE.encode(TRAIN + "the" + end, final_eos=False)
+    monkeypatch.setattr("lm.subword._BATCH", 4)
+    assert BPE.encode(TRAIN + "the" + end, final_eos=False).tolist() == whole.tolist()
+
+
 def test_a_literal_eos_or_unk_in_the_text_is_text():
     text = f"a{EOS}b {UNK}"
     for tokenizer in (CHAR, BPE):
