@@ -2,7 +2,8 @@
 
 Coefficients are chosen on valid, claims are made on test: the chosen cell is the one with the lowest mean valid
 perplexity, and p values belong to test (to valid only where nothing has been tested). Differences are in nats per
-token, cell minus baseline, paired by seed; below 0 is better.
+token, cell minus baseline, paired by seed; below 0 is better. For runs on characters or BPE, perplexity and nats are
+per word (`lm.units`), so that they stand beside those of words, where a token is a word.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
-def _loss(record: Mapping[str, Any], split: str) -> float:
+def loss_of(record: Mapping[str, Any], split: str) -> float:
+    """Nats per word of a split, NaN where there are none."""
+    if f"{split}_word_ppl" in record:
+        return _positive_log(record[f"{split}_word_ppl"])
     loss = record.get(f"{split}_loss")
     return float(loss) if is_number(loss) else _positive_log(record.get(f"{split}_ppl"))
 
@@ -44,14 +48,16 @@ def _activation(name: str) -> Callable[[Mapping[str, Any]], Any]:
     return lambda record: (record.get("activation") or {}).get(name)
 
 
-# Value in a ledger record; losses and the gap in nats per token, time in seconds.
+# Value in a ledger record; losses and the gap in nats per word, time in seconds.
 METRICS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-    "valid_loss": lambda record: _loss(record, "valid"),
-    "test_loss": lambda record: _loss(record, "test"),
-    "valid_ppl": lambda record: _ppl(_loss(record, "valid")),
-    "test_ppl": lambda record: _ppl(_loss(record, "test")),
-    "train_ppl": lambda record: record.get("train_ppl"),
-    "gap": lambda record: _loss(record, "valid") - _positive_log(record.get("train_ppl")),
+    "valid_loss": lambda record: loss_of(record, "valid"),
+    "test_loss": lambda record: loss_of(record, "test"),
+    "valid_ppl": lambda record: _ppl(loss_of(record, "valid")),
+    "test_ppl": lambda record: _ppl(loss_of(record, "test")),
+    "train_ppl": lambda record: record.get("train_word_ppl", record.get("train_ppl")),
+    "gap": lambda record: loss_of(record, "valid") - _positive_log(METRICS["train_ppl"](record)),
+    "valid_bits_per_char": lambda record: record.get("valid_bits_per_char"),
+    "test_bits_per_char": lambda record: record.get("test_bits_per_char"),
     "rms": _activation("rms"),
     "mean_abs": _activation("mean_abs"),
     "frac_small": _activation("frac_small"),
@@ -101,6 +107,21 @@ class Analysis:
     noise: float | None
     records: tuple[dict[str, Any], ...]
     notes: tuple[str, ...]
+
+    @property
+    def unit(self) -> str:
+        """What perplexity and nats are per: token, or word where the tokens of some runs are no words."""
+        return "word" if any(kind_of(_config(record)) != "word" for record in self.records) else "token"
+
+    @property
+    def ppl(self) -> str:
+        """Perplexity in a heading, with its unit where that is not the token."""
+        return "ppl" if self.unit == "token" else "ppl/word"
+
+
+def kind_of(config: Mapping[str, Any]) -> str:
+    """Tokenizer of a configuration; older ones do not name theirs."""
+    return config.get("tokenizer", "word")
 
 
 def label(values: Mapping[str, Any]) -> str:
@@ -221,7 +242,7 @@ def _cell(values: dict[str, Any], records: Sequence[dict[str, Any]], seeds: Sequ
     runs, others = {}, {}
     for record in records:
         seed, status = _seed(record), record.get("status", "unknown")
-        if status == "completed" and math.isfinite(_loss(record, "valid")):
+        if status == "completed" and math.isfinite(loss_of(record, "valid")):
             runs[seed] = record
         else:
             reason = record.get("error") or ("no finite valid loss" if status == "completed" else "")

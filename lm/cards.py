@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lm.tokenizer import split_lines, split_words
+from lm.tokenizer import count_words, split_lines, split_words
 
 SPLITS = ("train", "valid", "test")
 CARDS_FILE = Path(__file__).resolve().parent.parent / "data" / "corpora.toml"
@@ -82,8 +82,7 @@ def mismatch(card: Card, texts: dict[str, bytes], where: str) -> str:
     report = [f"{where} does not hold the published {card.name}; is it damaged, or another preprocessing?"]
     for split, found in text_sha256(texts).items():
         if found != card.sha256[split]:
-            lines = split_lines(texts[split].decode("utf-8-sig"))
-            tokens = sum(len(split_words(line)) + 1 for line in lines)
+            tokens = count_words(texts[split].decode("utf-8-sig"))
             report.append(f"{split}: expected {card.tokens[split]:,} tokens, sha256 {card.sha256[split]}")
             report.append(f"{split}: found {tokens:,} tokens, sha256 {found}")
     return "\n  ".join(report)

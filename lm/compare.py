@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from lm.analysis import METRICS, Cell, analyse, label, show, with_estimates
+from lm.analysis import METRICS, Cell, analyse, kind_of, label, show, with_estimates
 from lm.errors import ConfigError
 from lm.stats import Difference, draw_difference, paired_difference, welch_difference, with_holm
 from lm.study import STUDY_FILE, check_record, identity, load_study, read_ledger
@@ -163,16 +163,13 @@ def _published_rows(row: Row, first: Row | None) -> list[Row]:
     config = _config(row.cell)
     rows = []
     for figure in load_published():
-        same = all(
-            identity(figure["config"][name]) == identity(value)
-            for name, value in row.values.items()
-            if name in figure["config"]
-        )
+        there = {"tokenizer": "word"} | figure["config"]
+        same = all(identity(there[name]) == identity(value) for name, value in row.values.items() if name in there)
         if (figure["dataset"], figure["preset"]) != (row.dataset, config.get("preset")) or not same:
             continue
         differs = [
             f"{name} {show(value)} there, {show(config[name])} here"
-            for name, value in figure["config"].items()
+            for name, value in there.items()
             if name in config and identity(config[name]) != identity(value)
         ]
         ppl = {f"{split}_ppl": figure[f"{split}_ppl"] for split in ("valid", "test") if f"{split}_ppl" in figure}
@@ -225,6 +222,8 @@ def compare_text(rows: Sequence[Row]) -> str:
         left = len(groups) - len(matched)
         shown = "left out" if matched else "shown alone"
         below[f"configurations without a counterpart in another source, {shown}: {left}"] = None
+    if any(kind_of(_config(row.cell)) != "word" for row in rows):
+        below["perplexity and nats are per word, for runs on characters or BPE too"] = None
     below[
         "diff: source minus reference (below 0: the source is better), 95 % interval; p adjusted by Holm's method"
     ] = None

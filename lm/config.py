@@ -10,44 +10,26 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import sys
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
+from lm.bounds import (
+    Bounds,
+    Count,
+    Depth,
+    NonNegative,
+    Positive,
+    Probability,
+    Size,
+    Threads,
+    VocabSize,
+    Width,
+)
 from lm.errors import ConfigError
 from lm.presets import preset_values
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """Numeric range of a field; `open_low` excludes `low` itself."""
-
-    low: float
-    high: float = math.inf
-    open_low: bool = False
-
-    def __contains__(self, value: float) -> bool:
-        above = value > self.low if self.open_low else value >= self.low
-        return above and value <= self.high and value < math.inf
-
-    def __str__(self) -> str:
-        low = f"{'greater than' if self.open_low else 'at least'} {self.low:g}"
-        return low if self.high == math.inf else f"{low} and at most {self.high:g}"
-
-
-# The largest integer that every consumer (torch sizes, seeds, TensorBoard steps) takes without overflow.
-_MAX_INT = 2**31 - 1
-# Masks have 16 random bits an entry, so a probability nearer to 1 could keep nothing.
-Probability = Annotated[float, Bounds(0, 0.9999)]
-NonNegative = Annotated[float, Bounds(0)]
-Positive = Annotated[float, Bounds(0, open_low=True)]
-Count = Annotated[int, Bounds(0, _MAX_INT)]
-Size = Annotated[int, Bounds(1, _MAX_INT)]
-# Width of a layer: at the limit one matrix would fill 4 TB.
-Width = Annotated[int, Bounds(1, 2**20)]
 
 
 @dataclass(frozen=True)
@@ -58,6 +40,10 @@ class DataConfig:
     """corpus: ptb, wikitext-2 or pydocs; empty: the corpus that --data holds, else ptb"""
     data: str = ""
     """folder with the three split files, for an own corpus or an own copy"""
+    tokenizer: Literal["word", "char", "bpe"] = "word"
+    """what a token is: a word, a character, or a piece of byte-level BPE; either way `<eos>` ends a line"""
+    bpe_vocab_size: VocabSize = 8000
+    """types of bpe, learnt from train; 8000 costs a model about what PTB's 10,000 words do"""
     batch_size: Size = 80
     """columns of the training text (B), read in parallel"""
     bptt: Size = 70
@@ -84,7 +70,7 @@ class ModelConfig:
     """embedding size (E)"""
     nhid: Width = 1150
     """hidden units of a layer (H); the last layer has emsize units when tied"""
-    nlayers: Annotated[int, Bounds(1, 1000)] = 3
+    nlayers: Depth = 3
     """recurrent layers"""
     tied: bool = True
     """share the embedding matrix with the decoder"""
@@ -176,6 +162,8 @@ class TrainConfig(ComputeConfig, OptimConfig, RegularizationConfig, ModelConfig,
             raise ConfigError("--nhid: one tied layer has emsize units; set --nhid to --emsize or use --no-tied")
         if self.kernel == "fused" and self.model != "LSTM":
             raise ConfigError(f"--kernel: the fused kernel is for LSTM, not {self.model}; use auto or native")
+        if self.tokenizer != "bpe" and self.bpe_vocab_size != DataConfig.bpe_vocab_size:
+            raise ConfigError("--bpe-vocab-size: works with --tokenizer bpe only")
         if self.min_lr and self.schedule != "plateau":
             raise ConfigError("--min-lr: works with --schedule plateau only")
 
@@ -192,7 +180,7 @@ class RunOptions:
     """also copy the best checkpoint to this file"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where to compute; auto: CUDA if there is a device"""
-    threads: Annotated[int, Bounds(0, 1024)] = 0
+    threads: Threads = 0
     """CPU threads; 0: PyTorch's choice"""
     log_interval: Size = 200
     """updates between two log records"""

@@ -1,51 +1,31 @@
 """Find or download, verify, encode and cache a corpus: `python -m lm.corpus --dataset ptb`.
 
 The known corpora are described in `data/corpora.toml`. Any folder with `train.txt`, `valid.txt` and `test.txt`, one
-sentence or paragraph a line, is a corpus too.
+sentence or paragraph a line, is a corpus too. What becomes of the lines says `lm.subword`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-import numpy as np
-
 from lm.cards import SPLITS, Card, download, file_names, known_corpora, match_card, mismatch, text_sha256
+from lm.config import DataConfig, make_config
+from lm.encoded import Corpus, read_cache, write_cache
 from lm.errors import ConfigError, CorpusError, run_cli
-from lm.flags import Parser
-from lm.tokenizer import WordTokenizer, read_text, split_lines
+from lm.flags import Parser, field_help
+from lm.subword import Tokenization
+from lm.tokenizer import count_words, read_text, split_lines
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """An encoded corpus. `lines`, `unk` and `sha256` are per split, as `splits` is."""
-
-    name: str  # "ptb", "wikitext-2", "pydocs", or the folder's name for a corpus of one's own
-    source: str  # where the text came from: a folder, a hub repository, the interpreter
-    tokenizer: WordTokenizer
-    splits: dict[str, np.ndarray]  # int32 (N,), read-only and memory-mapped, in memory where there is no cache
-    unk: dict[str, int]  # tokens that became `<unk>` because train lacks the word; a literal `<unk>` is not counted
-    lines: dict[str, int]
-    sha256: dict[str, str]  # of the text
-    path: Path | None  # the cache folder: {train,valid,test}.bin and tokenizer.json; None if it could not be written
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of types, `<eos>` and `<unk>` included."""
-        return self.tokenizer.vocab_size
 
 
 @dataclass(frozen=True)
@@ -58,7 +38,12 @@ class _Found:
     read: Callable[[], dict[str, bytes]]
 
 
-def load_corpus(dataset: str | None, data: str | Path | None = None, cache_dir: str | Path = Path("data")) -> Corpus:
+def load_corpus(
+    dataset: str | None,
+    data: str | Path | None = None,
+    cache_dir: str | Path = Path("data"),
+    tokenization: Tokenization = Tokenization(),  # noqa: B008 - frozen
+) -> Corpus:
     """Find, verify, encode and cache a corpus.
 
     Looked for in the folder `data`; else in `$LM_CORPORA/<dataset>`; else in `data/<dataset>`; else on the Hugging
@@ -69,23 +54,35 @@ def load_corpus(dataset: str | None, data: str | Path | None = None, cache_dir: 
         dataset: name of a known corpus, or of a folder in one of those places; None for the folder `data`.
         data: folder with the three split files.
         cache_dir: a cache that cannot be written here is done without, with a warning.
+        tokenization: what a token is; published counts are checked at the word level, checksums always.
 
     Raises:
         ConfigError: neither `dataset` nor `data` is given, or they contradict each other.
         CorpusError: the corpus is missing, unreadable, not text, empty, or not the one its name says.
     """
     found = _find(dataset, data)
-    key = hashlib.sha256(f"{found.key}\n{WordTokenizer.DEFINITION}".encode()).hexdigest()
+    key = hashlib.sha256(f"{found.key}\n{tokenization.definition}".encode()).hexdigest()
     folder = Path(cache_dir) / "cache" / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', found.name)}-{key[:16]}"
-    if cached := _read_cache(folder, found):
+    read = functools.partial(read_cache, folder, found.name, found.source, tokenization)
+    if cached := read():
         return cached
-    corpus = _encode(found)
+    corpus = _encode(found, tokenization)
     try:
-        _write_cache(folder, corpus)
+        write_cache(folder, corpus)
     except OSError as error:
         logger.warning("cannot write the token cache %s (%s): going on without it", folder, error.strerror)
         return corpus
-    return _read_cache(folder, found) or corpus
+    return read() or corpus
+
+
+def tokenization_of(config: DataConfig) -> Tokenization:
+    """The tokenizer of a run's configuration."""
+    return Tokenization(config.tokenizer, config.bpe_vocab_size)
+
+
+def configured_corpus(config: DataConfig) -> Corpus:
+    """The corpus of a run's configuration; raises as `load_corpus` does."""
+    return load_corpus(config.dataset or None, config.data or None, tokenization=tokenization_of(config))
 
 
 def identify(dataset: str | None, data: str | Path | None = None) -> str:
@@ -189,88 +186,42 @@ def _read_hub(card: Card, tried: list[str]) -> dict[str, bytes]:
     return texts
 
 
-def _encode(found: _Found) -> Corpus:
+def _encode(found: _Found, tokenization: Tokenization) -> Corpus:
     raw = found.read()
     logger.info("%s: encoding the text of %s", found.name, found.source)
     texts = {split: raw[split].decode("utf-8-sig") for split in SPLITS}
-    tokenizer = WordTokenizer.from_text(texts["train"])
+    tokenizer = tokenization.train(texts["train"])
     corpus = Corpus(
         name=found.name,
         source=found.source,
         tokenizer=tokenizer,
         splits={split: tokenizer.encode(text) for split, text in texts.items()},
-        unk={split: tokenizer.unknown_words(text).total() for split, text in texts.items()},
+        unk={split: tokenizer.unknown(text).total() for split, text in texts.items()},
         lines={split: len(split_lines(text)) for split, text in texts.items()},
+        words={split: count_words(text) for split, text in texts.items()},
         sha256=text_sha256(raw),
         path=None,
     )
-    if (card := known_corpora().get(found.name)) and card.sha256:
+    if (card := known_corpora().get(found.name)) and card.sha256 and tokenizer.kind == "word":
         counts = (corpus.vocab_size, {split: len(ids) for split, ids in corpus.splits.items()})
         if counts != (card.vocab_size, card.tokens):
             raise CorpusError(f"{found.name}: types and tokens {counts}, published {card.vocab_size, card.tokens}")
     return corpus
 
 
-def _read_cache(folder: Path, found: _Found) -> Corpus | None:
-    """The corpus in a cache folder, None if there is none or it is damaged."""
-    if not os.path.isdir(folder):
-        return None
-    try:
-        meta = json.loads((folder / "meta.json").read_bytes())
-        if meta.pop("sha256") != hashlib.sha256(json.dumps(meta).encode()).hexdigest():
-            raise ValueError("meta.json is not as it was written")
-        contents = {f"{split}.bin": np.memmap(folder / f"{split}.bin", np.int32, mode="r") for split in SPLITS}
-        contents["tokenizer.json"] = (folder / "tokenizer.json").read_bytes()
-        for name, content in contents.items():
-            if hashlib.sha256(content).hexdigest() != meta["checksums"][name]:
-                raise ValueError(f"{name} is not as it was written")
-        tokenizer = WordTokenizer.load(folder / "tokenizer.json")
-        splits = {split: contents[f"{split}.bin"] for split in SPLITS}
-        return Corpus(found.name, found.source, tokenizer, splits, **meta["corpus"], path=folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, CorpusError) as error:
-        logger.warning("the token cache %s is damaged (%s): building it anew", folder, error)
-        return None
-
-
-def _write_cache(folder: Path, corpus: Corpus) -> None:
-    """Put a corpus into a cache folder, which appears complete or not at all; raises `OSError`."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-        new = Path(scratch, "new")
-        new.mkdir()
-        for split, ids in corpus.splits.items():
-            (new / f"{split}.bin").write_bytes(ids.tobytes())
-        corpus.tokenizer.save(new / "tokenizer.json")
-        checksums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(new.iterdir())}
-        counts = {name: getattr(corpus, name) for name in ("unk", "lines", "sha256")}
-        meta = {"corpus": counts, "checksums": checksums}
-        meta["sha256"] = hashlib.sha256(json.dumps(meta).encode()).hexdigest()
-        (new / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-        for path in new.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        # What stands there is damaged, or another process has just written the same.
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(folder, Path(scratch, "old"))
-        try:
-            os.rename(new, folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-
-
 def _report(corpus: Corpus) -> str:
     """A corpus for a human reader."""
-    card = known_corpora().get(corpus.name)
+    card, words = known_corpora().get(corpus.name), corpus.tokenizer.kind == "word"
     rows = [
         f"{corpus.name}: {card.title}; {card.licence}" if card else corpus.name,
         f"text    {corpus.source}",
         f"cache   {corpus.path or 'none'}",
-        f"types   {corpus.vocab_size:,}",
-        f"{'split':<8}{'lines':>10}{'tokens':>12}{'unknown':>10}  sha256 of the text",
+        f"types   {corpus.vocab_size:,}" + ("" if words else f" ({corpus.tokenizer.kind})"),
+        f"{'split':<8}{'lines':>10}{'' if words else '       words'}{'tokens':>12}{'unknown':>10}  sha256 of the text",
     ]
     for split, ids in corpus.splits.items():
-        counts = f"{corpus.lines[split]:>10,}{len(ids):>12,}{corpus.unk[split]:>10,}"
+        counts = f"{corpus.lines[split]:>10,}" + ("" if words else f"{corpus.words[split]:>12,}")
+        counts += f"{len(ids):>12,}{corpus.unk[split]:>10,}"
         rows.append(f"{split:<8}{counts}  {corpus.sha256[split]}")
     return "\n".join(rows)
 
@@ -280,11 +231,16 @@ def main() -> None:
     parser = Parser("python -m lm.corpus", description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", metavar="NAME", help=f"one of {', '.join(known_corpora())}, or a folder in data/")
     parser.add_argument("--data", metavar="DIR", help="folder with train.txt, valid.txt and test.txt")
+    flags = {"help": field_help(DataConfig)["tokenizer"], "default": DataConfig.tokenizer}
+    parser.add_argument("--tokenizer", choices=("word", "char", "bpe"), **flags)
+    flags = {"help": field_help(DataConfig)["bpe_vocab_size"], "default": DataConfig.bpe_vocab_size}
+    parser.add_argument("--bpe-vocab-size", type=int, metavar="N", **flags)
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     args = parser.parse_args()
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)  # ours alone: the hub's client logs every request
-    corpus = load_corpus(args.dataset, args.data)
+    own = {"tokenizer": args.tokenizer, "bpe_vocab_size": args.bpe_vocab_size}
+    corpus = configured_corpus(make_config(dataset=args.dataset or "", data=args.data or "", **own))
     report = {
         "dataset": corpus.name,
         "vocab_size": corpus.vocab_size,
@@ -292,6 +248,8 @@ def main() -> None:
         "unk": corpus.unk,
         "sha256": corpus.sha256,
         "path": str(corpus.path) if corpus.path else None,
+        "tokenizer": corpus.tokenizer.kind,
+        "words": corpus.words,
     }
     print(json.dumps(report) if args.json else _report(corpus))
 

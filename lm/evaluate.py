@@ -24,7 +24,7 @@ from lm import tune
 from lm.batching import BPTTWindows, batchify, check_columns, evaluation_rows
 from lm.checkpoint import fitting
 from lm.config import TrainConfig, config_from_dict
-from lm.corpus import Corpus, load_corpus
+from lm.corpus import Corpus, configured_corpus
 from lm.errors import CheckpointError, ConfigError, run_cli
 from lm.export import export_run, load_trained
 from lm.flags import Parser
@@ -32,6 +32,7 @@ from lm.metrics import log_to_stderr, perplexity
 from lm.model import AWDLSTM
 from lm.regularization import INACTIVE
 from lm.runtime import pick_device
+from lm.units import figures_text, split_figures
 
 
 @dataclass(frozen=True)
@@ -129,18 +130,19 @@ def evaluate(
     return Evaluation(nats.item(), targets, sums.means(), output.raw[-1].float())
 
 
-def load_model(directory: Path, device: torch.device) -> tuple[AWDLSTM, TrainConfig, dict[str, str]]:
-    """Model of a run (its best checkpoint) or of an export, in evaluation mode, its configuration, its text's sha256.
+def load_model(directory: Path, device: torch.device) -> tuple[AWDLSTM, TrainConfig, dict[str, Any]]:
+    """Model of a run (its best checkpoint) or of an export, in evaluation mode, its configuration, and what else
+    `load_trained` knows of it.
 
     Raises:
         CheckpointError: no usable weights.
     """
     trained = load_trained(directory)
-    config = config_from_dict(trained["config"])
+    config, weights = config_from_dict(trained["config"]), trained.pop("model")
     with fitting(directory), device:  # whatever kernel the run took, this machine takes its own
-        model = AWDLSTM(len(trained["model"]["decoder.bias"]), dataclasses.replace(config, kernel="auto"))
-        model.load_state_dict(trained["model"])
-    return model.eval(), config, trained["corpus_sha256"]
+        model = AWDLSTM(len(weights["decoder.bias"]), dataclasses.replace(config, kernel="auto"))
+        model.load_state_dict(weights)
+    return model.eval(), config, trained
 
 
 def load_run(directory: Path, device: torch.device) -> tuple[AWDLSTM, TrainConfig, Corpus]:
@@ -149,10 +151,11 @@ def load_run(directory: Path, device: torch.device) -> tuple[AWDLSTM, TrainConfi
     Raises:
         CheckpointError: no usable weights, or the corpus found is not the one that they were trained on.
     """
-    model, config, corpus_sha256 = load_model(directory, device)
-    corpus = load_corpus(config.dataset, config.data or None)
-    if corpus.sha256 != corpus_sha256:
+    model, config, trained = load_model(directory, device)
+    corpus = configured_corpus(config)
+    if corpus.sha256 != trained["corpus_sha256"]:
         raise CheckpointError(f"{directory}: was trained on another text than that in {corpus.source}")
+    corpus.check_vocabulary(trained)
     return model, config, corpus
 
 
@@ -168,7 +171,7 @@ def split_report(model: AWDLSTM, corpus: Corpus, split: str, columns: int) -> di
     return {
         "split": split, "adapt": "none", "loss": result.loss, "ppl": result.perplexity, "targets": result.targets,
         "batch_size": columns, "seconds": round(time.perf_counter() - started, 2), "activation": result.activation,
-    }  # fmt: skip
+    } | split_figures(corpus, split, result.loss)  # fmt: skip
 
 
 def table(reports: list[dict[str, Any]]) -> str:
@@ -184,6 +187,7 @@ def table(reports: list[dict[str, Any]]) -> str:
         else:
             settings = [f"{k} {v}" for part in (row["cache"], row["dynamic"]) if part for k, v in part.items()]
             lines[-1] += "  " + ", ".join(settings)
+        lines[-1] += figures_text({name: row[name] for name in ("bits_per_char", "word_ppl") if name in row})
     return "\n".join(lines)
 
 

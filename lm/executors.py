@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from lm.config import TrainConfig, as_plain, make_config
+from lm.config import TrainConfig, as_plain, make_config, with_defaults
 from lm.errors import run_cli
 from lm.files import take_lock
 
@@ -93,7 +93,8 @@ def read_result(job: Job) -> dict[str, Any] | None:
         result = json.loads((job.run_dir / "result.json").read_text())
     except (OSError, ValueError):
         return None
-    return result if isinstance(result, dict) and result.get("config") == as_plain(job.config) else None
+    same = isinstance(result, dict) and with_defaults(result.get("config") or {}) == as_plain(job.config)
+    return result if same else None
 
 
 def read_metrics(run_dir: Path, tail: int | None = None) -> list[dict[str, Any]]:
@@ -112,7 +113,7 @@ def read_metrics(run_dir: Path, tail: int | None = None) -> list[dict[str, Any]]
 def outcome_of(job: Job, code: int) -> Outcome:
     """Collect what a run that ended with exit code `code` left in its directory."""
     epochs = [record for record in read_metrics(job.run_dir) if record["kind"] == "epoch"]
-    curve = [[record["epoch"], record["valid_ppl"]] for record in epochs]
+    curve = [[record["epoch"], record.get("valid_word_ppl", record["valid_ppl"])] for record in epochs]
     try:
         lines = [line for line in log_path(job).read_text(errors="replace").splitlines() if line.strip()]
     except OSError:

@@ -26,6 +26,7 @@ from lm.errors import CheckpointError, ConfigError
 from lm.files import write_atomic
 from lm.model import AWDLSTM
 from lm.regularization import INACTIVE
+from lm.units import NAMES
 
 # The file that makes a folder an export.
 _WEIGHTS = "model.safetensors"
@@ -46,7 +47,7 @@ AWD-LSTM (arXiv 1708.02182).
 |---|--:|--:|--:|
 | perplexity | {train_ppl} | {valid_ppl} | {test_ppl} |
 | nats a token | {train_loss} | {valid_loss} | {test_loss} |
-| columns that the text was cut into | {eval_columns} | {eval_columns} | {test_columns} |
+{units}| columns that the text was cut into | {eval_columns} | {eval_columns} | {test_columns} |
 
 Perplexity is exp(nats / tokens) in fp32 without dropout, the hidden state carried through each column, `<eos>` counted
 as a token. The last layer's activations h on valid: {activation}.
@@ -96,7 +97,8 @@ def is_export(directory: Path) -> bool:
 
 
 def load_trained(directory: Path) -> dict[str, Any]:
-    """What a run's best checkpoint or an export holds: `config` (plain values), `corpus_sha256` and `model` (weights).
+    """What a run's best checkpoint or an export holds: `config` (plain values), `model` (weights), and of its text
+    `corpus_sha256` and, unless it is old, the checksum `vocabulary`.
 
     Raises:
         CheckpointError: neither is there, or it is damaged or incomplete.
@@ -108,8 +110,8 @@ def load_trained(directory: Path) -> dict[str, Any]:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        intact = metadata["sha256"] == _digest(weights, metadata["corpus_sha256"])
-        corpus_sha256 = json.loads(metadata["corpus_sha256"])
+        intact = metadata["sha256"] == _digest(weights, metadata["text"])
+        text = json.loads(metadata["text"])
     except KeyError as error:
         raise CheckpointError(f"{path}: not an export of this program ({error} is missing)") from None
     except Exception as error:  # the library raises its own kind, and others for what it cannot map or decode
@@ -119,13 +121,15 @@ def load_trained(directory: Path) -> dict[str, Any]:
     config = _fitting_config(directory / "config.json", weights)
     if config.tied:
         weights["decoder.weight"] = weights["encoder.weight"]
-    return {"config": as_plain(config), "corpus_sha256": corpus_sha256, "model": weights}
+    return text | {"config": as_plain(config), "model": weights}
 
 
 def _best_of_run(path: Path) -> dict[str, Any]:
     checkpoint = load_checkpoint(path)
     with fitting(path):
         trained = {key: checkpoint[key] for key in ("config", "corpus_sha256", "model")}
+    if "vocabulary" in checkpoint:
+        trained["vocabulary"] = checkpoint["vocabulary"]
     try:
         config_from_dict(trained["config"])
     except ConfigError as error:
@@ -133,9 +137,9 @@ def _best_of_run(path: Path) -> dict[str, Any]:
     return trained
 
 
-def _digest(weights: dict[str, Tensor], corpus_sha256: str) -> str:
+def _digest(weights: dict[str, Tensor], text: str) -> str:
     """Checksum of all that is read of the file, which has none of its own."""
-    digest = hashlib.sha256(corpus_sha256.encode())
+    digest = hashlib.sha256(text.encode())
     for name in sorted(weights):
         digest.update(name.encode())
         digest.update(weights[name].numpy())
@@ -187,8 +191,9 @@ def export_run(run_dir: Path, directory: Path) -> None:
     config, weights = config_from_dict(trained["config"]), trained["model"]
     if config.tied:
         del weights["decoder.weight"]
-    card, corpus = _card(directory.resolve().name, config, weights, result, environment), trained["corpus_sha256"]
-    metadata = {"corpus_sha256": json.dumps(corpus), "sha256": _digest(weights, json.dumps(corpus)), "format": "pt"}
+    card = _card(directory.resolve().name, config, weights, result, environment)
+    text = json.dumps({key: value for key, value in trained.items() if key not in ("config", "model")})
+    metadata = {"text": text, "sha256": _digest(weights, text), "format": "pt"}
     try:
         tokenizer = (run_dir / "tokenizer.json").read_bytes()
     except OSError as error:
@@ -214,7 +219,7 @@ def _card(
     """The model card; every figure is one of the run's result.json."""
 
     def shown(name: str, digits: int) -> str:
-        return "not scored" if result[name] is None else f"{result[name]:.{digits}f}"
+        return "not scored" if result.get(name) is None else f"{result[name]:.{digits}f}"
 
     splits, statistics, corpus = (
         ("train", "valid", "test"),
@@ -231,6 +236,10 @@ def _card(
         train=f"train, first {config.eval_train_tokens:,} tokens" if config.eval_train_tokens else "train",
         **{f"{split}_ppl": shown(f"{split}_ppl", 2) for split in splits},
         **{f"{split}_loss": shown(f"{split}_loss", 4) for split in splits},
+        units="".join(
+            f"| {NAMES[unit]} | {' | '.join(shown(f'{split}_{unit}', 4) for split in splits)} |\n"
+            for unit in ("word_ppl", "bits_per_char") if f"valid_{unit}" in result
+        ),
         eval_columns=config.eval_batch_size, test_columns=config.test_batch_size,
         activation=f"rms {statistics['rms']:.4f}, mean |h| {statistics['mean_abs']:.4f}, "
         f"|h| < {INACTIVE} in {statistics['frac_small']:.1%}, rms of h[t+1] - h[t] {statistics['temporal_rms']:.4f}",

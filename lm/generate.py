@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lm.corpus import tokenization_of
 from lm.errors import CheckpointError, ConfigError, run_cli
 from lm.evaluate import load_model
 from lm.flags import Parser
@@ -25,7 +26,7 @@ from lm.metrics import log_to_stderr
 from lm.model import AWDLSTM, State
 from lm.runtime import pick_device
 from lm.score import score_text
-from lm.tokenizer import EOS, WordTokenizer, check_text, detokenize, read_text
+from lm.tokenizer import EOS, TextTokenizer, check_text, detokenize, read_text, split_words
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +148,7 @@ def beam_search(
     return [Continuation(*pair) for pair in zip(history_BT.tolist(), score_B.tolist(), strict=True)]
 
 
-def _score(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: WordTokenizer) -> None:
+def _score(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextTokenizer) -> None:
     if arguments.score == "-":
         text = check_text(sys.stdin.buffer.read(), "standard input")
     else:
@@ -158,23 +159,18 @@ def _score(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: WordTokeniz
         head = {"run": str(arguments.run_dir), "file": arguments.score, "mode": mode}
         sys.stdout.write(json.dumps(head | scores) + "\n")
         return
-    sys.stdout.write("line\tlogprob\tppl\ttokens\twords\tunknown\n")
+    sys.stdout.write("\t".join(["line", *scores["total"]]) + "\n")
     for name, row in [*enumerate(scores["lines"], 1), ("total", scores["total"])]:
-        ppl = "" if row["ppl"] is None else f"{row['ppl']:.4f}"
-        counts = f"{row['tokens']}\t{row['words']}\t{row['unknown']}"
-        sys.stdout.write(f"{name}\t{row['logprob']:.6f}\t{ppl}\t{counts}\n")
+        values = [f"{v:.{6 if k == 'logprob' else 4}f}" if isinstance(v, float) else v for k, v in row.items()]
+        sys.stdout.write("\t".join(["" if value is None else str(value) for value in (name, *values)]) + "\n")
 
 
-def as_text(tokenizer: WordTokenizer, ids: Sequence[int]) -> str:
-    """Words in the format of the corpus: one space between them, a line for every `<eos>`."""
-    return "\n".join(" ".join(line.split()) for line in " ".join(tokenizer.decode(ids)).split(EOS))
-
-
-def _generate(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: WordTokenizer) -> None:
+def _generate(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextTokenizer) -> None:
     prompt = tokenizer.encode(arguments.prompt, final_eos=False).tolist()
-    if unknown := tokenizer.unknown_words(arguments.prompt):
+    if unknown := tokenizer.unknown(arguments.prompt):
         logger.warning("--prompt: not in the vocabulary, read as <unk>: %s", ", ".join(unknown))
-    context, forbidden = [tokenizer.eos_id, *prompt], [] if arguments.unk else [tokenizer.unk_id]
+    context = [tokenizer.eos_id, *prompt]
+    forbidden = [] if arguments.unk or tokenizer.unk_id is None else [tokenizer.unk_id]
     width = 1 if arguments.greedy else arguments.beam
     if width:
         found = beam_search(model, context, arguments.tokens, width, forbidden)[: arguments.samples]
@@ -182,10 +178,9 @@ def _generate(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: WordToke
         sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
         seeds = range(arguments.seed, arguments.seed + arguments.samples)
         found = sample(model, context, arguments.tokens, sampling, seeds, forbidden)
-    texts = []
-    for one in found:
-        ids = prompt + one.ids
-        texts.append(detokenize(tokenizer.decode(ids)) if arguments.detokenize else as_text(tokenizer, ids))
+    texts = [tokenizer.text(prompt + one.ids) for one in found]
+    if arguments.detokenize:
+        texts = [detokenize(split_words(text.replace("\n", f" {EOS} "))) for text in texts]
     if arguments.json:
         rows = [{"text": text} | dataclasses.asdict(one) for text, one in zip(texts, found, strict=True)]
         head = {"run": str(arguments.run_dir), "prompt": arguments.prompt, "tokens": arguments.tokens}
@@ -201,8 +196,8 @@ def _build_parser() -> Parser:
     parser = Parser("python -m lm.generate", description="Sample text from a run, or score given text.")
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory of lm.train, or an export")
     text = parser.add_argument_group("generating")
-    text.add_argument("--prompt", metavar="TEXT", help="words to go on from, at the start of a line (default: none)")
-    text.add_argument("--tokens", type=int, metavar="N", help="words to generate, <eos> included (default: 200)")
+    text.add_argument("--prompt", metavar="TEXT", help="text to go on from, at the start of a line (default: none)")
+    text.add_argument("--tokens", type=int, metavar="N", help="to generate, <eos> included (default: 200)")
     text.add_argument("--samples", type=int, metavar="N", help="texts; with --beam the N best (default: 1)")
     unk = {"action": argparse.BooleanOptionalAction, "default": None}
     text.add_argument("--unk", **unk, help="whether <unk> may be generated (default: --no-unk)")
@@ -259,8 +254,8 @@ def main() -> None:
     arguments = _build_parser().parse_args()
     _check(arguments)
     log_to_stderr()
-    model, *_ = load_model(arguments.run_dir, pick_device(arguments.device))
-    tokenizer = WordTokenizer.load(arguments.run_dir / "tokenizer.json")
+    model, config, _ = load_model(arguments.run_dir, pick_device(arguments.device))
+    tokenizer = tokenization_of(config).load(arguments.run_dir / "tokenizer.json")
     if tokenizer.vocab_size != model.encoder.num_embeddings:
         raise CheckpointError(f"{arguments.run_dir / 'tokenizer.json'}: belongs to another model than the one there")
     (_generate if arguments.score is None else _score)(arguments, model, tokenizer)

@@ -24,14 +24,15 @@ def run_state(job: Job) -> tuple[float, str]:
         return 0.0, "starting"
     epoch = next((record for record in reversed(records) if record["kind"] == "epoch"), None)
     config, step, done = job.config, records[-1]["step"], 0.0
+    ppl = f", valid ppl {epoch.get('valid_word_ppl', epoch['valid_ppl']):.2f}" if epoch else ""
     if epoch:
         done = epoch["epoch"] * step / max(epoch["step"], 1) / config.epochs
     if config.max_steps:
         done = max(done, step / config.max_steps)
     if done >= 1:
-        return 1.0, f"scoring, valid ppl {epoch['valid_ppl']:.2f}" if epoch else "scoring"
+        return 1.0, f"scoring{ppl}"
     text = f"epoch {epoch['epoch'] if epoch else 0}/{config.epochs}, step {step}"
-    return done, text + (f", valid ppl {epoch['valid_ppl']:.2f}" if epoch else "")
+    return done, text + ppl
 
 
 def duration(seconds: float) -> str:

@@ -24,11 +24,11 @@ from lm.study import load_study, read_ledger
 from lm.tables import aligned, interval, markdown, mean_sd, number, p_text, percent, signed, verdict
 
 _HOW_TO_READ = """\
-Perplexity is the mean ± sd over n seeds. Differences are to the baseline, in nats per token, paired by seed, below 0 is
-better; [95 % t-interval] and p, adjusted by Holm's method over the comparisons of this table, are those of {split}. The
-chosen cell has the lowest mean valid perplexity, among cells none of whose seeds diverged. Choose on valid, show test:
-the difference on valid flatters the cell that was chosen for it, the one on test does not. Train perplexity is without
-dropout, gap = valid loss - ln(train perplexity), in nats. rms h and mean abs h are those of the last layer's
+Perplexity is the mean ± sd over n seeds. Differences are to the baseline, in nats per {unit}, paired by seed, below 0
+is better; [95 % t-interval] and p, adjusted by Holm's method over the comparisons of this table, are those of {split}.
+The chosen cell has the lowest mean valid perplexity, among cells none of whose seeds diverged. Choose on valid, show
+test: the difference on valid flatters the cell that was chosen for it, the one on test does not. Train perplexity is
+without dropout, gap = valid loss - ln(train perplexity), in nats. rms h and mean abs h are those of the last layer's
 activations, near 0 the share of them with |h| < 0.01, rms dh that of their change from one step to the next; min is
 minutes a run.
 """
@@ -53,14 +53,17 @@ def columns(analysis: Analysis) -> list[tuple[str, Callable[[Cell], str]]]:
         seconds = cell.mean("seconds")
         return "" if seconds is None else f"{seconds / 60:.1f}"
 
+    ppl = analysis.ppl
     found: list[tuple[str, Callable[[Cell], str]]] = [
         ("n", lambda c: str(len(c.runs))),
-        ("valid ppl", lambda c: mean_sd(c.estimates["valid_ppl"])),
-        ("test ppl", lambda c: mean_sd(c.estimates["test_ppl"])),
+        (f"valid {ppl}", lambda c: mean_sd(c.estimates["valid_ppl"])),
+        (f"test {ppl}", lambda c: mean_sd(c.estimates["test_ppl"])),
+        ("valid bits/char", lambda c: mean_sd(c.estimates["valid_bits_per_char"], 4)),
+        ("test bits/char", lambda c: mean_sd(c.estimates["test_bits_per_char"], 4)),
         ("diff valid", difference("valid")),
         ("diff test", difference("test")),
         ("p", p),
-        ("train ppl", lambda c: number(c.mean("train_ppl"), 2)),
+        (f"train {ppl}", lambda c: number(c.mean("train_ppl"), 2)),
         ("gap", lambda c: number(c.mean("gap"), 3)),
         ("rms h", lambda c: number(c.mean("rms"), 4)),
         ("mean abs h", lambda c: number(c.mean("mean_abs"), 4)),
@@ -68,7 +71,7 @@ def columns(analysis: Analysis) -> list[tuple[str, Callable[[Cell], str]]]:
         ("rms dh", lambda c: number(c.mean("temporal_rms"), 4)),
         ("min", minutes),
     ]
-    kept = {"n", "valid ppl", "test ppl"}
+    kept = {"n", f"valid {ppl}", f"test {ppl}"}
     return [(name, text) for name, text in found if name in kept or any(text(cell) for cell in analysis.cells)]
 
 
@@ -80,7 +83,7 @@ def table(analysis: Analysis) -> tuple[list[str], list[list[str]]]:
         marks = [name for name, at in (("baseline", analysis.baseline), ("chosen", analysis.chosen)) if at == i]
         rows.append([", ".join(marks), cell.label, *(text(cell) for _, text in shown)])
     for i, figure in enumerate(analysis.study.quoted, start=1):
-        texts = {f"{split} ppl": number(figure.get(f"{split}_ppl"), 2) for split in ("valid", "test")}
+        texts = {f"{split} {analysis.ppl}": number(figure.get(f"{split}_ppl"), 2) for split in ("valid", "test")}
         rows.append(["quoted", f"{figure['label']} [{i}]", *(texts.get(name, "") for name, _ in shown)])
     return ["", "cell", *(name for name, _ in shown)], rows
 
@@ -120,7 +123,8 @@ def _effect(cell: Cell, analysis: Analysis) -> str:
     difference: Difference | None = cell.differences[analysis.split]
     if difference is None:
         return "no seed has finished in both, so there is no paired difference."
-    text = f"{interval(difference)} nats per token on {analysis.split} ({percent(difference.mean)} perplexity)"
+    text = f"{interval(difference)} nats per {analysis.unit} on {analysis.split}"
+    text += f" ({percent(difference.mean)} perplexity)"
     if difference.n > 1:
         text = text.replace("[", "[95 %: ")
         return f"{text}, {verdict(difference)}."
@@ -197,7 +201,7 @@ def readme(analysis: Analysis, plots: list[tuple[str, str]]) -> str:
         markdown(*table(analysis), 2).rstrip(),
     ]
     blocks += ["\n".join(f"- {line}" for line in below_table(analysis)), provenance(analysis)]
-    blocks += [_HOW_TO_READ.format(split=analysis.split).rstrip()]
+    blocks += [_HOW_TO_READ.format(split=analysis.split, unit=analysis.unit).rstrip()]
     blocks += [f"![{caption}]({file})\n\n{caption}" for file, caption in plots]
     blocks += ["Generated by `python -m lm.report` from `study.toml` and `runs.jsonl`; not edited by hand."]
     return "\n\n".join(block for block in blocks if block) + "\n"

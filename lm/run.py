@@ -101,15 +101,17 @@ class Run:
         """Start from what `load_trained` read of another run, and average from the first update on.
 
         Raises:
-            ConfigError: that run's model has another architecture; the message says what differs.
-            CheckpointError: it was trained on another text.
+            ConfigError: that run's model has another architecture or tokenizer; the message says what differs.
+            CheckpointError: it was trained on another text, or with another vocabulary of it.
         """
         before, now = with_defaults(checkpoint["config"]), as_plain(self.config)
-        if changed := [n for n in ("model", "emsize", "nhid", "nlayers", "tied") if now[n] != before[n]]:
+        fixed = ("model", "emsize", "nhid", "nlayers", "tied", "tokenizer", "bpe_vocab_size")
+        if changed := [n for n in fixed if now[n] != before[n]]:
             differences = ", ".join(f"--{name} {before[name]} (now {now[name]})" for name in changed)
             raise ConfigError(f"--finetune: the model there was made with {differences}")
         if checkpoint["corpus_sha256"] != self.corpus.sha256:
             raise CheckpointError(f"--finetune: {_OTHER_TEXT}")
+        self.corpus.check_vocabulary(checkpoint)
         self.model.load_state_dict(checkpoint["model"])
         self.averaging.start(self.model)
 
@@ -139,6 +141,7 @@ class Run:
             raise ConfigError(f"--resume: the checkpoint was made with {', '.join(conflicts)}")
         if state["corpus_sha256"] != self.corpus.sha256:
             raise CheckpointError(f"--resume: {_OTHER_TEXT}")
+        self.corpus.check_vocabulary(state)
         if "optimizer" not in state:
             raise CheckpointError("--resume: this checkpoint holds weights only; continue from a last.pt")
         self.model.load_state_dict(state["model"])
@@ -165,6 +168,7 @@ class Run:
         return {
             "config": as_plain(self.config),
             "corpus_sha256": self.corpus.sha256,
+            "vocabulary": self.corpus.tokenizer.fingerprint(),
             "progress": dataclasses.asdict(self.progress),
         }
 

@@ -5,6 +5,7 @@ Shapes: N tokens in time, B batch (lines).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch import Tensor
 from lm.batching import BPTTWindows, batchify, evaluation_rows
 from lm.metrics import perplexity
 from lm.model import AWDLSTM
-from lm.tokenizer import WordTokenizer, split_lines, split_words
+from lm.tokenizer import TextTokenizer, split_lines, split_words
+from lm.units import comparable
 
 # Lines that are scored together when each stands alone.
 _LINES = 32
@@ -67,15 +69,20 @@ def score_independent(model: AWDLSTM, lines: Sequence[np.ndarray], eos_id: int) 
     return nats
 
 
-def _score_row(nats: np.ndarray, words: int, unknown: int) -> dict[str, Any]:
-    """`logprob` in nats; perplexity is None where no token was scored."""
+def _score_row(kind: str, nats: np.ndarray, tokens: int, lines: int, words: int, unknown: int) -> dict[str, Any]:
+    """`logprob` in nats; perplexities are None where no token was scored."""
     total = float(nats.sum())
-    ppl = perplexity(total / len(nats)) if len(nats) else None
-    return {"logprob": 0.0 - total, "ppl": ppl, "tokens": len(nats), "words": words, "unknown": unknown}
+    loss = total / len(nats) if len(nats) else math.nan
+    figures = {"ppl": perplexity(loss)} | comparable(kind, loss, tokens, words + lines)
+    figures = figures if len(nats) else dict.fromkeys(figures)
+    counts = {"tokens": len(nats), "words": words, "unknown": unknown}
+    return {"logprob": 0.0 - total, "ppl": figures.pop("ppl")} | counts | figures
 
 
-def score_text(model: AWDLSTM, tokenizer: WordTokenizer, text: str, *, independent: bool = False) -> dict[str, Any]:
-    """Scores of each line of `text` and of all together, with the tokens scored and the words outside the vocabulary.
+def score_text(model: AWDLSTM, tokenizer: TextTokenizer, text: str, *, independent: bool = False) -> dict[str, Any]:
+    """Scores of each line of `text` and of all together, with the tokens scored and the words or characters unknown.
+
+    Beside the perplexity per token stands what `lm.units` adds to it, a line's `<eos>` counted as a word there.
 
     Args:
         model: in evaluation mode.
@@ -86,7 +93,7 @@ def score_text(model: AWDLSTM, tokenizer: WordTokenizer, text: str, *, independe
     lines = split_lines(text)
     ids = [tokenizer.encode(line + "\n") for line in lines]
     nats = score_independent(model, ids, tokenizer.eos_id) if independent else score_continuous(model, ids)
-    words = [len(split_words(line)) for line in lines]
-    unknown = [tokenizer.unknown_words(line).total() for line in lines]
-    rows = [_score_row(*row) for row in zip(nats, words, unknown, strict=True)]
-    return {"lines": rows, "total": _score_row(np.concatenate(nats), sum(words), sum(unknown))}
+    counts = [(len(i), 1, len(split_words(t)), tokenizer.unknown(t).total()) for i, t in zip(ids, lines, strict=True)]
+    rows = [_score_row(tokenizer.kind, one, *count) for one, count in zip(nats, counts, strict=True)]
+    total = _score_row(tokenizer.kind, np.concatenate(nats), *map(sum, zip(*counts, strict=True)))
+    return {"lines": rows, "total": total}

@@ -23,7 +23,8 @@ import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from lm.config import Bounds, TrainConfig
+from lm.bounds import Bounds
+from lm.config import TrainConfig
 from lm.errors import ConfigError
 from lm.files import take_lock
 from lm.study import STUDY_FILE, Study

@@ -27,10 +27,10 @@ from textwrap import indent
 from typing import Any
 
 from lm import search
-from lm.analysis import label
+from lm.analysis import label, loss_of
 from lm.cluster import RayExecutor
 from lm.config import TrainConfig, as_plain, config_from_dict, config_id, make_config
-from lm.corpus import identify, load_corpus
+from lm.corpus import configured_corpus, identify
 from lm.errors import ConfigError, DivergedError, Interrupted, LMError, run_cli
 from lm.executors import (
     Executor,
@@ -128,8 +128,9 @@ class Sweep:
         todo = deque(self.missing(jobs))
         if not todo:
             return
-        for config in {(job.config.dataset, job.config.data): job.config for job in todo}.values():
-            load_corpus(config.dataset, config.data or None)  # encoded once, instead of by all the first runs at a time
+        texts = {(c.dataset, c.data, c.tokenizer, c.bpe_vocab_size): c for c in (job.config for job in todo)}
+        for config in texts.values():
+            configured_corpus(config)  # encoded once, instead of by all the first runs at a time
         if self._executor is None:
             self._executor = make_executor(self.args)
         with StopSignals() as stop, LiveView(len(todo)) as view:
@@ -210,8 +211,8 @@ class Sweep:
             append_ledger(self.study.ledger, record)
         if result["status"] == "diverged":
             return f"diverged: {record['error']}"
-        test = f", test {result['test_ppl']:.2f}" if result["test_ppl"] else ""
-        return f"valid ppl {result['valid_ppl']:.2f}{test}"
+        ppl = {split: result.get(f"{split}_word_ppl", result[f"{split}_ppl"]) for split in ("valid", "test")}
+        return f"valid ppl {ppl['valid']:.2f}" + (f", test {ppl['test']:.2f}" if ppl["test"] else "")
 
     def command(self, job: Job) -> str:
         """The command that repeats a run, from the repository's root."""
@@ -220,7 +221,7 @@ class Sweep:
         return shlex.join(["python", "-m", "lm.train", *arguments, f"--out-dir={place}"])
 
     def measure(self, cells: Sequence[dict[str, Any]], epochs: int | None = None) -> list[float]:
-        """Mean valid loss over the seeds of each cell, in nats per token; infinite where a run diverged.
+        """Mean valid loss over the seeds of each cell, in nats per word; infinite where a run diverged.
 
         Raises SweepFailed if a run failed, for the next step would depend on it.
         """
@@ -230,7 +231,7 @@ class Sweep:
             raise SweepFailed("the search stops here")
         found = [[self.results[job.id] for job in row] for row in jobs]
         return [
-            math.fsum(r["valid_loss"] for r in row) / len(row)
+            math.fsum(loss_of(r, "valid") for r in row) / len(row)
             if all(r["status"] == "completed" for r in row) else math.inf
             for row in found
         ]  # fmt: skip

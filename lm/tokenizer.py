@@ -1,12 +1,15 @@
-"""Word-level tokenizer: vocabulary and encoding, saved in the format of the `tokenizers` library."""
+"""What all tokenizers share, and the word level; saved in the format of the `tokenizers` library."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 import stat
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import ClassVar, Self
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -31,6 +34,11 @@ def split_lines(text: str) -> list[str]:
     if not lines[-1]:
         lines.pop()
     return lines
+
+
+def count_words(text: str) -> int:
+    """Tokens of `text` at the word level: its words and one `<eos>` a line."""
+    return sum(len(split_words(line)) + 1 for line in split_lines(text))
 
 
 def check_text(raw: bytes, name: str | Path) -> str:
@@ -95,7 +103,124 @@ def detokenize(words: Iterable[str]) -> str:
     return "".join(pieces)
 
 
-class WordTokenizer:
+class TextTokenizer(ABC):
+    r"""Types of a vocabulary and their ids. Lines end at \n, and every one ends with `<eos>`, in each kind."""
+
+    kind: ClassVar[str]
+    """as `--tokenizer` names it"""
+    DEFINITION: ClassVar[str]
+    """changes whenever the same text would get other ids"""
+
+    def __init__(self, types: Iterable[str]) -> None:
+        """Number `types` in their order. Raises ValueError if one is repeated or `<eos>` is missing."""
+        self.types = list(types)
+        self.vocab = {name: index for index, name in enumerate(self.types)}
+        if len(self.vocab) != len(self.types):
+            raise ValueError("the vocabulary repeats a type")
+        if EOS not in self.vocab:
+            raise ValueError(f"the vocabulary lacks {EOS}")
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of types, `<eos>` and `<unk>` included."""
+        return len(self.types)
+
+    @property
+    def eos_id(self) -> int:
+        """Id of the token that ends a line."""
+        return self.vocab[EOS]
+
+    @property
+    def unk_id(self) -> int | None:
+        """Id of the token for what is unknown; None where nothing is."""
+        return self.vocab.get(UNK)
+
+    @abstractmethod
+    def encode(self, text: str, *, final_eos: bool = True) -> np.ndarray:
+        r"""Token ids of `text`, int32 (N,), with `<eos>` for the end of every line.
+
+        Args:
+            text: lines separated by \n.
+            final_eos: False leaves a last line that has no \n open, as a prompt is.
+        """
+
+    @abstractmethod
+    def unknown(self, text: str) -> Counter[str]:
+        """What of `text` becomes `<unk>` because the vocabulary lacks it, and how often each occurs."""
+
+    def text(self, ids: Iterable[int]) -> str:
+        r"""Text of token ids, a \n for every `<eos>`.
+
+        Raises:
+            ValueError: an id is outside the vocabulary.
+        """
+        lines: list[list[str]] = [[]]
+        for name in self.decode(ids):
+            if name == EOS:
+                lines.append([])
+            else:
+                lines[-1].append(name)
+        return "\n".join(map(self.join, lines))
+
+    @abstractmethod
+    def join(self, types: list[str]) -> str:
+        """The types of a line as text."""
+
+    @abstractmethod
+    def library(self) -> Tokenizer:
+        """The same tokenizer in the `tokenizers` library."""
+
+    @classmethod
+    @abstractmethod
+    def from_library(cls, library: Tokenizer) -> Self:
+        """Back from the library. Raises ValueError if it is of another kind."""
+
+    def decode(self, ids: Iterable[int]) -> list[str]:
+        """Types of token ids.
+
+        Raises:
+            ValueError: an id is outside the vocabulary.
+        """
+        ids = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), dtype=np.int64)
+        if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
+            raise ValueError(f"token ids must lie in 0..{self.vocab_size - 1}, got {ids.min()}..{ids.max()}")
+        return [self.types[index] for index in ids.tolist()]
+
+    def fingerprint(self) -> str:
+        """Checksum of the vocabulary: types and their order."""
+        return hashlib.sha256(" ".join(map(repr, self.types)).encode()).hexdigest()
+
+    def save(self, path: str | Path) -> None:
+        """Write `tokenizer.json`, complete or not at all, for `tokenizers.Tokenizer.from_file`.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        text = self.library().to_str(pretty=True)
+        write_atomic(Path(path), lambda file: file.write(text.encode()))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a `tokenizer.json` that `save` wrote.
+
+        Raises:
+            CorpusError: the file is missing, damaged or holds another kind of tokenizer.
+        """
+        try:
+            return cls.from_library(Tokenizer.from_str(Path(path).read_text(encoding="utf-8")))
+        except Exception as error:  # the library raises plain `Exception` for what it cannot parse
+            raise CorpusError(f"{path}: not a usable tokenizer: {error}") from error
+
+
+def types_in_order(library: Tokenizer) -> list[str]:
+    """Types of a tokenizer of the library by id. Raises ValueError if ids are missing."""
+    vocab = library.get_vocab()
+    if sorted(vocab.values()) != list(range(len(vocab))):
+        raise ValueError("the token ids have holes")
+    return sorted(vocab, key=vocab.__getitem__)
+
+
+class WordTokenizer(TextTokenizer):
     """Words between white space, numbered; `<eos>` ends every line, `<unk>` stands for an unknown word.
 
     There is no normalisation and there are no added tokens, so a word is looked up exactly as it stands in the
@@ -103,21 +228,19 @@ class WordTokenizer:
     three times as fast as `Tokenizer.encode_batch_fast` and equal to it.
     """
 
+    kind = "word"
     DEFINITION = "word level, Unicode White_Space, <eos> a line, order of first appearance in train; version 1"
 
-    def __init__(self, words: Iterable[str]) -> None:
-        """Number `words` in their order.
+    def __init__(self, types: Iterable[str]) -> None:
+        """Number the words in their order.
 
         Raises:
             ValueError: a word is empty, repeated or holds white space, or `<eos>` or `<unk>` is missing.
         """
-        self.words = list(words)
-        self.vocab = {word: index for index, word in enumerate(self.words)}
-        if len(self.vocab) != len(self.words):
-            raise ValueError("the vocabulary repeats a word")
-        if EOS not in self.vocab or UNK not in self.vocab:
-            raise ValueError(f"the vocabulary lacks {EOS} or {UNK}")
-        if any(split_words(word) != [word] for word in self.words):
+        super().__init__(types)
+        if UNK not in self.vocab:
+            raise ValueError(f"the vocabulary lacks {UNK}")
+        if any(split_words(word) != [word] for word in self.types):
             raise ValueError("the vocabulary holds an empty word or one with white space")
 
     @classmethod
@@ -131,28 +254,7 @@ class WordTokenizer:
         vocab.setdefault(UNK)
         return cls(vocab)
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of types, `<eos>` and `<unk>` included."""
-        return len(self.words)
-
-    @property
-    def eos_id(self) -> int:
-        """Id of the token that ends a line."""
-        return self.vocab[EOS]
-
-    @property
-    def unk_id(self) -> int:
-        """Id of the token for an unknown word."""
-        return self.vocab[UNK]
-
-    def encode(self, text: str, *, final_eos: bool = True) -> np.ndarray:
-        r"""Token ids of `text`, int32 (N,), with `<eos>` after every line.
-
-        Args:
-            text: lines separated by \n, words by white space.
-            final_eos: False leaves a last line that has no \n open, as a prompt is.
-        """
+    def encode(self, text: str, *, final_eos: bool = True) -> np.ndarray:  # noqa: D102 - as above
         lines = split_lines(text)
         last = len(lines) - 1 if final_eos or text.endswith("\n") else len(lines) - 2
 
@@ -166,46 +268,22 @@ class WordTokenizer:
 
         return np.fromiter(ids(), dtype=np.int32)
 
-    def unknown_words(self, text: str) -> Counter[str]:
+    def unknown(self, text: str) -> Counter[str]:
         """Words of `text` outside the vocabulary and how often each occurs; a literal `<unk>` is not one."""
         words = Counter(word for line in split_lines(text) for word in split_words(line))
         return Counter({word: count for word, count in words.items() if word not in self.vocab})
 
-    def decode(self, ids: Iterable[int]) -> list[str]:
-        """Words of token ids.
+    def join(self, types: list[str]) -> str:
+        """Words in the format of the corpus: one space between them."""
+        return " ".join(types)
 
-        Raises:
-            ValueError: an id is outside the vocabulary.
-        """
-        ids = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), dtype=np.int64)
-        if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
-            raise ValueError(f"token ids must lie in 0..{self.vocab_size - 1}, got {ids.min()}..{ids.max()}")
-        return [self.words[index] for index in ids.tolist()]
-
-    def save(self, path: str | Path) -> None:
-        """Write `tokenizer.json`, complete or not at all, for `tokenizers.Tokenizer.from_file`.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        tokenizer = Tokenizer(WordLevel(self.vocab, unk_token=UNK))
-        tokenizer.pre_tokenizer = WhitespaceSplit()
-        write_atomic(Path(path), lambda file: file.write(tokenizer.to_str(pretty=True).encode()))
+    def library(self) -> Tokenizer:  # noqa: D102 - as above
+        library = Tokenizer(WordLevel(self.vocab, unk_token=UNK))
+        library.pre_tokenizer = WhitespaceSplit()
+        return library
 
     @classmethod
-    def load(cls, path: str | Path) -> WordTokenizer:
-        """Read a `tokenizer.json` that `save` wrote.
-
-        Raises:
-            CorpusError: the file is missing, damaged or holds another kind of tokenizer.
-        """
-        try:
-            tokenizer = Tokenizer.from_str(Path(path).read_text(encoding="utf-8"))
-            if not isinstance(tokenizer.model, WordLevel) or not isinstance(tokenizer.pre_tokenizer, WhitespaceSplit):
-                raise ValueError("not a word-level tokenizer that splits at white space")
-            vocab = tokenizer.get_vocab()
-            if sorted(vocab.values()) != list(range(len(vocab))):
-                raise ValueError("the token ids have holes")
-            return cls(sorted(vocab, key=vocab.__getitem__))
-        except Exception as error:  # the library raises plain `Exception` for what it cannot parse
-            raise CorpusError(f"{path}: not a usable tokenizer: {error}") from error
+    def from_library(cls, library: Tokenizer) -> WordTokenizer:  # noqa: D102 - as above
+        if not isinstance(library.model, WordLevel) or not isinstance(library.pre_tokenizer, WhitespaceSplit):
+            raise ValueError("not a word-level tokenizer that splits at white space")
+        return cls(types_in_order(library))

@@ -21,7 +21,7 @@ import torch
 from lm.batching import Window
 from lm.checkpoint import fitting, load_checkpoint, load_latest
 from lm.config import RunOptions, TrainConfig, as_plain, run_name, with_defaults
-from lm.corpus import identify, load_corpus
+from lm.corpus import configured_corpus, identify
 from lm.errors import CheckpointError, ConfigError, DivergedError, Interrupted, run_cli
 from lm.evaluate import Evaluation, evaluate
 from lm.export import is_export, load_trained
@@ -32,6 +32,7 @@ from lm.optim import check_finite, clipped_step
 from lm.regularization import regularization_terms
 from lm.run import Run, RunDir
 from lm.runtime import StopSignals, keep_freed_memory, peak_memory, pick_device
+from lm.units import figures_text, split_figures, summary
 
 logger = logging.getLogger("lm.train")
 
@@ -147,17 +148,18 @@ def keep_starting_point(run: Run, run_dir: RunDir, log: RunLog, stop: StopSignal
 def log_epoch(run: Run, log: RunLog, valid: Evaluation) -> None:
     """Record an epoch's validation."""
     progress, rate, averaged = run.progress, run.learning_rate.base, run.averaging.averaged is not None
+    figures = split_figures(run.corpus, "valid", valid.loss)
     values = {
         "epoch": progress.epoch, "lr": rate, "valid_loss": valid.loss, "valid_ppl": valid.perplexity,
         "averaged": averaged, "activation": valid.activation, "seconds": round(progress.seconds, 2),
-    }  # fmt: skip
+    } | {f"valid_{name}": value for name, value in figures.items()}  # fmt: skip
     log.record("epoch", progress.step, values)
     log.histogram("activation", valid.sample_TBH, progress.step)
     log.message(
         f"epoch {progress.epoch:3}/{run.config.epochs}  lr {rate:<7.4g} valid {valid.loss:.4f}  "
         f"ppl {valid.perplexity:8.2f}{'*' if valid.loss < progress.best_loss else ' '} "
         f"rms h {valid.activation['rms']:.3f}  rms dh {valid.activation['temporal_rms']:.3f}  "
-        f"{progress.seconds:6.0f} s{'  (averaged)' if averaged else ''}"
+        f"{progress.seconds:6.0f} s{'  (averaged)' if averaged else ''}{figures_text(figures)}"
     )
 
 
@@ -177,12 +179,16 @@ def final_scores(run: Run, run_dir: RunDir, options: RunOptions, stop: StopSigna
         scores["test_loss"] = score(corpus.splits["test"], config.test_batch_size)
         if config.test_batch_size != 1:  # beside the protocol's figure the one that scores every token
             scores["test_batch1_loss"] = score(corpus.splits["test"], 1)
-    return scores | {name.replace("loss", "ppl"): perplexity(loss) for name, loss in scores.items()}
+    figures = {}
+    for name, loss in (scores | {"valid_loss": run.progress.best_loss}).items():
+        units = {"ppl": perplexity(loss)} | split_figures(corpus, name.split("_")[0], loss)
+        figures |= {name.replace("loss", unit): value for unit, value in units.items()}
+    return scores | figures
 
 
 def open_run(config: TrainConfig, options: RunOptions, device: torch.device, path: Path) -> tuple[Run, int]:
     """Build the run, restored when resuming; returns it and how much of metrics.jsonl belongs to it."""
-    run = Run(config, load_corpus(config.dataset, config.data or None), device)
+    run = Run(config, configured_corpus(config), device)
     state, source = None, Path(options.resume)
     if options.resume == "auto":
         source = RunDir(path).last
@@ -291,15 +297,6 @@ def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
         final = {f"final/{key}": result[key] for key in ("valid_ppl", "test_ppl", "train_ppl") if result[key]}
         log.hparams(as_plain(config), final)
     return result
-
-
-def summary(result: dict[str, Any]) -> str:
-    """The result for a human reader."""
-    test = f"  test {result['test_ppl']:.2f}" if result["test_ppl"] else ""
-    return (
-        f"{result['dataset']}: perplexity train {result['train_ppl']:.2f}  valid {result['valid_ppl']:.2f}{test}  "
-        f"(best epoch {result['best_epoch']} of {result['epochs']}, {result['seconds'] / 60:.1f} min)\n"
-    )
 
 
 def main() -> None:

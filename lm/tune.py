@@ -20,6 +20,7 @@ from lm.corpus import Corpus
 from lm.metrics import perplexity
 from lm.model import AWDLSTM
 from lm.presets import CACHE_POINTER
+from lm.units import split_figures
 
 logger = logging.getLogger("lm.tune")
 
@@ -129,5 +130,6 @@ class Adaptation:
                 "split": split, "adapt": mode, "loss": nats / targets, "ppl": perplexity(nats / targets),
                 "targets": targets, "batch_size": columns, "seconds": round(time.perf_counter() - started, 2),
                 "cache": cache and dataclasses.asdict(cache), "dynamic": dynamic and dataclasses.asdict(dynamic),
+                **split_figures(self._corpus, split, nats / targets),
             })  # fmt: skip
         return rows

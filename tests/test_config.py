@@ -81,6 +81,8 @@ def test_cuda_flag_is_ignored_with_a_warning():
         ("--nhid 99999999999", "--nhid"), ("--model QRNN", "--model"), ("--epochs x", "--epochs"),
         ("--when 0", "--when"), ("--seed -1", "--seed"), ("--nosuch 1", "--nosuch"), ("--min-lr 1", "--min-lr"),
         ("--preset none", "--preset"), ("--log-interval 0", "--log-interval"), ("--nlayers 1", "--nhid"),
+        ("--tokenizer subword", "--tokenizer"), ("--bpe-vocab-size 300", "--bpe-vocab-size"),
+        ("--tokenizer bpe --bpe-vocab-size 256", "--bpe-vocab-size"),
     ],
 )  # fmt: skip
 def test_a_bad_value_is_refused_with_the_flags_name(line, flag):
@@ -106,11 +108,15 @@ def test_identity_ignores_the_preset_name_and_the_spelling_of_numbers_but_no_val
     assert config_id(dataclasses.replace(config, preset="")) == config_id(config)
     assert config_id(make_config(alpha=1)) == config_id(make_config(alpha=1.0))
     assert config_id(make_config(alpha=1)) != config_id(make_config(alpha=1.5))
+    kinds = [{}, {"tokenizer": "char"}, {"tokenizer": "bpe"}, {"tokenizer": "bpe", "bpe_vocab_size": 300}]
+    assert len({config_id(make_config(**kind)) for kind in kinds}) == 4
+    assert config_id(make_config()) == config_id(make_config(tokenizer="word", bpe_vocab_size=8000))
 
 
 def test_what_an_earlier_version_wrote_means_the_same_though_it_lacks_a_younger_field():
     config = make_config("examples-200", "ptb", alpha=2)
-    older = {name: value for name, value in as_plain(config).items() if name != "finetune"}
+    younger = ("finetune", "tokenizer", "bpe_vocab_size")
+    older = {name: value for name, value in as_plain(config).items() if name not in younger}
     assert config_from_dict(older) == config
     assert resume_conflicts(config, older) == []
     with pytest.raises(ConfigError, match="warp"):

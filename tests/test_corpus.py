@@ -23,6 +23,7 @@ from lm import cards
 from lm.cards import SPLITS, known_corpora
 from lm.corpus import identify, load_corpus
 from lm.errors import ConfigError, CorpusError
+from lm.subword import Tokenization
 
 ROOT = Path(__file__).resolve().parent.parent
 # Synthetic text in the layout of the published files: a space before and after, blank lines as one space.
@@ -109,7 +110,7 @@ def test_a_folder_is_encoded_under_every_file_name_in_use(tmp_path, pattern):
     corpus = load_corpus(None, folder)
     assert (corpus.name, corpus.source, corpus.vocab_size) == ("own", str(folder), 12)
     assert {split: len(ids) for split, ids in corpus.splits.items()} == TOY_TOKENS
-    assert corpus.tokenizer.words[:5] == ["<eos>", "=", "a", "title", "the"]
+    assert corpus.tokenizer.types[:5] == ["<eos>", "=", "a", "title", "the"]
     for split, text in TOY.items():
         assert corpus.sha256[split] == hashlib.sha256(text.encode()).hexdigest()
         assert corpus.lines[split] == text.count("\n")
@@ -140,14 +141,14 @@ def test_line_ends_and_byte_order_marks_change_no_token(tmp_path, change):
     lines = {"train": "b a\nc\n", "valid": "a\n\nb\n", "test": "c\n"}
     plain = load_corpus(None, write(tmp_path / "plain", lines))
     changed = load_corpus(None, write(tmp_path / "changed", {split: change(text) for split, text in lines.items()}))
-    assert changed.tokenizer.words == plain.tokenizer.words
+    assert changed.tokenizer.types == plain.tokenizer.types
     for split in SPLITS:
         assert np.array_equal(changed.splits[split], plain.splits[split])
 
 
 def test_the_folder_comes_before_the_variable_and_the_variable_before_data(tmp_path, monkeypatch):
     def found() -> str:
-        return load_corpus("own").tokenizer.words[0]
+        return load_corpus("own").tokenizer.types[0]
 
     write(Path("data/own"), dict.fromkeys(SPLITS, "in-data\n"))
     assert found() == "in-data"
@@ -157,7 +158,7 @@ def test_the_folder_comes_before_the_variable_and_the_variable_before_data(tmp_p
     write(tmp_path / "corpora" / "own", dict.fromkeys(SPLITS, "in-variable\n"))
     assert found() == "in-variable"
     folder = write(tmp_path / "given", dict.fromkeys(SPLITS, "in-folder\n"))
-    assert load_corpus("own", folder).tokenizer.words[0] == "in-folder"
+    assert load_corpus("own", folder).tokenizer.types[0] == "in-folder"
 
 
 def test_a_folder_without_the_files_is_passed_over(tmp_path, monkeypatch):
@@ -465,7 +466,7 @@ def test_the_second_load_is_from_the_cache_and_equal(tmp_path, monkeypatch):
     first = load_corpus(None, folder, tmp_path / "data")
     monkeypatch.setattr("lm.corpus._encode", None)
     second = load_corpus(None, folder, tmp_path / "data")
-    assert second.tokenizer.words == first.tokenizer.words
+    assert second.tokenizer.types == first.tokenizer.types
     for split in SPLITS:
         assert np.array_equal(second.splits[split], first.splits[split])
     for name in ("name", "source", "unk", "lines", "sha256", "path"):
@@ -481,6 +482,31 @@ def test_another_text_or_tokenizer_gets_another_cache(tmp_path, monkeypatch):
     assert second.tokenizer.decode(second.splits["valid"])[1] == "mat"
     monkeypatch.setattr("lm.tokenizer.WordTokenizer.DEFINITION", "another")
     assert len({first.path, second.path, load_corpus(None, folder).path}) == 3
+
+
+def test_a_cache_that_does_not_count_words_yet_is_read_as_it_is(tmp_path, warnings_logged):
+    folder = write(tmp_path / "own", TOY)
+    first = load_corpus(None, folder)
+    meta = json.loads((first.path / "meta.json").read_text())
+    del meta["corpus"]["words"], meta["sha256"]
+    meta["sha256"] = hashlib.sha256(json.dumps(meta).encode()).hexdigest()
+    (first.path / "meta.json").write_text(json.dumps(meta))
+    again = load_corpus(None, folder)
+    assert (again.words, again.path, warnings_logged()) == (TOY_TOKENS, first.path, [])
+    assert first.words == TOY_TOKENS
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+def test_a_known_corpus_is_held_to_its_checksum_and_not_to_its_types_with_another_tokenizer(tmp_path, toy_card, kind):
+    toy_card()
+    folder = write(tmp_path / "own", TOY)
+    corpus = load_corpus("toy", folder, tokenization=Tokenization(kind, 300))
+    assert (corpus.name, corpus.tokenizer.kind, corpus.words) == ("toy", kind, TOY_TOKENS)
+    for split, text in TOY.items():
+        assert corpus.tokenizer.text(corpus.splits[split]) == text
+    write(folder, {"valid": " the cat sat ! \n \n"})
+    with pytest.raises(CorpusError, match="does not hold the published toy"):
+        load_corpus("toy", folder, tokenization=Tokenization(kind, 300))
 
 
 def flip_a_bit(path: Path) -> None:
@@ -586,7 +612,7 @@ def test_the_command_line_prints_one_json_object(cli, tmp_path, work_dir):
     done = cli("corpus", "--data", folder, "--json")
     report = json.loads(done.stdout)
     assert done.returncode == 0
-    assert list(report) == ["dataset", "vocab_size", "tokens", "unk", "sha256", "path"]
+    assert list(report) == ["dataset", "vocab_size", "tokens", "unk", "sha256", "path", "tokenizer", "words"]
     assert (report["dataset"], report["vocab_size"]) == ("own", 12)
     assert report["tokens"] == TOY_TOKENS | {"valid": 4}
     assert report["unk"] == {"train": 0, "valid": 3, "test": 0}
@@ -603,7 +629,14 @@ def test_the_command_line_reports_to_a_reader(cli, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [([], 2), (["--dataset", "a/b"], 2), (["--what"], 2), (["--data", "gone"], 3), (["--help"], 0)],
+    [
+        ([], 2),
+        (["--dataset", "a/b"], 2),
+        (["--data", "x", "--bpe-vocab-size", "300"], 2),
+        (["--what"], 2),
+        (["--data", "gone"], 3),
+        (["--help"], 0),
+    ],
 )
 def test_exit_codes_of_the_command_line(cli, arguments, code):
     done = cli("corpus", *arguments)

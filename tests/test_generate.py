@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lm.corpus import load_corpus
 from lm.evaluate import evaluate
-from lm.generate import Sampling, as_text, beam_search, next_word_probabilities, sample
+from lm.generate import Sampling, beam_search, next_word_probabilities, sample
 from lm.model import AWDLSTM
 from lm.score import score_continuous, score_independent, score_text
 from lm.tokenizer import WordTokenizer, detokenize
@@ -185,7 +185,7 @@ def test_detokenizing_only_takes_spaces_away(words):
 @given(st.lists(st.integers(0, 4)))
 def test_generated_text_in_the_format_of_the_corpus_is_read_back_as_the_same_ids(ids):
     tokenizer = WordTokenizer.from_text("a b c\n")
-    assert tokenizer.encode(as_text(tokenizer, ids), final_eos=False).tolist() == ids
+    assert tokenizer.encode(tokenizer.text(ids), final_eos=False).tolist() == ids
 
 
 def test_generating_by_the_command_line(cli, tiny_run):

@@ -9,7 +9,7 @@ import pytest
 
 LM = Path(__file__).resolve().parent.parent / "lm"
 LAYERS = [
-    {"errors", "files", "presets", "config", "runtime"},
+    {"errors", "files", "presets", "bounds", "config", "runtime"},
     {
         "flags",
         "tokenizer",
@@ -23,8 +23,8 @@ LAYERS = [
         "study",
         "figures",
     },
-    {"pydocs", "corpus", "batching", "model", "optim", "plain"},
-    {"run", "evaluate", "adapt", "tune", "score", "generate", "look", "export"},
+    {"pydocs", "subword", "encoded", "corpus", "batching", "model", "optim", "plain"},
+    {"run", "evaluate", "adapt", "tune", "score", "generate", "units", "look", "export"},
     {"train"},
     {"stats", "tables", "analysis", "plots", "compare", "report"},
     {"studyfile", "live", "executors", "cluster", "search", "sweep", "bench"},

@@ -35,7 +35,7 @@ def expected(run, columns, start, count):
     nats = F.cross_entropy(model.decoder(h[:, 0]), data[1:, 0], reduction="none")
     piece = slice(start, start + count)
     inactive = (h.abs() < 0.01).double().mean((0, 1))
-    words = [corpus.tokenizer.words[i] for i in data[1:, 0][piece]]
+    words = [corpus.tokenizer.types[i] for i in data[1:, 0][piece]]
     return words, nats[piece], h[:, 0].abs().mean(1)[piece], inactive
 
 

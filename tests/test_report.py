@@ -256,6 +256,49 @@ def test_a_field_that_follows_from_the_grid_makes_no_column(tmp_path):
     assert analysis_of(tmp_path, lines, seeds=[1]).fields == ("alpha", "beta")
 
 
+def per_word(seed, valid, ratio, **config):
+    """A run whose tokens are parts of words: fewer nats a token, and `ratio` tokens a word."""
+    units = {"valid": valid, "test": valid - 0.1, "train": math.log(60) / ratio}
+    more = {f"{split}_word_ppl": math.exp(loss * ratio) for split, loss in units.items()}
+    more |= {"valid_bits_per_char": valid / math.log(2)} if config["tokenizer"] == "char" else {}
+    return record(seed, valid, test=units["test"], config=config, train_ppl=math.exp(units["train"]), **more)
+
+
+def test_runs_on_characters_and_bpe_are_compared_per_word_and_the_table_says_so(tmp_path):
+    body = '[[grid]]\ntokenizer = ["word", "char", "bpe"]\n'
+    words = [record(seed, 4.5 + 0.01 * seed, test=4.4, config={"tokenizer": "word"}) for seed in (1, 2)]
+    parts = [per_word(s, 1.0, 4.6, tokenizer="char") for s in (1, 2)] + [
+        per_word(s, 3.9, 1.2, tokenizer="bpe") for s in (1, 2)
+    ]
+    analysis = analysis_of(tmp_path, words + parts, body=body, seeds=(1, 2))
+    assert analysis.cells[analysis.chosen].label == "tokenizer word"  # of the lowest nats a word, not a token
+    for kind, valid, test in (("word", 4.515, 4.4), ("char", 4.6, 4.14), ("bpe", 4.68, 4.56)):
+        cell = cell_of(analysis, tokenizer=kind)
+        assert cell.mean("valid_loss") == pytest.approx(valid)
+        assert cell.mean("test_ppl") == pytest.approx(math.exp(test))
+        assert cell.mean("gap") == pytest.approx(valid - math.log(60))
+    assert cell_of(analysis, tokenizer="char").mean("valid_bits_per_char") == pytest.approx(1 / math.log(2))
+    text = report_text(analysis)
+    assert "valid ppl/word" in text
+    assert "valid bits/char" in text
+    assert "nats per word on test" in text
+    words_alone = report_text(
+        analysis_of(tmp_path / "words", words, seeds=(1, 2), body='[[grid]]\ntokenizer = ["word"]\n')
+    )
+    assert "per word" not in words_alone
+    assert "/" not in words_alone.split("\n\n")[1].splitlines()[0]
+
+
+def test_a_published_figure_is_not_the_protocol_of_a_run_on_bpe(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "result.json").write_text(json.dumps(per_word(1, 3.9, 1.2, tokenizer="bpe")))
+    quoted = [row for row in compare([str(folder), "published"]) if row.quoted_from]
+    assert quoted
+    assert all("tokenizer word there, bpe here" in row.other_protocol for row in quoted)
+    assert "per word" in compare_text(compare([str(folder), "published"]))
+
+
 def test_lines_of_another_corpus_are_left_out_and_said_so(tmp_path):
     lines = [record(1, 4.5), record(1, 3.0, dataset="pydocs", config={"dataset": "pydocs", "alpha": 1.0})]
     analysis = analysis_of(tmp_path, lines, seeds=[1])

@@ -32,12 +32,12 @@ def saved(tokenizer: WordTokenizer, tmp_path_factory: pytest.TempPathFactory) ->
 
 def test_vocabulary_is_numbered_by_first_appearance_with_eos_at_the_first_line_end():
     tokenizer = WordTokenizer.from_text("b a b\n\nc <unk> a\n")
-    assert tokenizer.words == ["b", "a", EOS, "c", UNK]
+    assert tokenizer.types == ["b", "a", EOS, "c", UNK]
     assert (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.unk_id) == (5, 2, 4)
 
 
 def test_unk_is_added_at_the_end_where_the_text_has_none():
-    assert WordTokenizer.from_text("b a\nc").words == ["b", "a", EOS, "c", UNK]
+    assert WordTokenizer.from_text("b a\nc").types == ["b", "a", EOS, "c", UNK]
 
 
 def test_every_line_ends_with_eos_blank_ones_and_an_unfinished_last_one_too():
@@ -74,7 +74,7 @@ def test_white_space_is_that_of_the_library_for_every_character():
 def test_unknown_words_are_counted_and_a_literal_unk_is_not():
     tokenizer = WordTokenizer.from_text("a <unk>\n")
     text = "a x <unk>\nx y\n"
-    assert tokenizer.unknown_words(text) == {"x": 2, "y": 1}
+    assert tokenizer.unknown(text) == {"x": 2, "y": 1}
     assert tokenizer.decode(tokenizer.encode(text)) == ["a", UNK, UNK, EOS, UNK, UNK, EOS]
 
 
@@ -94,7 +94,7 @@ def test_decoding_gives_back_the_words_and_a_reload_the_vocabulary(tmp_path_fact
     assert tokenizer.decode(tokenizer.encode(text)) == words
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     tokenizer.save(path)
-    assert WordTokenizer.load(path).words == tokenizer.words
+    assert WordTokenizer.load(path).types == tokenizer.types
 
 
 @pytest.mark.parametrize("ids", [[-1], [3], [0, 99]])
@@ -113,7 +113,7 @@ def test_saving_replaces_the_file_and_leaves_nothing_else(tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text("old")
     WordTokenizer.from_text("a\n").save(path)
-    assert WordTokenizer.load(path).words == ["a", EOS, UNK]
+    assert WordTokenizer.load(path).types == ["a", EOS, UNK]
     assert [entry.name for entry in tmp_path.iterdir()] == ["tokenizer.json"]
 
 
