@@ -83,6 +83,8 @@ def train_epoch(run: Run, run_dir: RunDir, options: RunOptions, log: RunLog, sto
         if progress.step % options.save_every == 0:
             check_means(run)
             run_dir.save_last(run, log.position)
+        if stop.received is not None:  # what is saved now must be good, too
+            check_means(run)
         stop.check()
 
 

@@ -110,7 +110,7 @@ def stop_after_first_update(patch):
 
 def ending(config, out_dir, **options):
     """Result of a run, None if it diverged, which must leave a record and finite weights."""
-    run = RunOptions(out_dir=str(out_dir), tensorboard=False, save_every=1, log_interval=1, **options)
+    run = RunOptions(out_dir=str(out_dir), tensorboard=False, log_interval=1, **options)
     try:
         return train.train(config, run)
     except DivergedError:
@@ -128,7 +128,7 @@ def test_any_valid_configuration_trains_saves_resumes_and_evaluates(config, text
     assert parsed == config
     with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
         straight, stopped = Path(scratch, "straight"), Path(scratch, "stopped")
-        result = ending(config, straight)
+        result = ending(config, straight, save_every=1)
         stop_after_first_update(patch)
         try:
             resumed = ending(config, stopped)
