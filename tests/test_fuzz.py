@@ -112,7 +112,10 @@ def ending(config, out_dir, **options):
     """Result of a run, None if it diverged, which must leave a record and finite weights."""
     run = RunOptions(out_dir=str(out_dir), tensorboard=False, log_interval=1, **options)
     try:
-        return train.train(config, run)
+        result = train.train(config, run)
+        for line in [json.dumps(result), *(out_dir / "metrics.jsonl").read_text().splitlines()]:
+            json.loads(line, parse_constant=pytest.fail)
+        return result
     except DivergedError:
         assert json.loads((out_dir / "result.json").read_text())["status"] == "diverged"
         for path in out_dir.glob("ckpt/*.pt"):

@@ -291,7 +291,7 @@ def test_a_model_too_large_for_the_memory_is_one_message(finished, ending, tmp_p
 
 
 def test_an_update_that_ruins_the_weights_exits_with_4_and_keeps_the_last_good_checkpoint(finished, ending, tmp_path):
-    code, error = ending(train, *finished[1], "--wdecay=1e38", "--alpha=0", "--beta=0", "--out-dir", tmp_path)
+    code, error = ending(train, *finished[1], "--wdecay=1e39", "--alpha=0", "--beta=0", "--out-dir", tmp_path)
     assert (code, "--lr" in error) == (4, True), error
     assert json.loads((tmp_path / "result.json").read_text())["status"] == "diverged"
     for path in tmp_path.glob("ckpt/*.pt"):
