@@ -182,6 +182,7 @@ def words_of(raw):
 @FUZZ
 @given(train_file=FILES, valid_file=FILES, test_file=FILES)
 @example(b"a\n", b"a\x1cb\n", b"<eos> <unk>")
+@example("\ufeffa\n".encode(), b"a\r\nb", "\ufeff\ufeffa".encode())
 def test_any_folder_of_files_is_prepared_and_read_back_or_refused_by_name(train_file, valid_file, test_file):
     files = {"train": train_file, "valid": valid_file, "test": test_file}
     with tempfile.TemporaryDirectory() as scratch:

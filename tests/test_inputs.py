@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import shutil
+import signal
 import sys
 import typing
 from pathlib import Path
@@ -290,8 +291,15 @@ def test_a_model_too_large_for_the_memory_is_one_message(finished, ending, tmp_p
     assert (code, "--nhid" in error) == (2, True), error
 
 
-def test_an_update_that_ruins_the_weights_exits_with_4_and_keeps_the_last_good_checkpoint(finished, ending, tmp_path):
-    code, error = ending(train, *finished[1], "--wdecay=1e39", "--alpha=0", "--beta=0", "--out-dir", tmp_path)
+@pytest.mark.parametrize("stopped", [False, True], ids=["saved", "stopped by a signal"])
+def test_an_update_that_ruins_the_weights_exits_with_4_and_keeps_the_last_good_checkpoint(
+    stopped, finished, ending, tmp_path, monkeypatch
+):
+    real = train.update
+    if stopped:
+        monkeypatch.setattr(train, "update", lambda *both: (real(*both), os.kill(os.getpid(), signal.SIGTERM)))
+    flags = [*finished[1], "--wdecay=1e39", "--alpha=0", "--beta=0", f"--save-every={9 if stopped else 1}"]
+    code, error = ending(train, *flags, "--out-dir", tmp_path)
     assert (code, "--lr" in error) == (4, True), error
     assert json.loads((tmp_path / "result.json").read_text())["status"] == "diverged"
     for path in tmp_path.glob("ckpt/*.pt"):
