@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from lm.batching import Window
@@ -85,6 +84,8 @@ def train_epoch(run: Run, run_dir: RunDir, options: RunOptions, log: RunLog, sto
         if progress.step % options.save_every == 0:
             check_means(run)
             run_dir.save_last(run, log.sync())
+        if stop.received is not None:  # what is saved now must be good, too
+            check_means(run)
         stop.check()
 
 
@@ -118,8 +119,7 @@ def end_epoch(run: Run, run_dir: RunDir, log: RunLog, stop: StopSignals) -> None
     model = run.averaging.evaluated(run.model)
     valid = evaluate(model, run.corpus.splits["valid"], config.eval_batch_size, between_windows=stop.check)
     progress.seconds += time.perf_counter() - started
-    if not math.isfinite(valid.loss):
-        raise DivergedError(f"epoch {progress.epoch}: valid loss {valid.loss}: not finite; try a lower --lr")
+    check_evaluation(valid, f"valid after epoch {progress.epoch}")
     log_epoch(run, log, valid)
     if valid.loss < progress.best_loss:
         progress.best_epoch, progress.best_loss = progress.epoch, valid.loss
@@ -134,6 +134,13 @@ def end_epoch(run: Run, run_dir: RunDir, log: RunLog, stop: StopSignals) -> None
     run.windows.rewind()
     run.hidden = run.model.initial_state(config.batch_size)
     run_dir.save_last(run, log.sync())
+
+
+def check_evaluation(found: Evaluation, text: str) -> None:
+    """Raise DivergedError if the loss or a statistic of an evaluation is not finite: JSON has no such number."""
+    if not all(map(math.isfinite, (found.loss, *found.activation.values()))):
+        rms = found.activation["rms"]
+        raise DivergedError(f"{text}: loss {found.loss:g}, rms of activations {rms:g}: not finite; try a lower --lr")
 
 
 def keep_starting_point(run: Run, run_dir: RunDir, log: RunLog, stop: StopSignals) -> None:
@@ -170,15 +177,16 @@ def final_scores(run: Run, run_dir: RunDir, options: RunOptions, stop: StopSigna
     with fitting(run_dir.best):
         run.model.load_state_dict(best["model"])
 
-    def score(ids: np.ndarray, columns: int) -> float:
-        return evaluate(run.model, ids, columns, between_windows=stop.check).loss
+    def score(split: str, columns: int, tokens: int | None = None) -> float:
+        found = evaluate(run.model, corpus.splits[split][:tokens], columns, between_windows=stop.check)
+        check_evaluation(found, split)
+        return found.loss
 
-    train_ids = corpus.splits["train"][: config.eval_train_tokens or None]
-    scores = {"train_loss": score(train_ids, config.eval_batch_size)}
+    scores = {"train_loss": score("train", config.eval_batch_size, config.eval_train_tokens or None)}
     if options.eval_test:
-        scores["test_loss"] = score(corpus.splits["test"], config.test_batch_size)
+        scores["test_loss"] = score("test", config.test_batch_size)
         if config.test_batch_size != 1:  # beside the protocol's figure the one that scores every token
-            scores["test_batch1_loss"] = score(corpus.splits["test"], 1)
+            scores["test_batch1_loss"] = score("test", 1)
     figures = {}
     for name, loss in (scores | {"valid_loss": run.progress.best_loss}).items():
         units = {"ppl": perplexity(loss)} | split_figures(corpus, name.split("_")[0], loss)

@@ -35,7 +35,7 @@ FUZZ = settings.get_profile("fuzz")
 
 # Largest value drawn of fields where a valid one may be as large as the machine.
 LARGEST = {"batch_size": 9, "eval_batch_size": 9, "test_batch_size": 9, "emsize": 12, "nhid": 12, "nlayers": 3,
-           "bptt": 40, "epochs": 3}  # fmt: skip
+           "bptt": 40, "epochs": 3, "bpe_vocab_size": 300}  # fmt: skip
 # Fields that name other files.
 PLACES = ("dataset", "data", "preset", "finetune")
 HINTS = typing.get_type_hints(TrainConfig, include_extras=True)
@@ -67,6 +67,8 @@ def configurations(draw):
         if name not in PLACES and draw(st.booleans()):
             drawn[name] = draw(values_of(name))
     drawn |= {"max_steps": 2, "epochs": min(drawn.get("epochs", 2), 3)}
+    if drawn.get("tokenizer") != "bpe":
+        drawn.pop("bpe_vocab_size", None)
     if drawn.get("eval_train_tokens"):
         drawn["eval_train_tokens"] = max(drawn["eval_train_tokens"], 2 * drawn["eval_batch_size"])
     try:
@@ -110,9 +112,12 @@ def stop_after_first_update(patch):
 
 def ending(config, out_dir, **options):
     """Result of a run, None if it diverged, which must leave a record and finite weights."""
-    run = RunOptions(out_dir=str(out_dir), tensorboard=False, save_every=1, log_interval=1, **options)
+    run = RunOptions(out_dir=str(out_dir), tensorboard=False, log_interval=1, **options)
     try:
-        return train.train(config, run)
+        result = train.train(config, run)
+        for line in [json.dumps(result), *(out_dir / "metrics.jsonl").read_text().splitlines()]:
+            json.loads(line, parse_constant=pytest.fail)
+        return result
     except DivergedError:
         assert json.loads((out_dir / "result.json").read_text())["status"] == "diverged"
         for path in out_dir.glob("ckpt/*.pt"):
@@ -128,7 +133,7 @@ def test_any_valid_configuration_trains_saves_resumes_and_evaluates(config, text
     assert parsed == config
     with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
         straight, stopped = Path(scratch, "straight"), Path(scratch, "stopped")
-        result = ending(config, straight)
+        result = ending(config, straight, save_every=1)
         stop_after_first_update(patch)
         try:
             resumed = ending(config, stopped)
@@ -179,6 +184,7 @@ def words_of(raw):
 @FUZZ
 @given(train_file=FILES, valid_file=FILES, test_file=FILES)
 @example(b"a\n", b"a\x1cb\n", b"<eos> <unk>")
+@example("\ufeffa\n".encode(), b"a\r\nb", "\ufeff\ufeffa".encode())
 def test_any_folder_of_files_is_prepared_and_read_back_or_refused_by_name(train_file, valid_file, test_file):
     files = {"train": train_file, "valid": valid_file, "test": test_file}
     with tempfile.TemporaryDirectory() as scratch:
