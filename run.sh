@@ -76,7 +76,8 @@ case ${1:-quick} in
   test)
     setup
     shift
-    exec python -m pytest "$@"
+    # A worker a CPU, of which more than four would mostly import PyTorch; a file's tests share what they train.
+    exec python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"
     ;;
   study)
     [ $# -ge 2 ] || usage
