@@ -270,10 +270,11 @@ def config_id(config: TrainConfig) -> str:
 def resume_conflicts(now: TrainConfig, before: Mapping[str, Any]) -> list[str]:
     """Flags whose values forbid that `now` continues a run configured as `before`, with both values.
 
-    `--epochs` may change where the learning rate does not depend on it.
+    `--epochs` may change where the learning rate does not depend on it, and `--min-lr` may fall: both only end a run.
     """
-    free = _LABELS + (("epochs",) if now.schedule in ("constant", "plateau") else ())
     values, before = as_plain(now), with_defaults(before)
+    free = _LABELS + (("epochs",) if now.schedule in ("constant", "plateau") else ())
+    free += ("min_lr",) if now.min_lr < before["min_lr"] else ()
     changed = [name for name in values if name not in free and values[name] != before[name]]
     return [f"--{name.replace('_', '-')} {before[name]} (now {values[name]})" for name in changed]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lm.errors import ConfigError
 from lm.files import take_lock
 from tests.conftest import TINY
 from tests.rundir import records, same, weights
@@ -234,10 +235,19 @@ def test_json_prints_one_object_and_save_copies_the_best_checkpoint(cli, corpus_
     assert same(copied, weights(tmp_path / "run", "best"))
 
 
-def test_plateau_stops_at_the_smallest_learning_rate(cli, corpus_dir, tmp_path):
-    done = cli("train", "--data", corpus_dir, *TINY, "--schedule=plateau", "--nonmono=0", "--lr=1e-9", "--min-lr=9e-10",
-               "--wdecay=0", "--epochs=50", "--no-tensorboard", "--json", "--out-dir", tmp_path / "run")  # fmt: skip
-    assert json.loads(done.stdout)["epochs"] < 50
+def test_plateau_stops_at_the_smallest_learning_rate_and_goes_on_when_that_is_lowered(
+    train_here, corpus_dir, tmp_path
+):
+    flags = ("--data", corpus_dir, *TINY, "--schedule=plateau", "--nonmono=0", "--lr=1e-9", "--wdecay=0", "--epochs=9",
+             "--no-tensorboard", "--no-eval-test")  # fmt: skip
+    stopped = train_here(*flags, "--min-lr=9e-10", "--out-dir", tmp_path / "stopped")
+    assert stopped["epochs"] < 9
+    continued = train_here(*flags, "--min-lr=0", "--out-dir", tmp_path / "stopped", "--resume=auto")
+    assert continued["epochs"] == train_here(*flags, "--out-dir", tmp_path / "long")["epochs"] == 9
+    assert same(weights(tmp_path / "stopped"), weights(tmp_path / "long"))
+    assert records(tmp_path / "stopped") == records(tmp_path / "long")
+    with pytest.raises(ConfigError, match="--min-lr"):
+        train_here(*flags, "--min-lr=9e-10", "--out-dir", tmp_path / "long", "--resume=auto")
 
 
 def test_schedules_end_with_the_last_update_and_train_perplexity_can_be_taken_over_a_part(cli, corpus_dir, tmp_path):
