@@ -56,7 +56,7 @@ def doing(run: Path, epoch_ends: set[int]) -> str:
     if list(run.rglob(".*.tmp")):
         return "a save"
     if not (run / "ckpt" / "last.pt").exists():
-        return "start-up"
+        return "training, before the first checkpoint"
     if checkpoint(run, "last")["progress"]["finished"]:
         return "final scores and result"
     return "evaluation at the end of an epoch" if last_step(run) in epoch_ends else "training"
@@ -94,8 +94,9 @@ def kill_at_random(trials: Trials, kills: int, seed: int) -> tuple[int, Counter[
         place = trials.new_place()
         run, saved = place / "run", 0
         while counts.total() < kills and (state := live(place, trials.flags, generator, seconds)) != "completed":
-            seconds *= 0.9 if saved_step(run) > saved else 1.25
-            saved = saved_step(run)
+            if state == "running":
+                seconds *= 0.9 if saved_step(run) > saved else 1.25
+                saved = saved_step(run)
             counts[doing(run, epoch_ends) if state == "running" else state] += 1
             assert last_step(run) - saved_step(run) <= SAVE_EVERY, (last_step(run), saved_step(run))
         finish(start(place, trials.flags))
