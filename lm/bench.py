@@ -218,11 +218,9 @@ def write_table(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
 
 
 def _plot(path: Path, rows: dict[str, dict[str, Any]]) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from lm.figures import new_figure, save_png  # matplotlib takes half a second to import
 
-    figure = Figure(figsize=(8, 0.55 * len(rows) + 1.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((8, 0.55 * len(rows) + 1.2))
     axes, places = figure.add_subplot(), np.arange(len(rows))
     for shift, key, label in ((-0.2, "tokens_per_s", "this project"), (0.2, "plain_tokens_per_s", "plain PyTorch")):
         bars = axes.barh(places + shift, [row[key] for row in rows.values()], 0.38, label=label)
@@ -233,7 +231,7 @@ def _plot(path: Path, rows: dict[str, dict[str, Any]]) -> None:
     axes.set_xlabel("tokens per second of training")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    save_png(figure, path)
 
 
 def main() -> None:

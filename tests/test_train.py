@@ -235,9 +235,7 @@ def test_json_prints_one_object_and_save_copies_the_best_checkpoint(cli, corpus_
     assert same(copied, weights(tmp_path / "run", "best"))
 
 
-def test_plateau_stops_at_the_smallest_learning_rate_and_goes_on_when_that_is_lowered(
-    train_here, corpus_dir, tmp_path
-):
+def test_plateau_stops_at_the_smallest_learning_rate_and_goes_on_when_that_is_lowered(train_here, corpus_dir, tmp_path):
     flags = ("--data", corpus_dir, *TINY, "--schedule=plateau", "--nonmono=0", "--lr=1e-9", "--wdecay=0", "--epochs=9",
              "--no-tensorboard", "--no-eval-test")  # fmt: skip
     stopped = train_here(*flags, "--min-lr=9e-10", "--out-dir", tmp_path / "stopped")
