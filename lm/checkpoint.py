@@ -27,9 +27,12 @@ _REMEDY = "put a good copy in its place, or train again"
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], *, keep_previous: bool = False) -> None:
-    """Write `state` (tensors and plain types) to `path`; keep what was there as `<stem>.prev.pt` if asked."""
+    """Write `state` (tensors and plain types) to `path`; keep what was there as `<stem>.prev.pt` if asked.
+
+    A damaged file is not kept: it would take the place of the good one that the run was continued from.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    previous = _previous(path) if keep_previous else None
+    previous = _previous(path) if keep_previous and _is_good(path) else None
     write_atomic(path, lambda file: _write({"format": FORMAT} | state, file), previous=previous)
 
 
@@ -55,6 +58,13 @@ def _is_as_written(path: Path) -> bool:
         for start in range(0, covered, _BLOCK_BYTES):
             digest.update(file.read(min(_BLOCK_BYTES, covered - start)))
         return file.read() == digest.digest()
+
+
+def _is_good(path: Path) -> bool:
+    try:
+        return _is_as_written(path)
+    except Exception:  # no file, or one of the dozen kinds that zipfile raises
+        return False
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -1,32 +1,23 @@
-"""A training run: its parts, their state in checkpoints, and the files of its directory."""
+"""A training run: its parts, and their state in checkpoints."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import math
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from lm.batching import BPTTWindows, batchify, check_columns
-from lm.checkpoint import save_checkpoint
-from lm.config import TrainConfig, as_plain, config_id, resume_conflicts, with_defaults
+from lm.config import TrainConfig, as_plain, resume_conflicts, with_defaults
 from lm.corpus import Corpus
 from lm.errors import CheckpointError, ConfigError
-from lm.files import naming, remove_temporaries, take_lock, write_json
-from lm.metrics import IntervalMeans, perplexity
-from lm.model import AWDLSTM, count_parameters
+from lm.metrics import IntervalMeans
+from lm.model import AWDLSTM
 from lm.optim import NTASGD, LearningRate, build_optimizer
 from lm.runtime import (
-    git_state,
-    peak_rss_mb,
     pick_precision,
     rng_state,
     set_determinism,
@@ -171,73 +162,3 @@ class Run:
             "vocabulary": self.corpus.tokenizer.fingerprint(),
             "progress": dataclasses.asdict(self.progress),
         }
-
-
-class RunDir:
-    """The files of one run's directory; each appears complete or not at all."""
-
-    def __init__(self, path: Path, copy_best_to: str = "") -> None:
-        self.path, self._copy = path, copy_best_to
-        self.last, self.best = path / "ckpt" / "last.pt", path / "ckpt" / "best.pt"
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes from training here. The kernel drops the lock of a process that ends, however it ends.
-
-        Raises ConfigError, naming the process that trains here already.
-        """
-        path = self.path / "train.lock"
-        lock = take_lock(path, wait=False)
-        if lock is None:
-            raise ConfigError(
-                f"--out-dir: process {path.read_text() or 'unknown'} is training in {self.path}: "
-                "wait for it, end it, or choose another directory"
-            )
-        try:
-            os.ftruncate(lock, 0)
-            with naming(path):
-                os.write(lock, str(os.getpid()).encode())
-            for folder in (self.path, self.last.parent):
-                remove_temporaries(folder)
-            yield
-        finally:
-            os.close(lock)
-
-    def prepare(self, run: Run) -> None:
-        """Create the directory and write what describes the run."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "result.json").unlink(missing_ok=True)
-        environment = versions(run.device, run.model.precision) | {"git": git_state(), "argv": sys.argv}
-        write_json(self.path / "env.json", environment)
-        run.corpus.tokenizer.save(self.path / "tokenizer.json")
-        write_json(self.path / "config.json", as_plain(run.config))
-
-    def save_last(self, run: Run, log_position: int) -> None:
-        """Write last.pt, from which the run continues bit for bit; the one before stays as last.prev.pt."""
-        save_checkpoint(self.last, run.state_dict(log_position), keep_previous=True)
-
-    def save_best(self, run: Run, model: AWDLSTM) -> None:
-        """Write best.pt, and the copy that `--save` asks for."""
-        state = run.best_state(model)
-        save_checkpoint(self.best, state)
-        if self._copy:
-            save_checkpoint(Path(self._copy), state)
-
-    def write_result(self, run: Run, status: str, scores: dict[str, Any]) -> dict[str, Any]:
-        """Write result.json, the last file of a run, and return its content."""
-        progress, known = run.progress, math.isfinite(run.progress.best_loss)
-        result = {
-            "status": status, "id": config_id(run.config), "config": as_plain(run.config), "seed": run.config.seed,
-            "dataset": run.corpus.name, "best_epoch": progress.best_epoch,
-            "valid_loss": progress.best_loss if known else None,
-            "valid_ppl": perplexity(progress.best_loss) if known else None,
-            "train_loss": None, "train_ppl": None, "test_loss": None, "test_ppl": None, **scores,
-            "activation": progress.best_activation, "params": count_parameters(run.model),
-            "epochs": progress.epoch - 1, "steps": progress.step, "tokens": progress.tokens,
-            "averaged": run.averaging.averaged is not None, "seconds": round(progress.seconds, 2),
-            "tokens_per_s": round(progress.tokens / max(progress.seconds, 1e-9)), "peak_rss_mb": round(peak_rss_mb()),
-            "versions": versions(run.device, run.model.precision), "git": git_state(),
-            "corpus_sha256": run.corpus.sha256,
-        }  # fmt: skip
-        write_json(self.path / "result.json", result)
-        return result

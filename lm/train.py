@@ -19,17 +19,18 @@ import torch
 
 from lm.batching import Window
 from lm.checkpoint import fitting, load_checkpoint, load_latest
-from lm.config import RunOptions, TrainConfig, as_plain, run_name, with_defaults
+from lm.config import RunOptions, TrainConfig, as_plain
 from lm.corpus import configured_corpus, identify
-from lm.errors import CheckpointError, ConfigError, DivergedError, Interrupted, run_cli
+from lm.errors import ConfigError, DivergedError, Interrupted, run_cli
 from lm.evaluate import Evaluation, evaluate
-from lm.export import is_export, load_trained
+from lm.export import load_trained
 from lm.flags import parse_train_args
 from lm.metrics import RunLog, log_to, log_to_stderr, perplexity
 from lm.model import count_parameters, detach
 from lm.optim import check_finite, clipped_step
 from lm.regularization import regularization_terms
-from lm.run import Run, RunDir
+from lm.run import Run
+from lm.rundir import RunDir, choose_run_dir, finished_result
 from lm.runtime import StopSignals, keep_freed_memory, peak_memory, pick_device
 from lm.units import figures_text, split_figures, summary
 
@@ -147,6 +148,7 @@ def keep_starting_point(run: Run, run_dir: RunDir, log: RunLog, stop: StopSignal
     """Make what fine-tuning starts from the best so far, so that it never ends worse on valid."""
     config, progress = run.config, run.progress
     valid = evaluate(run.model, run.corpus.splits["valid"], config.eval_batch_size, between_windows=stop.check)
+    check_evaluation(valid, f"valid of {config.finetune}")
     progress.best_loss, progress.best_activation = valid.loss, valid.activation
     run_dir.save_best(run, run.model)
     log.message(f"fine-tuning {config.finetune}: valid {valid.loss:.4f}  ppl {valid.perplexity:8.2f} at the start")
@@ -218,39 +220,6 @@ def open_run(config: TrainConfig, options: RunOptions, device: torch.device, pat
     return run, log_position
 
 
-def choose_run_dir(config: TrainConfig, options: RunOptions) -> Path:
-    """The run directory. Raises ConfigError or CheckpointError when --resume names a checkpoint of another or none."""
-    usual, automatic = Path(options.out_dir or Path("runs") / run_name(config)), options.resume in ("", "auto")
-    named = [usual] if automatic else [Path(options.resume), Path(options.resume).parent]
-    if export := next(filter(is_export, named), None):
-        if not options.resume:
-            raise ConfigError(f"--out-dir: {export} holds an export, which stays as it is; choose another")
-        raise CheckpointError(
-            f"--resume: {export} is an export, without the state that training continues from; "
-            f"to train its model further: --finetune {export} --out-dir DIR"
-        )
-    if automatic:
-        return usual
-    if not Path(options.resume).exists():
-        raise CheckpointError(f"{options.resume}: no such checkpoint")
-    home = Path(options.resume).absolute().parent.parent
-    if options.out_dir and usual.absolute() != home:
-        raise ConfigError(f"--resume: {options.resume} belongs to the run in {home}, not to --out-dir {usual}")
-    return home
-
-
-def finished_result(config: TrainConfig, path: Path, resume: str) -> dict[str, Any] | None:
-    """The result in `path` if the run there is complete. Raises ConfigError if a run is there and not resumed."""
-    if (path / "config.json").exists() and not resume:
-        raise ConfigError(f"--out-dir: {path} holds a run already: continue it with --resume auto, or choose another")
-    try:
-        result = json.loads((path / "result.json").read_bytes())
-        complete = result["status"] == "completed" and with_defaults(result["config"]) == as_plain(config)
-        return result if complete and summary(result) else None
-    except (OSError, ValueError, LookupError, TypeError):  # damaged: it is computed again
-        return None
-
-
 def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
     """One run, from a configuration to the content of its result.json ({} for a dry run).
 
@@ -260,8 +229,6 @@ def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
         Interrupted: SIGINT or SIGTERM; everything is saved, `--resume auto` continues.
     """
     path = choose_run_dir(config, options)
-    if config.finetune and path.absolute() == Path(config.finetune).absolute():
-        raise ConfigError(f"--out-dir: {path} is the run to fine-tune, which stays as it is; choose another")
     if result := finished_result(config, path, options.resume):
         logger.info("%s is complete: nothing to do", path)
         return result

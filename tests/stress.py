@@ -89,6 +89,9 @@ def single_calls(table: Table, faults: Faults, folder: Path) -> None:
     for part, numbers in parts.items():
         if needing := [n for n in numbers if re.match("open|write|fsync|mkdir", trials.calls[n - 1])]:
             table.add("disk full from each call on", part, [lambda n=n: cases.fill_disk_at(trials, n) for n in needing])
+    two_saved = [n for n in parts["update"] if cases.made_updates(trials.calls[:n]) > 2 * SAVE_EVERY][::10]
+    name = "SIGKILL, last.pt damaged, SIGKILL in the save after it"
+    table.add(name, "update", [lambda n=n: cases.kill_after_damage(trials, n) for n in two_saved])
     save = trials.positions("open .*last.pt")[2]
     moments = {
         "update": parts["update"][::10],

@@ -84,6 +84,17 @@ def test_the_checkpoint_before_is_used_when_the_last_is_damaged(path):
     assert "last.pt" in warning
 
 
+@pytest.mark.parametrize("damaged", [b"", b"junk", "truncated", "flipped"])
+def test_a_damaged_checkpoint_never_takes_the_place_of_the_good_one_before_it(path, damaged):
+    save_checkpoint(path, STATE | {"step": 2}, keep_previous=True)
+    good = path.read_bytes()
+    changed = {"truncated": good[:-1], "flipped": good[:999] + bytes([good[999] ^ 1]) + good[1000:]}
+    path.write_bytes(changed.get(damaged, damaged))
+    save_checkpoint(path, STATE | {"step": 3}, keep_previous=True)
+    assert load_checkpoint(path)["step"] == 3
+    assert "step" not in load_checkpoint(path.with_name("last.prev.pt"))
+
+
 def test_nothing_to_load_is_none_and_nothing_usable_is_an_error(path, tmp_path):
     assert load_latest(tmp_path / "none.pt") == (None, "")
     path.write_bytes(b"junk")

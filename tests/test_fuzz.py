@@ -93,7 +93,7 @@ def quick(tmp_path_factory):
     """Spare what takes most of a tiny run's time and cannot depend on the configuration."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("quick"))
-        patch.setattr("lm.run.git_state", dict)
+        patch.setattr("lm.rundir.git_state", dict)
         patch.setattr("lm.files.os.fsync", lambda descriptor: None)
         yield
 

@@ -23,6 +23,8 @@ from lm.corpus import identify, load_corpus
 from lm.errors import ConfigError, LMError, run_cli
 from lm.flags import Parser, parse_train_args
 from lm.report import report, report_text
+from lm.scheduler import settled
+from lm.study import load_study
 from tests.conftest import TINY
 from tests.test_report import LOSSES, records_of, write_study
 
@@ -41,7 +43,7 @@ def write_splits(folder, **splits):
 def ending(monkeypatch, capsys, tmp_path):
     """Run a command in this process; returns its exit code and what it printed on stderr."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lm.run.git_state", dict)  # asks git, which takes its time
+    monkeypatch.setattr("lm.rundir.git_state", dict)  # asks git, which takes its time
 
     def run(module, *arguments):
         monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
@@ -251,7 +253,7 @@ NEVER = ["-1", "nan", "inf", "-inf", "1e400", "", "x", "0x10"]
 @pytest.mark.parametrize("name", NUMERIC)
 def test_a_numeric_flag_at_its_edges_is_refused_by_name_or_works(name, finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lm.run.git_state", dict)
+    monkeypatch.setattr("lm.rundir.git_state", dict)
     flag, common = f"--{name.replace('_', '-')}", [*finished[1], "--no-eval-test"]
     for value in (*NEVER, "9" * 400):
         with pytest.raises(ConfigError, match=rf"{flag}\b"):
@@ -330,7 +332,7 @@ def test_a_strange_value_in_a_ledger_or_result_is_shown_or_named(key, tmp_path, 
             lambda study=study: report_text(report(str(study))),
             lambda study=study: compare_text(compare([str(study), "published"])),
             lambda run=run: compare_text(compare([str(run), "published"])),
-            lambda study=study: list(sweep.settled(sweep.load_study(study))),
+            lambda study=study: list(settled(load_study(study))),
         ):
             said = ""
             try:

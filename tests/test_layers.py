@@ -24,10 +24,10 @@ LAYERS = [
         "figures",
     },
     {"pydocs", "subword", "encoded", "corpus", "batching", "model", "optim", "plain"},
-    {"run", "evaluate", "adapt", "tune", "score", "generate", "units", "look", "export"},
+    {"run", "rundir", "evaluate", "adapt", "tune", "score", "generate", "units", "look", "export"},
     {"train"},
     {"stats", "tables", "analysis", "plots", "compare", "report"},
-    {"studyfile", "live", "executors", "cluster", "search", "sweep", "bench"},
+    {"studyfile", "live", "executors", "cluster", "search", "scheduler", "sweep", "bench"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

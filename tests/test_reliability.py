@@ -51,6 +51,10 @@ def test_a_run_killed_at_any_call_ends_in_the_same_bits(pattern, which, trials):
     cases.kill_at(trials, trials.positions(pattern)[which])
 
 
+def test_a_run_killed_in_its_first_save_after_its_last_checkpoint_was_damaged_ends_in_the_same_bits(trials):
+    cases.kill_after_damage(trials, trials.positions("^training")[25])
+
+
 @pytest.mark.parametrize(
     ("pattern", "which", "named"),
     [

@@ -20,9 +20,10 @@ from lm.errors import ConfigError
 from lm.executors import train_arguments
 from lm.files import take_lock
 from lm.flags import parse_train_args
+from lm.scheduler import Sweep
 from lm.study import load_study, read_ledger
 from lm.studyfile import parse_args, save_study, study_from_flags, with_refine
-from lm.sweep import Sweep, plan
+from lm.sweep import plan
 from tests.conftest import write_corpus
 
 FLAGS = {"emsize": 8, "nhid": 12, "nlayers": 2, "batch_size": 4, "bptt": 7, "eval_batch_size": 2, "lr": 5, "epochs": 3}

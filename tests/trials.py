@@ -107,6 +107,21 @@ def kill_at(trials: Trials, number: int) -> None:
     trials.finish(place)
 
 
+def kill_after_damage(trials: Trials, number: int) -> None:
+    """SIGKILL at one call, damage to the newest checkpoint, and SIGKILL in the next save, before its last rename."""
+    place, twin = trials.new_place(), trials.new_place()
+    trials.faults.train(place, *trials.flags, action="kill", at=number)
+    last = place / "run" / "ckpt" / "last.pt"
+    assert last.with_name("last.prev.pt").exists()
+    last.write_bytes(b"damaged")
+    shutil.copytree(place, twin, dirs_exist_ok=True)
+    calls = trials.faults.train(twin, *trials.flags).calls
+    rename = next(n for n, call in enumerate(calls, 1) if re.search("replace .*ckpt/.last.pt", call))
+    ended = trials.faults.train(place, *trials.flags, action="kill", at=rename)
+    assert ended.returncode == -signal.SIGKILL
+    trials.finish(place)
+
+
 def fill_disk_at(trials: Trials, number: int) -> str:
     """No room from one call on; room again after that. Returns the file that the message names."""
     place = trials.new_place()

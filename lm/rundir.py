@@ -1,0 +1,132 @@
+"""The directory of a training run: which one, what a run finds there, and the files that it writes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lm.checkpoint import save_checkpoint
+from lm.config import RunOptions, TrainConfig, as_plain, config_id, run_name, with_defaults
+from lm.errors import CheckpointError, ConfigError
+from lm.export import is_export
+from lm.files import naming, remove_temporaries, take_lock, write_json
+from lm.metrics import perplexity
+from lm.model import AWDLSTM, count_parameters
+from lm.run import Run
+from lm.runtime import git_state, peak_rss_mb, versions
+from lm.units import summary
+
+
+def choose_run_dir(config: TrainConfig, options: RunOptions) -> Path:
+    """The run directory.
+
+    Raises ConfigError or CheckpointError when it is that of the run to fine-tune, or an export, and when --resume names
+    a checkpoint of another run or none.
+    """
+    usual, automatic = Path(options.out_dir or Path("runs") / run_name(config)), options.resume in ("", "auto")
+    named = [usual] if automatic else [Path(options.resume), Path(options.resume).parent]
+    if export := next(filter(is_export, named), None):
+        if not options.resume:
+            raise ConfigError(f"--out-dir: {export} holds an export, which stays as it is; choose another")
+        raise CheckpointError(
+            f"--resume: {export} is an export, without the state that training continues from; "
+            f"to train its model further: --finetune {export} --out-dir DIR"
+        )
+    if automatic:
+        if config.finetune and usual.absolute() == Path(config.finetune).absolute():
+            raise ConfigError(f"--out-dir: {usual} is the run to fine-tune, which stays as it is; choose another")
+        return usual
+    if not Path(options.resume).exists():
+        raise CheckpointError(f"{options.resume}: no such checkpoint")
+    home = Path(options.resume).absolute().parent.parent
+    if options.out_dir and usual.absolute() != home:
+        raise ConfigError(f"--resume: {options.resume} belongs to the run in {home}, not to --out-dir {usual}")
+    return home
+
+
+def finished_result(config: TrainConfig, path: Path, resume: str) -> dict[str, Any] | None:
+    """The result in `path` if the run there is complete. Raises ConfigError if a run is there and not resumed."""
+    if (path / "config.json").exists() and not resume:
+        raise ConfigError(f"--out-dir: {path} holds a run already: continue it with --resume auto, or choose another")
+    try:
+        result = json.loads((path / "result.json").read_bytes())
+        complete = result["status"] == "completed" and with_defaults(result["config"]) == as_plain(config)
+        return result if complete and summary(result) else None
+    except (OSError, ValueError, LookupError, TypeError):  # damaged: it is computed again
+        return None
+
+
+class RunDir:
+    """The files of one run's directory; each appears complete or not at all."""
+
+    def __init__(self, path: Path, copy_best_to: str = "") -> None:
+        self.path, self._copy = path, copy_best_to
+        self.last, self.best = path / "ckpt" / "last.pt", path / "ckpt" / "best.pt"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training here. The kernel drops the lock of a process that ends, however it ends.
+
+        Raises ConfigError, naming the process that trains here already.
+        """
+        path = self.path / "train.lock"
+        lock = take_lock(path, wait=False)
+        if lock is None:
+            raise ConfigError(
+                f"--out-dir: process {path.read_text() or 'unknown'} is training in {self.path}: "
+                "wait for it, end it, or choose another directory"
+            )
+        try:
+            os.ftruncate(lock, 0)
+            with naming(path):
+                os.write(lock, str(os.getpid()).encode())
+            for folder in (self.path, self.last.parent):
+                remove_temporaries(folder)
+            yield
+        finally:
+            os.close(lock)
+
+    def prepare(self, run: Run) -> None:
+        """Create the directory and write what describes the run."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "result.json").unlink(missing_ok=True)
+        environment = versions(run.device, run.model.precision) | {"git": git_state(), "argv": sys.argv}
+        write_json(self.path / "env.json", environment)
+        run.corpus.tokenizer.save(self.path / "tokenizer.json")
+        write_json(self.path / "config.json", as_plain(run.config))
+
+    def save_last(self, run: Run, log_position: int) -> None:
+        """Write last.pt, from which the run continues bit for bit; the one before stays as last.prev.pt."""
+        save_checkpoint(self.last, run.state_dict(log_position), keep_previous=True)
+
+    def save_best(self, run: Run, model: AWDLSTM) -> None:
+        """Write best.pt, and the copy that `--save` asks for."""
+        state = run.best_state(model)
+        save_checkpoint(self.best, state)
+        if self._copy:
+            save_checkpoint(Path(self._copy), state)
+
+    def write_result(self, run: Run, status: str, scores: dict[str, Any]) -> dict[str, Any]:
+        """Write result.json, the last file of a run, and return its content."""
+        progress, known = run.progress, math.isfinite(run.progress.best_loss)
+        result = {
+            "status": status, "id": config_id(run.config), "config": as_plain(run.config), "seed": run.config.seed,
+            "dataset": run.corpus.name, "best_epoch": progress.best_epoch,
+            "valid_loss": progress.best_loss if known else None,
+            "valid_ppl": perplexity(progress.best_loss) if known else None,
+            "train_loss": None, "train_ppl": None, "test_loss": None, "test_ppl": None, **scores,
+            "activation": progress.best_activation, "params": count_parameters(run.model),
+            "epochs": progress.epoch - 1, "steps": progress.step, "tokens": progress.tokens,
+            "averaged": run.averaging.averaged is not None, "seconds": round(progress.seconds, 2),
+            "tokens_per_s": round(progress.tokens / max(progress.seconds, 1e-9)), "peak_rss_mb": round(peak_rss_mb()),
+            "versions": versions(run.device, run.model.precision), "git": git_state(),
+            "corpus_sha256": run.corpus.sha256,
+        }  # fmt: skip
+        write_json(self.path / "result.json", result)
+        return result

@@ -1,0 +1,248 @@
+"""The runs of a study: which are missing, computing them side by side, and their way into the ledger."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import math
+import os
+import shlex
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import indent
+from typing import Any
+
+from lm.analysis import label, loss_of
+from lm.cluster import RayExecutor
+from lm.config import TrainConfig, as_plain, config_from_dict, config_id, make_config
+from lm.corpus import configured_corpus, identify
+from lm.errors import ConfigError, DivergedError, Interrupted, LMError
+from lm.executors import (
+    Executor,
+    Job,
+    LocalExecutor,
+    Outcome,
+    log_path,
+    outcome_of,
+    read_result,
+    train_arguments,
+    visible_gpus,
+)
+from lm.files import take_lock
+from lm.live import LiveView
+from lm.runtime import StopSignals
+from lm.study import STUDY_FILE, Study, append_ledger, read_ledger
+
+logger = logging.getLogger("lm.sweep")
+# What a ledger line can say of a run that is not run again.
+_SETTLED = ("completed", "diverged")
+
+
+class SweepFailed(LMError):
+    """Runs ended without a result; the message lists them with their last words."""
+
+
+def settled(study: Study) -> dict[str, dict[str, Any]]:
+    """Ledger lines by the identity that their configurations have today: older ones may lack a younger field."""
+    records = read_ledger(study.ledger)
+    try:
+        return {config_id(config_from_dict(record["config"])): record for record in records}
+    except (KeyError, ConfigError) as error:
+        raise ConfigError(f"{study.ledger}: a line that lm.sweep cannot read ({error}); restore or delete it") from None
+
+
+class Sweep:
+    """The runs of one study: which are missing, where they are computed, and their way into the ledger."""
+
+    def __init__(self, study: Study, args: argparse.Namespace) -> None:
+        self.study, self.args = study, args
+        self.folder = Path(args.runs_dir, study.path.resolve().name)
+        self.results = settled(study)
+        self.failures: dict[str, str] = {}
+        self.started = 0
+        self._executor: Executor | None = None
+        self._corpora: dict[Any, str] = {}
+        self._locks: dict[str, int] = {}
+
+    def config(self, cell: dict[str, Any], seed: int) -> TrainConfig:
+        """Configuration of one run. Raises ConfigError, naming the file, for a field or value that makes no sense."""
+        try:
+            values = self.study.flags | cell | {"seed": seed}
+            config = make_config(self.study.preset, self.study.dataset, **values)
+        except ConfigError as error:
+            raise ConfigError(f"{self.study.path / STUDY_FILE}: {error}") from None
+        if config.data not in self._corpora:
+            self._corpora[config.data] = identify(config.dataset, config.data or None)
+        return dataclasses.replace(config, dataset=self._corpora[config.data])
+
+    def job(self, cell: dict[str, Any], seed: int, epochs: int | None = None) -> Job:
+        """One run to compute; with `epochs`, its first part."""
+        config = self.config(cell, seed)
+        run_dir, rung = self.folder / config_id(config), epochs is not None and epochs < config.epochs
+        if rung:
+            config = dataclasses.replace(config, epochs=epochs)
+        arguments = [*train_arguments(config), f"--threads={self.args.threads}"]
+        if self.args.device != "auto":
+            arguments.append(f"--device={self.args.device}")
+        if rung:
+            arguments.append("--no-eval-test")
+        name = f"{label(cell)}, seed {seed}" if cell else f"seed {seed}"
+        run = (f"--out-dir={run_dir.absolute()}", "--resume=auto")
+        return Job(config_id(config), name, config, (*arguments, *run), run_dir.absolute(), rung)
+
+    def missing(self, jobs: Sequence[Job]) -> list[Job]:
+        """Those without a line in the ledger that says how they ended, and not failed before in this sweep."""
+        return [
+            job for job in {job.id: job for job in jobs}.values()
+            if self.status(job) not in _SETTLED and job.id not in self.failures
+        ]  # fmt: skip
+
+    def status(self, job: Job) -> str:
+        """What the ledger says of a run; empty: nothing."""
+        return self.results.get(job.id, {}).get("status", "")
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Run what is missing of `jobs`; failures are collected in `failures`.
+
+        Raises:
+            CorpusError: the corpus cannot be had; nothing was started.
+            Interrupted: a stop signal; the runs have saved their checkpoints.
+        """
+        todo = deque(self.missing(jobs))
+        if not todo:
+            return
+        texts = {(c.dataset, c.data, c.tokenizer, c.bpe_vocab_size): c for c in (job.config for job in todo)}
+        for config in texts.values():
+            configured_corpus(config)  # encoded once, instead of by all the first runs at a time
+        if self._executor is None:
+            self._executor = make_executor(self.args)
+        with StopSignals() as stop, LiveView(len(todo)) as view:
+            try:
+                self._work(todo, self._executor, view, stop)
+            except Interrupted as interruption:
+                self._executor.stop()
+                raise Interrupted(
+                    stop.received, f"{interruption}; what was running is saved, the same command continues"
+                ) from None
+
+    def _work(self, todo: deque[Job], executor: Executor, view: LiveView, stop: StopSignals) -> None:
+        """Keep the executor busy; a run that another sweep has taken is looked at again every second."""
+        running: dict[str, Job] = {}
+        waiting: deque[Job] = deque()
+        told, look_again = False, 0.0
+        while todo or waiting or running:
+            if not todo and waiting and time.monotonic() >= look_again:
+                if not told:
+                    logger.info("%d runs are computed by another sweep: waiting for them", len(waiting))
+                told, look_again = True, time.monotonic() + 1
+                todo, waiting = waiting, deque()
+            while todo and executor.room():
+                job = todo.popleft()
+                if not self._claim(job):
+                    waiting.append(job)
+                elif text := self._known(job):
+                    self._release(job)
+                    view.end(job, text)
+                else:
+                    running[job.id] = job
+                    view.start(job)
+                    executor.start(job)
+                    self.started += 1
+            for outcome in executor.finished():
+                text = self._settle(outcome)
+                self._release(running.pop(outcome.job.id))
+                view.end(outcome.job, text)
+            view.show(running.values(), len(waiting))
+            stop.check()
+            time.sleep(0.1)
+
+    def _claim(self, job: Job) -> bool:
+        """Make the run this sweep's own, unless it is another's; the kernel gives it back if this process is killed."""
+        lock = take_lock(job.run_dir / "sweep.lock", wait=False)
+        if lock is not None:
+            self._locks[job.id] = lock
+        return lock is not None
+
+    def _release(self, job: Job) -> None:
+        os.close(self._locks.pop(job.id))
+
+    def _known(self, job: Job) -> str:
+        """How the run ended, if another sweep has entered it by now or its directory holds its result; else empty."""
+        self.results |= settled(self.study)
+        if self.status(job) in _SETTLED:
+            return f"{self.status(job)}, by another sweep"
+        result = read_result(job)
+        if not result or result["status"] != "completed":
+            return ""
+        return self._enter(outcome_of(job, 0), result)
+
+    def _settle(self, outcome: Outcome) -> str:
+        """Enter how a run ended into the ledger, or among the failures; returns it in words."""
+        result, job = outcome.result, outcome.job
+        if result and (outcome.code, result["status"]) in ((0, "completed"), (DivergedError.exit_code, "diverged")):
+            return self._enter(outcome, result)
+        self.failures[job.id] = f"{job.name}: exit code {outcome.code}, {log_path(job)}\n{indent(outcome.tail, '    ')}"
+        return f"FAILED, exit code {outcome.code}"
+
+    def _enter(self, outcome: Outcome, result: dict[str, Any]) -> str:
+        job = outcome.job
+        record = result | {"curve": outcome.curve, "command": self.command(job)}
+        if result["status"] == "diverged":
+            record["error"] = (outcome.tail.splitlines() or [""])[-1].removeprefix("error: ")
+        self.results[job.id] = record
+        if not job.rung:
+            append_ledger(self.study.ledger, record)
+        if result["status"] == "diverged":
+            return f"diverged: {record['error']}"
+        ppl = {split: result.get(f"{split}_word_ppl", result[f"{split}_ppl"]) for split in ("valid", "test")}
+        return f"valid ppl {ppl['valid']:.2f}" + (f", test {ppl['test']:.2f}" if ppl["test"] else "")
+
+    def command(self, job: Job) -> str:
+        """The command that repeats a run, from the repository's root."""
+        arguments = [a for a in job.arguments if not a.startswith(("--out-dir=", "--resume="))]
+        place = Path("runs", self.folder.name, job.run_dir.name).as_posix()
+        return shlex.join(["python", "-m", "lm.train", *arguments, f"--out-dir={place}"])
+
+    def measure(self, cells: Sequence[dict[str, Any]], epochs: int | None = None) -> list[float]:
+        """Mean valid loss over the seeds of each cell, in nats per word; infinite where a run diverged.
+
+        Raises SweepFailed if a run failed, for the next step would depend on it.
+        """
+        jobs = [[self.job(cell, seed, epochs) for seed in self.study.seeds] for cell in cells]
+        self.run([job for row in jobs for job in row])
+        if self.failures:
+            raise SweepFailed("the search stops here")
+        found = [[self.results[job.id] for job in row] for row in jobs]
+        return [
+            math.fsum(loss_of(r, "valid") for r in row) / len(row)
+            if all(r["status"] == "completed" for r in row) else math.inf
+            for row in found
+        ]  # fmt: skip
+
+    def prune(self, cell: dict[str, Any], epochs: int) -> None:
+        """Enter a cell that a search gave up after `epochs` into the ledger, as no result."""
+        for seed in self.study.seeds:
+            job, rung_job = self.job(cell, seed), self.job(cell, seed, epochs)
+            if self.status(job) in _SETTLED:
+                continue
+            rung = self.results.get(rung_job.id) or read_result(rung_job) or {}
+            record = rung | {"id": job.id, "config": as_plain(job.config), "seed": seed, "command": self.command(job)}
+            if rung.get("status") != "diverged":
+                ppl = f", valid perplexity {rung['valid_ppl']:.2f}" if rung else ""
+                record |= {"status": "pruned", "error": f"after {epochs} of {job.config.epochs} epochs{ppl}"}
+            append_ledger(self.study.ledger, record)
+
+    def close(self) -> None:
+        """Free what the executor holds."""
+        if self._executor is not None:
+            self._executor.close()
+
+
+def make_executor(args: argparse.Namespace) -> Executor:
+    """The place to compute that the flags name."""
+    if args.executor == "ray":
+        return RayExecutor(args.ray_address, args.jobs, args.threads, args.device)
+    return LocalExecutor(args.jobs, args.threads, visible_gpus(args.device))
