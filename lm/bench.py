@@ -8,6 +8,7 @@ speed does not depend on it.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import os
@@ -110,21 +111,22 @@ def _worker(connection: Connection, ours: bool, config: TrainConfig, vocab_size:
     connection.close()
 
 
+def products(config: TrainConfig, vocab_size: int) -> list[tuple[int, int, int, int]]:
+    """A step's matrix products: how often, and m, k, n of (m, k) x (k, n)."""
+    T, B, E, H = config.bptt, config.batch_size, config.emsize, config.nhid
+    found = [(1, T * B, E, vocab_size), (1, T * B, vocab_size, E), (1, vocab_size, T * B, E)]
+    widths = [E, *[H] * (config.nlayers - 1), E]
+    for inputs, hidden in itertools.pairwise(widths):
+        gates = 4 * hidden
+        found += [(T, B, hidden, gates), (T, B, gates, hidden), (1, gates, T * B, hidden)]
+        found += [(1, T * B, inputs, gates), (1, T * B, gates, inputs), (1, gates, T * B, inputs)]
+    return found
+
+
 def gemm_seconds(config: TrainConfig, vocab_size: int, dtype: torch.dtype) -> float:
     """Time of a step's matrix products alone, at their real shapes, weights packed, each in its fastest form."""
-    rows, widths = config.batch_size * config.bptt, [config.nhid] * (config.nlayers - 1) + [config.emsize]
-    products = [(1, rows, config.emsize, vocab_size), (1, rows, vocab_size, config.emsize)]
-    products.append((1, vocab_size, rows, config.emsize))
-    for inputs, hidden in zip([config.emsize, *widths], widths, strict=False):
-        gates = 4 * hidden
-        products += [(config.bptt, config.batch_size, hidden, gates), (config.bptt, config.batch_size, gates, hidden)]
-        products += [
-            (1, rows, inputs, gates),
-            (1, rows, gates, inputs),
-            (1, gates, rows, inputs),
-            (1, gates, rows, hidden),
-        ]
-    return sum(count * _product_seconds(m, k, n, dtype, min(count, 10)) for count, m, k, n in products)
+    shapes = products(config, vocab_size)
+    return sum(count * _product_seconds(m, k, n, dtype, min(count, 10)) for count, m, k, n in shapes)
 
 
 def _product_seconds(m: int, k: int, n: int, dtype: torch.dtype, repeats: int) -> float:
@@ -140,6 +142,11 @@ def _product_seconds(m: int, k: int, n: int, dtype: torch.dtype, repeats: int) -
             times.append((time.perf_counter() - started) / repeats)
         best.append(statistics.median(times))
     return min(best)
+
+
+def gflop(config: TrainConfig, vocab_size: int) -> float:
+    """Arithmetic in a step's matrix products, in 1e9 operations."""
+    return sum(2e-9 * count * m * k * n for count, m, k, n in products(config, vocab_size))
 
 
 def measure(config: TrainConfig, vocab_size: int, turns: int, threads: int) -> dict[str, Any]:
@@ -175,7 +182,8 @@ def measure(config: TrainConfig, vocab_size: int, turns: int, threads: int) -> d
         "tokens_per_s": round(tokens / seconds), "seconds_per_step": seconds,
         "plain_tokens_per_s": round(tokens / plain_seconds), "plain_seconds_per_step": plain_seconds,
         "ratio": statistics.median(p / o for o, p in zip(*times, strict=True)), "gemm_seconds": gemm,
-        "gemm_ratio": seconds / gemm, "peak_rss_mb": round(memory), "plain_peak_rss_mb": round(plain_memory),
+        "gemm_ratio": seconds / gemm,
+        "gemm_gflop": gflop(config, vocab_size), "peak_rss_mb": round(memory), "plain_peak_rss_mb": round(plain_memory),
         "phases": phases, "kernel": kernel, "precision": precision, "threads": threads,
         "cpu": cpu_name(), "torch": torch.__version__, "turns": turns,
     }  # fmt: skip
@@ -192,29 +200,49 @@ def text(label: str, row: dict[str, Any]) -> str:
 
 
 def write_table(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
-    """Write `speed.json`, README.md with the table, and speed.png into `folder`."""
+    """Add a measurement to `speed.json` in `folder`; write README.md with a table for each, and a plot of the new."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "speed.json").write_text(json.dumps(rows, indent=1) + "\n")
-    first = next(iter(rows.values()))
+    path = folder / "speed.json"
+    measured = json.loads(path.read_text()) if path.exists() else []
+    measured.append({"date": time.strftime("%Y-%m-%d"), "rows": rows})
+    path.write_text(json.dumps(measured, indent=1) + "\n")
     lines = [
         "# Speed of a training step",
         "",
-        f"`python -m lm.bench --table {folder}` on {first['cpu']}, {first['threads']} threads, "
-        f"PyTorch {first['torch']}; medians over {first['turns']} turns, both programs alternated; "
-        f"ours in {first['precision']}, plain in fp32. Plain PyTorch runs as it comes; ours also keeps freed memory "
-        "(`keep_freed_memory` in `lm/runtime.py`), a part of the gain that any program could have.",
+        f"Each measurement is one `python -m lm.bench --table {folder}`: medians over turns, in which both programs "
+        "alternate. Plain PyTorch runs as it comes; ours also keeps freed memory (`keep_freed_memory` in "
+        "`lm/runtime.py`), a part of the gain that any program could have.",
         "",
-        "| | ms a step | tokens/s | plain, tokens/s | ratio | products alone, ms | step / products | peak MB | plain |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "How fast the products alone run shows what the machine gave: a virtual CPU shares its core with others. "
+        "Where products in bf16 get less, the ratio falls: plain fp32 waits for memory more, and loses less.",
+    ]
+    for measurement in reversed(measured):
+        lines += ["", *_section(measurement)]
+    (folder / "README.md").write_text("\n".join([*lines, "", "![tokens per second](speed.png)"]) + "\n")
+    _plot(folder / "speed.png", rows)
+
+
+def _section(measurement: dict[str, Any]) -> list[str]:
+    rows = measurement["rows"]
+    first = next(iter(rows.values()))
+    lines = [
+        f"## {measurement['date']}",
+        "",
+        f"{first['cpu']}, {first['threads']} threads, PyTorch {first['torch']}; ours in {first['precision']}, plain in "
+        f"fp32; {first['turns']} turns.",
+        "",
+        "| | ms a step | tokens/s | plain, tokens/s | ratio | products alone, ms | GFLOP/s | step / products "
+        "| peak MB | plain |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for label, row in rows.items():
         lines.append(
             f"| {label} | {row['seconds_per_step'] * 1e3:.0f} | {row['tokens_per_s']:,} "
             f"| {row['plain_tokens_per_s']:,} | {row['ratio']:.2f} | {row['gemm_seconds'] * 1e3:.0f} "
-            f"| {row['gemm_ratio']:.2f} | {row['peak_rss_mb']:,} | {row['plain_peak_rss_mb']:,} |"
+            f"| {row['gemm_gflop'] / row['gemm_seconds']:.0f} | {row['gemm_ratio']:.2f} | {row['peak_rss_mb']:,} "
+            f"| {row['plain_peak_rss_mb']:,} |"
         )
-    (folder / "README.md").write_text("\n".join([*lines, "", "![tokens per second](speed.png)"]) + "\n")
-    _plot(folder / "speed.png", rows)
+    return lines
 
 
 def _plot(path: Path, rows: dict[str, dict[str, Any]]) -> None:

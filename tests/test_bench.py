@@ -3,7 +3,7 @@ import json
 
 import torch
 
-from lm.bench import measure, text, write_table
+from lm.bench import gflop, measure, text, write_table
 from lm.config import make_config
 from lm.model import AWDLSTM
 from lm.plain import PlainLM
@@ -28,6 +28,14 @@ def test_the_plain_program_computes_what_ours_does():
     assert torch.isclose(total, plain.loss(ids[:-1], ids[1:]), rtol=1e-5)
 
 
+def test_arithmetic_is_counted_as_three_products_for_every_matrix_and_row():
+    # Forward, and the gradients of both factors: 6 operations for each weight and row. The input's gradient of the
+    # first layer counts, for it reaches the embedding.
+    config = make_config("awd-lstm", "ptb")
+    matrices = 10_000 * 400 + 4600 * (400 + 1150) + 4600 * (1150 + 1150) + 1600 * (1150 + 400)
+    assert abs(gflop(config, 10_000) - 6e-9 * 1400 * matrices) < 1e-6
+
+
 def test_a_measurement_has_the_documented_figures_and_makes_a_table_and_a_plot(tmp_path):
     row = measure(CONFIG, 50, turns=2, threads=1)
     assert {
@@ -36,8 +44,11 @@ def test_a_measurement_has_the_documented_figures_and_makes_a_table_and_a_plot(t
     } <= row.keys()  # fmt: skip
     assert row["tokens_per_s"] == round(15 / row["seconds_per_step"])
     assert abs(sum(row["phases"].values()) - row["seconds_per_step"]) < 1e-9
-    write_table(tmp_path, {"tiny": row})
-    assert json.loads((tmp_path / "speed.json").read_text())["tiny"] == row
-    assert "| tiny |" in (tmp_path / "README.md").read_text()
+    for turns in (2, 3):
+        write_table(tmp_path, {"tiny": row | {"turns": turns}})
+    assert [m["rows"]["tiny"]["turns"] for m in json.loads((tmp_path / "speed.json").read_text())] == [2, 3]
+    table = (tmp_path / "README.md").read_text()
+    assert table.index("3 turns") < table.index("2 turns")
+    assert table.count("| tiny |") == 2
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
     assert "tokens/s" in text("tiny", row)
