@@ -95,6 +95,13 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_the_good_one_before_it(pa
     assert "step" not in load_checkpoint(path.with_name("last.prev.pt"))
 
 
+def test_old_checkpoints_are_rotated(path):
+    for step in range(2, 7):
+        save_checkpoint(path, STATE | {"step": step}, keep_previous=True)
+    assert sorted(os.listdir(path.parent)) == ["last.prev.pt", "last.pt"]
+    assert [load_checkpoint(path.with_name(name))["step"] for name in ("last.prev.pt", "last.pt")] == [5, 6]
+
+
 def test_nothing_to_load_is_none_and_nothing_usable_is_an_error(path, tmp_path):
     assert load_latest(tmp_path / "none.pt") == (None, "")
     path.write_bytes(b"junk")

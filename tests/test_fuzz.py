@@ -26,6 +26,7 @@ from lm.errors import ConfigError, CorpusError, DivergedError, Interrupted
 from lm.evaluate import load_run, protocol_columns, split_report
 from lm.executors import train_arguments
 from lm.flags import parse_train_args
+from lm.subword import Tokenization
 
 settings.register_profile(
     "fuzz", max_examples=int(os.environ.get("LM_FUZZ_EXAMPLES", "15")), deadline=None, derandomize=True,
@@ -206,3 +207,16 @@ def test_any_folder_of_files_is_prepared_and_read_back_or_refused_by_name(train_
                 expected = [word if word in known else "<unk>" for line in lines[split] for word in [*line, "<eos>"]]
                 assert corpus.tokenizer.decode(corpus.splits[split]) == expected
             assert corpus.vocab_size == len(known)
+        check_smaller_units(folder, {split: raw.decode("utf-8-sig") for split, raw in files.items()}, scratch)
+
+
+def check_smaller_units(folder, texts, scratch):
+    """Characters and BPE give back every text, white space included; characters that train lacks as `<unk>`."""
+    for kind in ("char", "bpe"):
+        for _ in ("encoded", "read from the cache"):
+            corpus = load_corpus(None, folder, scratch, Tokenization(kind, 270))
+            for split, text in texts.items():
+                text = text.removesuffix("\n") + "\n"
+                if kind == "char":
+                    text = "".join(c if c in texts["train"] + "\n" else "<unk>" for c in text)
+                assert corpus.tokenizer.text(corpus.splits[split]) == text, (kind, split)
