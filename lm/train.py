@@ -92,8 +92,8 @@ def train_epoch(run: Run, run_dir: RunDir, options: RunOptions, log: RunLog, sto
 
 def check_means(run: Run) -> None:
     """Raise DivergedError if a value since the last record, or what the updates made of a weight, is not finite."""
-    finite = run.means.finite() and all(weight.isfinite().all() for weight in run.model.parameters())
-    if not finite:
+    weights = torch.stack([weight.isfinite().all() for weight in run.model.parameters()])  # waits for a GPU once
+    if not (run.means.finite() and weights.all()):
         step = run.progress.step
         raise DivergedError(f"up to update {step} a loss, gradient or weight was not finite; try a lower --lr")
 
