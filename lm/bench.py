@@ -61,13 +61,18 @@ def _timed(call: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
     return wrapper
 
 
-def _our_step(config: TrainConfig, vocab_size: int) -> tuple[Callable[[], Any], dict[str, list[float]]]:
-    """The program's own `update` on random text, and the times of its phases, one entry a step."""
-    keep_freed_memory()
+def random_run(config: TrainConfig, vocab_size: int) -> Run:
+    """A training run on the CPU whose text, 400 windows of it, is random words."""
     tokens = config.batch_size * (config.bptt * 400 + 1)
     ids = np.random.default_rng(0).integers(0, vocab_size, tokens).astype(np.int32)
     corpus = SimpleNamespace(source="random words", vocab_size=vocab_size, splits=dict.fromkeys(SPLITS, ids))
-    run = Run(config, corpus, _CPU)
+    return Run(config, corpus, _CPU)
+
+
+def _our_step(config: TrainConfig, vocab_size: int) -> tuple[Callable[[], Any], dict[str, list[float]]]:
+    """The program's own `update` on random text, and the times of its phases, one entry a step."""
+    keep_freed_memory()
+    run = random_run(config, vocab_size)
     phases: dict[str, list[float]] = {"forward": [], "loss": [], "update": []}
     run.model.forward = _timed(run.model.forward, phases["forward"])
     run.model.loss = _timed(run.model.loss, phases["loss"])

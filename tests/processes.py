@@ -11,15 +11,10 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-import torch
-
-from lm.cards import SPLITS
+from lm.bench import random_run
 from lm.config import make_config
-from lm.run import Run
 from lm.runtime import set_determinism
 from lm.train import update
 from tests.faults import ENVIRONMENT
@@ -141,9 +136,7 @@ def memory_growth(place: Path, flags: list[object], steps: int) -> tuple[float, 
 
 def deterministic_cost(turns: int = 9, updates: int = 4) -> float:
     """CPU time of an update with --deterministic over that without, median over turns (examples-200, PTB's sizes)."""
-    config = make_config("examples-200", "ptb")
-    ids = np.random.default_rng(0).integers(0, 10_000, config.batch_size * config.bptt * 200).astype(np.int32)
-    run = Run(config, SimpleNamespace(vocab_size=10_000, splits=dict.fromkeys(SPLITS, ids)), torch.device("cpu"))
+    run = random_run(make_config("examples-200", "ptb"), 10_000)
 
     def turn(deterministic: bool) -> float:
         set_determinism(deterministic, 1)
@@ -154,4 +147,5 @@ def deterministic_cost(turns: int = 9, updates: int = 4) -> float:
         return time.process_time() - started
 
     plain_then_deterministic = [(turn(False), turn(True)) for _ in range(turns)]
+    set_determinism(False, 1)
     return statistics.median(deterministic / plain for plain, deterministic in plain_then_deterministic)

@@ -12,6 +12,7 @@ from lm.metrics import RunLog, log_to
 from tests import trials as cases
 from tests.conftest import TINY, write_corpus
 from tests.faults import Faults
+from tests.processes import deterministic_cost
 from tests.rundir import event_steps, same, weights
 from tests.trials import SHORT, SIGNALS, Trials
 
@@ -126,6 +127,10 @@ def test_deterministic_runs_on_cuda_end_in_the_same_bits(cli, corpus_dir, tmp_pa
         done = cli("train", "--data", corpus_dir, *flags)
         assert done.returncode == 0, done.stderr
     assert same(weights(runs[0]), weights(runs[1]))
+
+
+def test_the_cost_of_deterministic_algorithms_is_a_ratio_near_one():
+    assert 0.2 < deterministic_cost(turns=1, updates=2) < 5  # by CPU time, which other processes disturb little
 
 
 def test_resuming_with_another_number_of_threads_says_that_rounding_differs(faults, trials, tmp_path):
