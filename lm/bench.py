@@ -230,12 +230,10 @@ def write_table(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
 def _section(measurement: dict[str, Any]) -> list[str]:
     rows = measurement["rows"]
     first = next(iter(rows.values()))
+    machine = f"{first['cpu']}, {first['threads']} threads, PyTorch {first['torch']}"
     lines = [
-        f"## {measurement['date']}",
-        "",
-        f"{first['cpu']}, {first['threads']} threads, PyTorch {first['torch']}; ours in {first['precision']}, plain in "
-        f"fp32; {first['turns']} turns.",
-        "",
+        f"## {measurement['date']}\n",
+        f"{machine}; ours in {first['precision']}, plain in fp32; {first['turns']} turns.\n",
         "| | ms a step | tokens/s | plain, tokens/s | ratio | products alone, ms | GFLOP/s | step / products "
         "| peak MB | plain |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
@@ -271,9 +269,7 @@ def main() -> None:
     """Command line."""
     parser = Parser("python -m lm.bench", description=__doc__.split(":")[0])
     parser.add_argument("--preset", default="awd-lstm", help="tied LSTM preset of lm.train")
-    parser.add_argument(
-        "--dataset", default="ptb", choices=["ptb", "wikitext-2"], help="corpus that gives the vocabulary"
-    )
+    parser.add_argument("--dataset", default="ptb", choices=["ptb", "wikitext-2"], help="corpus: its vocabulary counts")
     parser.add_argument("--turns", type=int, default=7, help="turns of each program")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of each program")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
