@@ -1,6 +1,6 @@
 """Break training runs in every way a machine can: `python -m tests.stress --kills 100 --out results/reliability`.
 
-Writes a table of what was tried and survived; exit code 1 where something was not. About 20 minutes on 2 idle cores.
+Writes a table of what was tried and survived; exit code 1 where something was not. 5 to 30 minutes on 2 cores.
 """
 
 from __future__ import annotations
