@@ -219,7 +219,7 @@ def write_table(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
         "`lm/runtime.py`), a part of the gain that any program could have.",
         "",
         "How fast the products alone run shows what the machine gave: a virtual CPU shares its core with others. "
-        "Where products in bf16 get less, the ratio falls: plain fp32 waits for memory more, and loses less.",
+        "Where products in bf16 get less, the ratio falls: plain PyTorch in fp32 loses less.",
     ]
     for measurement in reversed(measured):
         lines += ["", *_section(measurement)]
