@@ -47,7 +47,7 @@ class LiveView:
 
     def __init__(self, total: int) -> None:
         self._total, self._ended, self._gained = total, 0, 0.0
-        self._begun: dict[str, tuple[float, float]] = {}
+        self._begun: dict[str, tuple[Job, float, float]] = {}
         self._started, self._shown = time.monotonic(), 0.0
         self._tty = sys.stderr.isatty()
         self._bars: list[tqdm] = []
@@ -62,7 +62,7 @@ class LiveView:
     def start(self, job: Job) -> None:
         """A run starts, perhaps from a checkpoint."""
         done = run_state(job)[0]
-        self._begun[job.id] = done, time.monotonic()
+        self._begun[job.id] = job, done, time.monotonic()
         if not self._tty:
             logger.info("start  %s%s", job.name, "  (continued)" if done else "")
 
@@ -70,16 +70,16 @@ class LiveView:
         """A run is settled; `text` says how."""
         self._ended += 1
         if job.id in self._begun:
-            done, started = self._begun.pop(job.id)
+            _, done, started = self._begun.pop(job.id)
             self._gained += 1 - done
             text += f" ({duration(time.monotonic() - started)})"
-        left = "" if self._tty else self._left([])
+        left = "" if self._tty else self._left([run_state(other)[0] for other, *_ in self._begun.values()])
         with tqdm.external_write_mode():
             logger.info("%-5s  %s: %s%s", f"{self._ended}/{self._total}", job.name, text, left)
 
     def _left(self, running: list[float]) -> str:
-        """`; about 5 min left`, if anything can be said; `running` holds the parts done of runs that are on."""
-        gained = self._gained + sum(running) - sum(done for done, _ in self._begun.values())
+        """`; about 5 min left`, if anything can be said; `running` holds the parts done of all runs that are on."""
+        gained = self._gained + sum(running) - sum(done for _, done, _ in self._begun.values())
         remaining = self._total - self._ended - sum(running)
         if gained < 0.02 or remaining <= 0:
             return ""
