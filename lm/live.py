@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable
 from types import TracebackType
 
 from tqdm import tqdm
@@ -85,12 +84,12 @@ class LiveView:
             return ""
         return f"; about {duration((time.monotonic() - self._started) * remaining / gained)} left"
 
-    def show(self, jobs: Iterable[Job], waiting: int) -> None:
-        """Draw the block, once a second: a summary, then a line for every running job."""
+    def show(self, waiting: int) -> None:
+        """Draw the block, once a second: a summary, then a line for every run that is on."""
         if not self._tty or time.monotonic() - self._shown < 1:
             return
         self._shown = time.monotonic()
-        jobs = list(jobs)
+        jobs = [job for job, *_ in self._begun.values()]
         states = [run_state(job) for job in jobs]
         summary = f"{self._ended} of {self._total} runs done, {len(jobs)} running"
         if waiting:

@@ -155,7 +155,7 @@ class Sweep:
                 text = self._settle(outcome)
                 self._release(running.pop(outcome.job.id))
                 view.end(outcome.job, text)
-            view.show(running.values(), len(waiting))
+            view.show(len(waiting))
             stop.check()
             time.sleep(0.1)
 
