@@ -218,8 +218,8 @@ def write_table(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
         "alternate. Plain PyTorch runs as it comes; ours also keeps freed memory (`keep_freed_memory` in "
         "`lm/runtime.py`), a part of the gain that any program could have.",
         "",
-        "How fast the products alone run shows what the machine gave: a virtual CPU shares its core with others. "
-        "Where products in bf16 get less, the ratio falls: plain PyTorch in fp32 loses less.",
+        "How fast the products alone run, in GFLOP/s, shows what the CPU gives, and decides most of the ratio: virtual "
+        "machines of one name have CPUs of several generations. Where bf16 products gain less over fp32, so do we.",
     ]
     for measurement in reversed(measured):
         lines += ["", *_section(measurement)]

@@ -31,7 +31,7 @@ from lm.errors import ConfigError
 from lm.presets import presets_help
 
 # What awd-lstm-lm's --data stands at when it is not given.
-_DEFAULT_DATASET = "ptb"
+DEFAULT_DATASET = "ptb"
 # Other spellings in published command lines.
 _ALIASES = {"epochs": ("--epoch",)}
 
@@ -143,7 +143,7 @@ def parse_train_args(
         preset, trained_on = before.pop("preset"), before.pop("dataset")
         dataset, data = dataset or trained_on, data or before["data"] or None
         given = before | given
-    dataset = identify(dataset, data) if dataset or data else _DEFAULT_DATASET
+    dataset = identify(dataset, data) if dataset or data else DEFAULT_DATASET
     return make_config(preset, dataset, **given), options, warnings
 
 

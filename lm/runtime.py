@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import resource
 import signal
 import subprocess
@@ -118,12 +119,16 @@ def git_state() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """Model name of the CPU."""
+    """Model name of the CPU with its family and model numbers: a virtual machine's name may say no more than "EPYC"."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    first = dict(re.findall(r"^([^\t:]+?)\s*: (.+)$", text.split("\n\n")[0], re.MULTILINE))
+    if "model name" not in first:
+        return platform.machine()
+    numbers = [f"{key.split()[-1]} {first[key]}" for key in ("cpu family", "model") if key in first]
+    return f"{first['model name']} ({', '.join(numbers)})" if numbers else first["model name"]
 
 
 def versions(device: torch.device, precision: str) -> dict[str, Any]:

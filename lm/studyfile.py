@@ -9,13 +9,14 @@ import dataclasses
 import json
 import tempfile
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from lm.config import TrainConfig, make_config
 from lm.errors import ConfigError
 from lm.files import write_atomic
-from lm.flags import Parser, flag_groups
+from lm.flags import DEFAULT_DATASET, Parser, flag_groups
 from lm.study import STUDY_FILE, Study, identity, load_study
 
 # Fields that have one value in a study.
@@ -112,13 +113,14 @@ def given_fields(args: argparse.Namespace) -> dict[str, Any]:
             for name, value in vars(args).items() if name in names}  # fmt: skip
 
 
-def study_from_flags(args: argparse.Namespace) -> Study:
-    """The study that flags describe; not written yet.
+def study_from_flags(args: argparse.Namespace, identify: Callable[[str | None, str | None], str]) -> Study:
+    """The study that flags describe; not written yet. `identify` as in `lm.flags.parse_train_args`.
 
     Raises ConfigError if --out holds a study that asks something else, or a value makes no sense.
     """
     fields = given_fields(args)
-    preset, dataset = fields.pop("preset", ""), fields.pop("dataset", "ptb")
+    preset, dataset, data = fields.pop("preset", ""), fields.pop("dataset", None), fields.get("data")
+    dataset = identify(dataset, data) if dataset or data else DEFAULT_DATASET
     seeds = fields.pop("seed", None) or [make_config(preset, dataset).seed]
     grid = {name: v for name, v in fields.items() if name not in _SINGLE and len(v) > 1}
     flags = {name: v if name in _SINGLE else v[0] for name, v in fields.items() if name not in grid}

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 
 from lm import search
+from lm.corpus import identify
 from lm.errors import DivergedError, run_cli
 from lm.executors import Job
 from lm.metrics import log_to_stderr
@@ -94,7 +95,7 @@ def main() -> None:
     """Command line."""
     log_to_stderr()
     args = parse_args(__doc__ or "", None)
-    study = with_refine(study_from_flags(args) if args.out else load_study(args.study), args)
+    study = with_refine(study_from_flags(args, identify) if args.out else load_study(args.study), args)
     sweep = Sweep(study, args)
     jobs = plan(sweep)
     if args.dry_run:

@@ -1,4 +1,5 @@
 import os
+import platform
 import signal
 
 import pytest
@@ -95,3 +96,17 @@ def test_fp32_means_fp32_on_cuda():
     runtime.pick_device("auto")
     assert torch.backends.cuda.matmul.fp32_precision == "ieee"
     assert torch.backends.cudnn.rnn.fp32_precision == "ieee"
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n\nprocessor\t: 1\n",
+         "AMD EPYC (family 25, model 17)"),
+        ("processor : 0\nmodel name : A CPU\n", "A CPU"),
+        ("processor : 0\nCPU architecture: 8\n", platform.machine()),
+    ],
+)  # fmt: skip
+def test_a_cpu_is_named_by_its_generation_too(monkeypatch, text, name):
+    monkeypatch.setattr(runtime.Path, "read_text", lambda path: text)
+    assert runtime.cpu_name() == name

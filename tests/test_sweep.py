@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from lm.analysis import METRICS
 from lm.config import make_config
 from lm.corpus import identify
-from lm.errors import ConfigError
+from lm.errors import ConfigError, CorpusError
 from lm.executors import train_arguments
 from lm.files import take_lock
 from lm.flags import parse_train_args
@@ -239,7 +239,7 @@ def test_the_flags_of_a_run_make_exactly_its_configuration(preset, values):
 
 def from_flags(*flags: str):
     args = parse_args("", list(flags))
-    return with_refine(study_from_flags(args), args)
+    return with_refine(study_from_flags(args, identify), args)
 
 
 def test_a_study_by_flags_is_the_same_as_by_file(tmp_path):
@@ -258,6 +258,14 @@ def test_a_study_by_flags_is_the_same_as_by_file(tmp_path):
     assert (tmp_path / "s" / "study.toml").read_text() == text
     with pytest.raises(ConfigError, match="asks for other cells"):
         from_flags(*flags, "--alpha", "0", "2")
+
+
+def test_a_folder_of_text_needs_no_name(corpus, tmp_path, start):
+    flags = ("--data", corpus, "--alpha", 0, 1, "--epochs=1", "--dry-run", "--out", tmp_path / "s")
+    out, _ = end(start(tmp_path, *flags))
+    assert "2 runs asked for" in out and "--dataset=tiny" in out and f"--data={corpus}" in out
+    with pytest.raises(CorpusError, match="corpus nowhere not found"):
+        from_flags("--dataset=nowhere", "--out", str(tmp_path / "s"))
 
 
 def test_refine_by_flags_takes_the_values_of_its_field_and_is_added_to_the_file_once(tmp_path):
