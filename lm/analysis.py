@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lm.config import as_plain, make_config, with_defaults
 from lm.errors import ConfigError
 from lm.stats import Difference, Estimate, estimate, paired_difference, pooled_sd, with_holm
 from lm.study import Study, identity
@@ -40,7 +41,8 @@ def loss_of(record: Mapping[str, Any], split: str) -> float:
     return float(loss) if is_number(loss) else _positive_log(record.get(f"{split}_ppl"))
 
 
-def _ppl(loss: float) -> float:
+def ppl_of(loss: float) -> float:
+    """Perplexity of a loss in nats."""
     return math.exp(min(loss, 300.0))  # so that its square, in a variance, is a float still
 
 
@@ -52,8 +54,8 @@ def _activation(name: str) -> Callable[[Mapping[str, Any]], Any]:
 METRICS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "valid_loss": lambda record: loss_of(record, "valid"),
     "test_loss": lambda record: loss_of(record, "test"),
-    "valid_ppl": lambda record: _ppl(loss_of(record, "valid")),
-    "test_ppl": lambda record: _ppl(loss_of(record, "test")),
+    "valid_ppl": lambda record: ppl_of(loss_of(record, "valid")),
+    "test_ppl": lambda record: ppl_of(loss_of(record, "test")),
     "train_ppl": lambda record: record.get("train_word_ppl", record.get("train_ppl")),
     "gap": lambda record: loss_of(record, "valid") - _positive_log(METRICS["train_ppl"](record)),
     "valid_bits_per_char": lambda record: record.get("valid_bits_per_char"),
@@ -69,12 +71,13 @@ METRICS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
 
 @dataclass(frozen=True)
 class Cell:
-    """Runs of one configuration; `runs` holds the finished ones by seed, `others` (seed, what became of the run)."""
+    """Runs of one configuration: finished ones by seed, (seed, what became of it) of others, the seeds asked for."""
 
     values: dict[str, Any]
     runs: dict[int, dict[str, Any]] = field(default_factory=dict)
     others: tuple[tuple[int, str], ...] = ()
     diverged: bool = False
+    asked: frozenset[int] = frozenset()
     estimates: dict[str, Estimate | None] = field(default_factory=dict)
     differences: dict[str, Difference | None] = field(default_factory=dict)
 
@@ -159,7 +162,7 @@ def analyse(study: Study, records: Sequence[dict[str, Any]]) -> Analysis:
         notes.append("The runs read different texts under one corpus name (corpus_sha256): do not compare them.")
     fields, cells = _cells(study, own)
     cells = [with_estimates(cell) for cell in cells]
-    matches = [i for i, cell in enumerate(cells) if _agrees(cell.values, study.flags | study.baseline)]
+    matches = [i for i, cell in enumerate(cells) if _agrees(cell.values, _usual(study) | study.baseline)]
     baseline = max(matches, key=lambda i: len(cells[i].runs), default=None)
     for split in ("valid", "test"):
         base = cells[baseline].by_seed(f"{split}_loss") if baseline is not None else {}
@@ -187,7 +190,12 @@ def analyse(study: Study, records: Sequence[dict[str, Any]]) -> Analysis:
 
 
 def _config(record: Mapping[str, Any]) -> dict[str, Any]:
-    return record.get("config") or {}
+    return with_defaults(record.get("config") or {})  # an older line lacks younger fields
+
+
+def _usual(study: Study) -> dict[str, Any]:
+    """What a run of the study has in fields that its grid does not name, but a search may vary."""
+    return as_plain(make_config(study.preset, study.dataset)) | study.flags
 
 
 def _seed(record: Mapping[str, Any]) -> int:
@@ -230,7 +238,7 @@ def _cells(study: Study, records: Sequence[dict[str, Any]]) -> tuple[tuple[str, 
     left = sorted(grouped.values(), key=lambda group: _rank(group[0]))
     cells = []
     for asked, seeds in zip(study.cells, study.cell_seeds, strict=True):
-        wanted = study.flags | asked
+        wanted = _usual(study) | asked
         here = [group for group in left if _agrees(group[0], wanted)]
         left = [group for group in left if not _agrees(group[0], wanted)]
         empty = {name: wanted[name] for name in fields if name in wanted}
@@ -251,4 +259,4 @@ def _cell(values: dict[str, Any], records: Sequence[dict[str, Any]], seeds: Sequ
         others.setdefault(seed, "not run")
     unfinished = tuple(sorted((seed, fate) for seed, fate in others.items() if seed not in runs))
     diverged = any(fate.startswith("diverged") for _, fate in unfinished)
-    return Cell(dict(values), dict(sorted(runs.items())), unfinished, diverged)
+    return Cell(dict(values), dict(sorted(runs.items())), unfinished, diverged, frozenset(seeds))

@@ -93,6 +93,11 @@ class BPTTWindows:
         self._position = stop
         return Window(self._columns[start:stop], self._columns[start + 1 : stop + 1], drawn / self._bptt, start / end)
 
+    @property
+    def at_start(self) -> bool:
+        """Whether the next window is the first of an epoch."""
+        return self._position == 0
+
     def rewind(self) -> None:
         """Go to the top of the text, for another epoch; lengths go on from where the generator is."""
         self._position = 0

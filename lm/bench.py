@@ -215,15 +215,16 @@ def write_table(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
         "# Speed of a training step",
         "",
         f"Each measurement is one `python -m lm.bench --table {folder}`: medians over turns, in which both programs "
-        "alternate. Plain PyTorch runs as it comes; ours also keeps freed memory (`keep_freed_memory` in "
+        "alternate; the ratio is that of their tokens/s. The products are the step's matrix products, at their shapes, "
+        "with nothing else. Plain PyTorch runs as it comes; ours also keeps freed memory (`keep_freed_memory` in "
         "`lm/runtime.py`), a part of the gain that any program could have.",
         "",
         "How fast the products alone run, in GFLOP/s, shows what the CPU gives, and decides most of the ratio: virtual "
         "machines of one name have CPUs of several generations. Where bf16 products gain less over fp32, so do we.",
     ]
-    for measurement in reversed(measured):
-        lines += ["", *_section(measurement)]
-    (folder / "README.md").write_text("\n".join([*lines, "", "![tokens per second](speed.png)"]) + "\n")
+    newest, *older = map(_section, reversed(measured))
+    lines += ["", *newest, "", "![tokens per second](speed.png)", *itertools.chain(*(["", *rows] for rows in older))]
+    (folder / "README.md").write_text("\n".join(lines) + "\n")
     _plot(folder / "speed.png", rows)
 
 
@@ -234,8 +235,8 @@ def _section(measurement: dict[str, Any]) -> list[str]:
     lines = [
         f"## {measurement['date']}\n",
         f"{machine}; ours in {first['precision']}, plain in fp32; {first['turns']} turns.\n",
-        "| | ms a step | tokens/s | plain, tokens/s | ratio | products alone, ms | GFLOP/s | step / products "
-        "| peak MB | plain |",
+        "| | ms a step | tokens/s | plain: tokens/s | ratio | products alone: ms | GFLOP/s | step / products "
+        "| peak MB | plain: peak MB |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for label, row in rows.items():

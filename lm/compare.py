@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from lm.analysis import METRICS, Cell, analyse, kind_of, label, show, with_estimates
+from lm.analysis import METRICS, Cell, analyse, kind_of, label, ppl_of, show, with_estimates
 from lm.errors import ConfigError
 from lm.stats import Difference, draw_difference, paired_difference, welch_difference, with_holm
 from lm.study import STUDY_FILE, check_record, identity, load_study, read_ledger
@@ -103,6 +104,10 @@ def _config(cell: Cell) -> dict[str, Any]:
     return {**(first.get("config") or {}), **cell.values}
 
 
+def _texts(cell: Cell) -> set[Any]:
+    return {identity(record.get("corpus_sha256")) for record in cell.runs.values()}
+
+
 def compare(names: Sequence[str]) -> list[Row]:
     """Rows of all sources, matched: all rows of one configuration follow each other, in the order of `names`.
 
@@ -152,10 +157,17 @@ def _against(row: Row, first: Row) -> Row:
     if (split := _common_split(row, first)) is None:
         return row
     a, b = row.cell.by_seed(f"{split}_loss"), first.cell.by_seed(f"{split}_loss")
-    paired = len(a.keys() & b.keys()) > 1
-    difference = paired_difference(a, b) if paired else welch_difference(list(a.values()), list(b.values()))
-    change = row.cell.mean(f"{split}_ppl") - first.cell.mean(f"{split}_ppl")
-    return replace(row, split=split, difference=difference, ppl_difference=change)
+    common = a.keys() & b.keys()
+    if len(common) > 1:
+        a, b = ({seed: loss for seed, loss in losses.items() if seed in common} for losses in (a, b))
+        difference = paired_difference(a, b)
+    else:
+        difference = welch_difference(list(a.values()), list(b.values()))
+    other = "" if _texts(row.cell) == _texts(first.cell) else "another text, by its corpus_sha256"
+    if other:
+        difference = Difference(difference.mean, difference.n)  # nothing to test
+    change = fmean(map(ppl_of, a.values())) - fmean(map(ppl_of, b.values()))
+    return replace(row, split=split, difference=difference, ppl_difference=change, other_protocol=other)
 
 
 def _published_rows(row: Row, first: Row | None) -> list[Row]:

@@ -116,13 +116,13 @@ def evaluate(
     model.eval()
     try:
         with model.exact():
-            for window in windows:
+            for tokens_TB, targets_TB, _, _ in windows:
                 between_windows()
-                output = model(window.tokens_TB, state)
+                output = model(tokens_TB, state)
                 state = output.state
-                nats_TB = model.token_loss(output, window.targets_TB)
+                nats_TB = model.token_loss(output, targets_TB)
                 nats += nats_TB.sum(dtype=torch.float64)
-                targets += window.targets_TB.numel()
+                targets += targets_TB.numel()
                 sums.add(output.raw[-1])
                 watch(output.raw[-1], nats_TB)
     finally:
@@ -267,6 +267,7 @@ def _parse() -> argparse.Namespace:
     if unread:
         flag = f"--{min(unread).replace('_', '-')}"
         raise ConfigError(f"{flag}: leave it out with --{instead}" if instead else f"{flag}: is for --activations PNG")
+    tune.check_flags(given, arguments.adapt)
     if arguments.columns is not None and arguments.columns < 1:
         raise ConfigError(f"--columns: must be at least 1; got {arguments.columns}")
     if arguments.activations:

@@ -103,8 +103,14 @@ def load_trained(directory: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: neither is there, or it is damaged or incomplete.
     """
+    if not directory.is_dir():
+        what = "is a file; give the run directory" if directory.exists() else "no such run directory or export"
+        raise CheckpointError(f"{directory}: {what}")
     if not is_export(directory):
-        return _best_of_run(directory / "ckpt" / "best.pt")
+        best = directory / "ckpt" / "best.pt"
+        if not best.exists() and (directory / "config.json").exists():
+            raise CheckpointError(f"{best}: not there: no epoch of this run has ended yet; train on with --resume auto")
+        return _best_of_run(best)
     path = directory / _WEIGHTS
     try:
         with safe_open(path, "pt") as file:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import difflib
 import functools
 import inspect
 import json
@@ -68,6 +69,10 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> typing.NoReturn:  # noqa: D102 - argparse's
+        unknown = [word.partition("=")[0] for word in message.split() if "unrecognized" in message and word[:2] == "--"]
+        for flag in unknown:
+            if near := difflib.get_close_matches(flag, self._option_string_actions, 1):
+                message += f"; did you mean {near[0]}?"
         raise ConfigError(f"{message} (see {self.prog} --help)")
 
 
@@ -149,11 +154,14 @@ def parse_train_args(
 
 def flags_markdown() -> str:
     """Table of all flags of `lm.train`, as it stands in the README."""
+    hints = typing.get_type_hints(TrainConfig) | typing.get_type_hints(RunOptions)
     lines = ["| flag | default | meaning |", "|---|---|---|", "| `--preset` |  | start from a preset |"]
     for title, fields in flag_groups():
         lines.append(f"| **{title}** | | |")
         for field, text in fields:
             default = json.dumps(field.default).strip('"') if field.default not in ("", ()) else ""
+            choices = typing.get_args(hints[field.name]) if typing.get_origin(hints[field.name]) is Literal else ()
+            text = f"{', '.join(f'`{choice}`' for choice in choices)}: {text}" if choices else text
             lines.append(f"| `--{field.name.replace('_', '-')}` | {default} | {text} |")
     return "\n".join(lines)
 

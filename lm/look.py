@@ -53,7 +53,7 @@ class Activations:
         self._small_H += (h_TBH.abs() < INACTIVE).sum((0, 1))
         self._read += rows * columns
         every = math.ceil(self._tokens * units / _SAMPLE)
-        self._sample.append(h_TBH[::every].flatten().float().cpu().numpy())
+        self._sample.append(h_TBH[-self._row % every :: every].flatten().float().cpu().numpy())
         shown = slice(max(self._start - self._row, 0), max(self._stop - self._row, 0))
         self._nats.append(nats_TB[shown, 0].cpu().numpy())
         self._mean_abs.append(h_TBH[shown, 0].abs().mean(1).cpu().numpy())

@@ -42,8 +42,8 @@ def choose_kernel(
 ) -> tuple[str, torch.dtype]:
     """Return ("native" | "fused", dtype of the products) for a layer whose weights are `dtype` on `device`.
 
-    "auto" takes the fused kernel for an LSTM in bf16 on a CPU with native bf16 and at least 300 units, and the native
-    one (cuDNN on CUDA, oneDNN or the reference loop on CPU) for all else. Forward + backward of one layer, fp32
+    "auto" takes the fused kernel for an LSTM in bf16 on a CPU with native bf16 from 300 units on, else the native one
+    (cuDNN on CUDA, oneDNN or the reference loop on CPU). Forward + backward of one layer, fp32
     native / fp32 fused / bf16 fused, in ms on 2 cores: 200 units (T 35, B 20) 5.2/9.8/7.0; 300 9.5/15/9.6; 650
     39/48/31; 1150 (T 70) 256/254/138; 1150 (T 70, B 80) 899/958/537. So fp32 is fused only where it is asked for.
     bf16 without a fast bf16 kernel (native on CPU) becomes fp32: faster there, and more exact.
@@ -297,7 +297,5 @@ class WeightDropLSTM(nn.Module):
         return out.to(exact), tuple(s.squeeze(0).to(exact) for s in state)
 
     def extra_repr(self) -> str:
-        return (
-            f"{self.cell}, {self.input_size}, {self.hidden_size}, weight_drop={self.weight_drop}, "
-            f"kernel={self.kernel}, precision={self.precision}"
-        )
+        sizes, choices = f"{self.input_size}, {self.hidden_size}", f"kernel={self.kernel}, precision={self.precision}"
+        return f"{self.cell}, {sizes}, weight_drop={self.weight_drop}, {choices}"

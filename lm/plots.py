@@ -245,40 +245,36 @@ def _place_labels(ax: Axes, points: Sequence[tuple[float, float]], texts: Sequen
             note.remove()
 
 
-def _curve(cell: Cell, column: int) -> tuple[list[float], list[float]]:
-    """Epochs and the mean over seeds of one column of `curve` (1: valid, 2: train), where all seeds have it."""
+def _curve(cell: Cell) -> tuple[list[float], list[float]]:
+    """Epochs and the mean over seeds of valid perplexity, where all seeds have it."""
     values: dict[float, list[float]] = {}
     curves = [record.get("curve") or [] for record in cell.runs.values()]
-    for row in (row for curve in curves for row in curve):
-        if len(row) > column and is_number(row[column]):
-            values.setdefault(row[0], []).append(row[column])
+    for epoch, ppl in (row for curve in curves for row in curve):
+        if is_number(ppl):
+            values.setdefault(epoch, []).append(ppl)
     full = {epoch: statistics.fmean(found) for epoch, found in sorted(values.items()) if len(found) == len(curves)}
     return list(full), list(full.values())
 
 
 def _curves(analysis: Analysis) -> Plot | None:
-    """Valid and train perplexity over epochs: baseline, chosen and the best others in colour, the rest pale."""
-    ranked = [cell for cell in analysis.cells if len(_curve(cell, 1)[0]) > 1]
+    """Valid perplexity over epochs: baseline, chosen and the best others in colour, the rest pale."""
+    ranked = [cell for cell in analysis.cells if len(_curve(cell)[0]) > 1]
     ranked.sort(key=lambda cell: (cell.diverged, cell.mean("valid_ppl")))
     if not ranked:
         return None
     others = [cell for cell in ranked if _colour(analysis, cell) == OTHER]
     colours = {id(cell): _colour(analysis, cell, PALE) for cell in ranked}
     colours |= {id(cell): colour for cell, colour in zip(others, _MORE, strict=False)}
-    titles = {1: "valid", 2: "train (running, with dropout)"}
-    panels = [column for column in titles if any(len(_curve(cell, column)[0]) > 1 for cell in ranked)]
-    figure, axes = _figure(len(panels), (3.4 + 4.2 * len(panels), 4.2))
-    for ax, column in zip(axes, panels, strict=True):
-        lines = [(_curve(cell, column), colours[id(cell)]) for cell in reversed(ranked)]
-        lines = [(curve, colour) for curve, colour in lines if curve[0]]
-        for curve, colour in lines:
-            front = colour in (BASELINE, CHOSEN)
-            ax.plot(*curve, color=colour, linewidth=2 if front else 1.2, zorder=3 if front else 2)
-        values = [value for (_, ys), _ in lines for value in ys]
-        top = min(max(values), 1.3 * statistics.median(ys[-1] for (_, ys), _ in lines))
-        ax.set_ylim(min(values) - 0.05 * (top - min(values)), top)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.set(xlabel="epoch", ylabel="perplexity", title=titles[column])
+    figure, (ax,) = _figure(1, (7.6, 4.2))
+    lines = [(_curve(cell), colours[id(cell)]) for cell in reversed(ranked)]
+    for curve, colour in lines:
+        front = colour in (BASELINE, CHOSEN)
+        ax.plot(*curve, color=colour, linewidth=2 if front else 1.2, zorder=3 if front else 2)
+    values = [value for (_, ys), _ in lines for value in ys]
+    top = min(max(values), 1.3 * statistics.median(ys[-1] for (_, ys), _ in lines))
+    ax.set_ylim(min(values) - 0.05 * (top - min(values)), top)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set(xlabel="epoch", ylabel="perplexity", title="valid")
     marks = {BASELINE: " (baseline)", CHOSEN: " (chosen)"}
     shown = [(cell.label + marks.get(colours[id(cell)], ""), colours[id(cell)]) for cell in ranked]
     handles = [Line2D([], [], color=colour, label=text) for text, colour in shown if colour != PALE]

@@ -17,6 +17,7 @@ from typing import Any
 from lm.analysis import METRICS, Analysis, Cell, analyse, is_number, show
 from lm.compare import compare, compare_json, compare_text
 from lm.errors import ConfigError, run_cli
+from lm.files import write_atomic
 from lm.flags import Parser
 from lm.plots import draw_plots
 from lm.stats import Difference
@@ -91,7 +92,7 @@ def table(analysis: Analysis) -> tuple[list[str], list[list[str]]]:
 def answer(analysis: Analysis) -> str:
     """The study's answer in plain words: best cell, difference, seed noise, and what became of the activations."""
     planned = len(analysis.study.runs())
-    done = planned - sum(len(cell.others) for cell in analysis.cells)
+    done = sum(len(cell.asked & cell.runs.keys()) for cell in analysis.cells)
     if analysis.chosen is None:
         return "Nothing has run yet." if not analysis.records else "No run has finished with a usable result yet."
     unfinished = "" if done >= planned else f" So far {done} of {planned} runs are finished."
@@ -115,7 +116,8 @@ def answer(analysis: Analysis) -> str:
 
 def _ppl(cell: Cell) -> str:
     found = [f"{split} {cell.mean(f'{split}_ppl'):.2f}" for split in ("valid", "test") if cell.mean(f"{split}_ppl")]
-    return f"perplexity {' / '.join(found)}"
+    seeds = f" (mean of {len(cell.runs)} seeds)" if len(cell.runs) > 1 else ""
+    return f"perplexity {' / '.join(found)}{seeds}"
 
 
 def _effect(cell: Cell, analysis: Analysis) -> str:
@@ -245,8 +247,8 @@ def report(path: str) -> Analysis:
     analysis = analyse(study, read_ledger(study.ledger))
     try:
         plots = draw_plots(analysis, study.path)
-        (study.path / "table.csv").write_text(table_csv(analysis), encoding="utf-8")
-        (study.path / "README.md").write_text(readme(analysis, plots), encoding="utf-8")
+        for name, text in (("table.csv", table_csv(analysis)), ("README.md", readme(analysis, plots))):
+            write_atomic(study.path / name, lambda file, text=text: file.write(text.encode()))
     except OSError as error:
         raise ConfigError(f"{study.path}: cannot be written: {error}") from None
     return analysis

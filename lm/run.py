@@ -78,6 +78,12 @@ class Run:
         if 0 < config.eval_train_tokens < 2 * config.eval_batch_size:
             raise ConfigError(f"--eval-train-tokens: {config.eval_train_tokens} are less than 2 * --eval-batch-size")
 
+    def fraction(self, of_epoch: float) -> float:
+        """How much of the run (0 to 1) is over after `of_epoch` (0 to 1) of the current epoch, for the schedule."""
+        config, progress = self.config, self.progress
+        done = (progress.epoch - 1 + of_epoch) / config.epochs
+        return max(done, progress.step / config.max_steps) if config.max_steps else done
+
     def is_over(self) -> bool:
         """Whether training ends at this end of an epoch."""
         config, progress = self.config, self.progress
@@ -116,7 +122,7 @@ class Run:
             "windows": self.windows.state_dict(),
             "hidden": [list(layer) for layer in self.hidden],
             "means": self.means.state_dict(),
-            "rng": rng_state(),
+            "rng": rng_state(self.device),
             "versions": versions(self.device, self.model.precision),
             "log_position": log_position,
         }
@@ -129,7 +135,10 @@ class Run:
             CheckpointError: it is of another corpus, or not of a run's state.
         """
         if conflicts := resume_conflicts(self.config, state["config"]):
-            raise ConfigError(f"--resume: the checkpoint was made with {', '.join(conflicts)}")
+            raise ConfigError(
+                f"--resume: the checkpoint was made with {', '.join(conflicts)}; "
+                "repeat the flags that the run was started with, which its env.json has as argv"
+            )
         if state["corpus_sha256"] != self.corpus.sha256:
             raise CheckpointError(f"--resume: {_OTHER_TEXT}")
         self.corpus.check_vocabulary(state)
@@ -143,10 +152,11 @@ class Run:
         self.hidden = [tuple(tensor.to(self.device) for tensor in layer) for layer in state["hidden"]]
         self.means.load_state_dict(state["means"])
         self.progress = Progress(**state["progress"])
-        if self.progress.epoch - 1 > self.config.epochs:
-            raise ConfigError(f"--epochs: {self.progress.epoch - 1} epochs of this run are over already")
-        self.progress.finished = self.progress.finished and self.is_over()
-        set_rng_state(state["rng"])
+        between_epochs, epoch = self.windows.at_start, self.progress.epoch
+        if (begun := epoch - between_epochs) > self.config.epochs:
+            raise ConfigError(f"--epochs: this run is in epoch {begun} already; give at least as many")
+        self.progress.finished = between_epochs and self.is_over()
+        set_rng_state(state["rng"], self.device)
         now, before = versions(self.device, self.model.precision), state.get("versions", {})
         if changed := [f"{n} {before[n]} (now {now[n]})" for n in _DECIDE_BITS if n in before and before[n] != now[n]]:
             logger.warning("resuming with another %s: rounding will differ from here on", ", ".join(changed))

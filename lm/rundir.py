@@ -15,7 +15,7 @@ from lm.checkpoint import save_checkpoint
 from lm.config import RunOptions, TrainConfig, as_plain, config_id, run_name, with_defaults
 from lm.errors import CheckpointError, ConfigError
 from lm.export import is_export
-from lm.files import naming, remove_temporaries, take_lock, write_json
+from lm.files import naming, remove_temporaries, take_lock, write_atomic, write_json
 from lm.metrics import perplexity
 from lm.model import AWDLSTM, count_parameters
 from lm.run import Run
@@ -42,21 +42,29 @@ def choose_run_dir(config: TrainConfig, options: RunOptions) -> Path:
         if config.finetune and usual.absolute() == Path(config.finetune).absolute():
             raise ConfigError(f"--out-dir: {usual} is the run to fine-tune, which stays as it is; choose another")
         return usual
+    if (Path(options.resume) / "config.json").exists():
+        raise ConfigError(
+            f"--resume: {options.resume} is a run directory; give --out-dir {options.resume} --resume auto"
+        )
     if not Path(options.resume).exists():
         raise CheckpointError(f"{options.resume}: no such checkpoint")
     home = Path(options.resume).absolute().parent.parent
+    if not (home / "config.json").exists():
+        raise CheckpointError(f"--resume: {options.resume} does not lie in the ckpt folder of a run directory")
     if options.out_dir and usual.absolute() != home:
         raise ConfigError(f"--resume: {options.resume} belongs to the run in {home}, not to --out-dir {usual}")
     return home
 
 
-def finished_result(config: TrainConfig, path: Path, resume: str) -> dict[str, Any] | None:
-    """The result in `path` if the run there is complete. Raises ConfigError if a run is there and not resumed."""
-    if (path / "config.json").exists() and not resume:
+def finished_result(config: TrainConfig, path: Path, options: RunOptions) -> dict[str, Any] | None:
+    """The result in `path` if all that is asked for is there. Raises ConfigError if a run is there and not resumed."""
+    if (path / "config.json").exists() and not options.resume:
         raise ConfigError(f"--out-dir: {path} holds a run already: continue it with --resume auto, or choose another")
     try:
         result = json.loads((path / "result.json").read_bytes())
         complete = result["status"] == "completed" and with_defaults(result["config"]) == as_plain(config)
+        if options.eval_test and result["test_loss"] is None:
+            complete = False
         return result if complete and summary(result) else None
     except (OSError, ValueError, LookupError, TypeError):  # damaged: it is computed again
         return None
@@ -68,12 +76,13 @@ class RunDir:
     def __init__(self, path: Path, copy_best_to: str = "") -> None:
         self.path, self._copy = path, copy_best_to
         self.last, self.best = path / "ckpt" / "last.pt", path / "ckpt" / "best.pt"
+        self._found = self._stamp()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes from training here. The kernel drops the lock of a process that ends, however it ends.
 
-        Raises ConfigError, naming the process that trains here already.
+        Raises ConfigError, naming the process that trains here already, or if one has since this object was made.
         """
         path = self.path / "train.lock"
         lock = take_lock(path, wait=False)
@@ -83,6 +92,8 @@ class RunDir:
                 "wait for it, end it, or choose another directory"
             )
         try:
+            if self._stamp() != self._found:
+                raise ConfigError(f"--out-dir: another process has just trained in {self.path}; start again")
             os.ftruncate(lock, 0)
             with naming(path):
                 os.write(lock, str(os.getpid()).encode())
@@ -107,10 +118,18 @@ class RunDir:
 
     def save_best(self, run: Run, model: AWDLSTM) -> None:
         """Write best.pt, and the copy that `--save` asks for."""
-        state = run.best_state(model)
-        save_checkpoint(self.best, state)
+        save_checkpoint(self.best, run.best_state(model))
+        self.copy_best()
+
+    def copy_best(self) -> None:
+        """Write the copy of best.pt that `--save` asks for, if it does."""
         if self._copy:
-            save_checkpoint(Path(self._copy), state)
+            write_atomic(Path(self._copy), lambda file: file.write(self.best.read_bytes()))
+
+    def _stamp(self) -> tuple[int, ...]:
+        """Another value after a process has written the checkpoint or the result of this run."""
+        files = [path for path in (self.last, self.path / "result.json") if path.exists()]
+        return tuple(path.stat().st_mtime_ns for path in files)
 
     def write_result(self, run: Run, status: str, scores: dict[str, Any]) -> dict[str, Any]:
         """Write result.json, the last file of a run, and return its content."""

@@ -73,16 +73,16 @@ def set_determinism(deterministic: bool, seed: int) -> None:
     torch.backends.cudnn.benchmark = not deterministic
 
 
-def rng_state() -> dict[str, Any]:
-    """State of every generator that a run draws from, as tensors."""
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """State of every generator that a run on `device` draws from, as tensors."""
+    return {"cpu": torch.get_rng_state(), "cuda": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []}
 
 
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Restore what `rng_state` returned (GPU states only where as many GPUs are here)."""
+def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
+    """Restore what `rng_state` returned; a run that moves from CPU to CUDA keeps the GPU's own."""
     torch.set_rng_state(state["cpu"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if device.type == "cuda" and state["cuda"]:
+        torch.cuda.set_rng_state(state["cuda"][0], device)
 
 
 def peak_rss_mb() -> float:

@@ -74,6 +74,8 @@ class Sweep:
             config = make_config(self.study.preset, self.study.dataset, **values)
         except ConfigError as error:
             raise ConfigError(f"{self.study.path / STUDY_FILE}: {error}") from None
+        if config.finetune:  # its runs would take their configuration from there
+            raise ConfigError(f"{self.study.path / STUDY_FILE}: finetune: runs of a study start from scratch")
         if config.data not in self._corpora:
             self._corpora[config.data] = identify(config.dataset, config.data or None)
         return dataclasses.replace(config, dataset=self._corpora[config.data])
@@ -212,6 +214,7 @@ class Sweep:
         Raises SweepFailed if a run failed, for the next step would depend on it.
         """
         jobs = [[self.job(cell, seed, epochs) for seed in self.study.seeds] for cell in cells]
+        self.results |= {job.id: part for row in jobs for job in row if (part := self._part(job))}
         self.run([job for row in jobs for job in row])
         if self.failures:
             raise SweepFailed("the search stops here")
@@ -221,6 +224,16 @@ class Sweep:
             if all(r["status"] == "completed" for r in row) else math.inf
             for row in found
         ]  # fmt: skip
+
+    def _part(self, rung: Job) -> dict[str, Any] | None:
+        """What the ledger's line of a longer run says of its first part, which that run's directory cannot repeat."""
+        whole = self.results.get(rung.run_dir.name)
+        if not rung.rung or not whole:
+            return None
+        early = [ppl for epoch, ppl in whole.get("curve") or [] if epoch <= rung.config.epochs]
+        if whole["status"] == "completed" or len(early) == rung.config.epochs:
+            return {"status": "completed", "valid_ppl": min(early)}
+        return whole if whole["status"] == "diverged" else None
 
     def prune(self, cell: dict[str, Any], epochs: int) -> None:
         """Enter a cell that a search gave up after `epochs` into the ledger, as no result."""

@@ -2,7 +2,7 @@
 
 [refine]                     # coarse to fine over one field, all others at the baseline
 field = "alpha"
-values = [0, 0.1, 1, 10]     # first pass; default: 0, 0.1, 1, 10, 100, for probabilities 0, 0.2, 0.4, 0.6, 0.8
+values = [0, 0.1, 1, 10]     # first pass; default: the grid's, else 0, 0.1, 1, 10, 100 (probabilities 0, 0.2, ... 0.8)
 rounds = 2                   # finer passes after the first (default 1)
 points = 4                   # new values in each (default 4)
 
@@ -16,6 +16,7 @@ dropout = [0.2, 0.4, 0.6]    # one of these
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import math
 import os
@@ -43,13 +44,14 @@ def check_settings(study: Study, settings: dict[str, Any], config: TrainConfig) 
         if type(value) is not _KEYS[key] or (_KEYS[key] is int and value < 1):
             raise ConfigError(f"{file}: refine.{key}: {value!r} makes no sense")
     if ("field" in settings) == ("search" in settings):
-        raise ConfigError(f"{file}: refine: needs either field or search")
+        raise ConfigError(f"{file}: refine: needs either field or search, and not both")
     if "field" in settings:
-        _hint(study, settings["field"])
-        values = settings.get("values", [0, 1])
-        good = all(isinstance(v, (int, float)) and not isinstance(v, bool) and v >= 0 for v in values)
+        kind, bounds = _hint(study, settings["field"])
+        values = settings.get("values", [bounds.low, bounds.high])
+        good = all(type(v) in {int, kind} and v in bounds for v in values)
         if not good or len(set(values)) < 2:
-            raise ConfigError(f"{file}: refine.values: must be two or more different numbers, none below 0")
+            what = f"numbers, {bounds}" if kind is float else f"integers, {bounds}"
+            raise ConfigError(f"{file}: refine.values: {settings['field']} takes two or more different {what}")
         return
     if settings["search"] not in ("random", "hyperband"):
         raise ConfigError(f"{file}: refine.search: {settings['search']!r} is not one of random, hyperband")
@@ -64,8 +66,18 @@ def check_settings(study: Study, settings: dict[str, Any], config: TrainConfig) 
         ranged = isinstance(values, dict) and {"low", "high"} <= values.keys() <= {"low", "high", "log"}
         if not ranged and not (isinstance(values, list) and values):
             raise ConfigError(f"{file}: refine.space.{name}: must be a list of values, or low, high and perhaps log")
-        if ranged and "trials" not in settings:
-            raise ConfigError(f"{file}: refine.trials: how many? A range has no end of values")
+        if ranged:
+            ends, kinds = (values["low"], values["high"]), {int, _hint(study, name)[0]}
+            if not {*map(type, ends)} <= kinds or not ends[0] < ends[1] or (values.get("log") and ends[0] <= 0):
+                raise ConfigError(f"{file}: refine.space.{name}: low must be a number below high, above 0 with log")
+            if "trials" not in settings:
+                raise ConfigError(f"{file}: refine.trials: how many? A range has no end of values")
+
+
+def require_optuna() -> None:
+    """Raise ConfigError where Optuna is not installed."""
+    if importlib.util.find_spec("optuna") is None:
+        raise ConfigError("--search: Optuna is not installed; pip install -r requirements-search.txt")
 
 
 def _hint(study: Study, field: str) -> tuple[type, Bounds]:
@@ -73,7 +85,7 @@ def _hint(study: Study, field: str) -> tuple[type, Bounds]:
     hint = typing.get_type_hints(TrainConfig, include_extras=True).get(field)
     bounds = next((mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Bounds)), None)
     if bounds is None or field == "seed":
-        raise ConfigError(f"{study.path / STUDY_FILE}: refine.field: {field!r} is no numeric configuration field")
+        raise ConfigError(f"{study.path / STUDY_FILE}: refine: {field!r} is no numeric configuration field")
     return typing.get_args(hint)[0], bounds
 
 
@@ -85,7 +97,7 @@ def refine(
     Args:
         study: supplies the values of the other fields, which are those of its baseline.
         settings: the content of `[refine]`.
-        measure: cells -> mean valid loss of each (nats per token); infinite where a run diverged.
+        measure: cells -> mean valid loss of each (nats per word); infinite where a run diverged.
 
     Returns:
         value -> mean valid loss, of everything that was tried.
@@ -97,7 +109,9 @@ def refine(
     kind, bounds = _hint(study, field)
     linear = bounds.high <= 1  # a probability
     tried: dict[float, float] = {}
-    values = settings.get("values") or ([0, 0.2, 0.4, 0.6, 0.8] if linear else [0, 0.1, 1, 10, 100])
+    values = settings.get("values") or list(dict.fromkeys(cell[field] for cell in study.cells if field in cell))
+    if len(values) < 2:
+        values = [0, 0.2, 0.4, 0.6, 0.8] if linear else [0, 0.1, 1, 10, 100]
     for _ in range(1 + settings.get("rounds", 1)):
         values = [value for value in dict.fromkeys(map(kind, values)) if value not in tried and value in bounds]
         tried |= dict(zip(values, measure([study.baseline | {field: value} for value in values]), strict=True))
@@ -153,12 +167,10 @@ def search(
         prune: told of a cell that is given up after so many epochs.
 
     Raises:
-        ConfigError: Optuna is not installed.
+        ConfigError: another sweep is searching.
     """
-    try:
-        import optuna
-    except ImportError:
-        raise ConfigError("--search: Optuna is not installed; pip install -r requirements-search.txt") from None
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     lock = take_lock(study.path / LOCK, wait=False)
     if lock is None:
@@ -185,7 +197,7 @@ def _race(
         race.append(optuna.trial.Trial(found, trial._trial_id))
     waiting = len(found.get_trials(deepcopy=False, states=[optuna.trial.TrialState.WAITING]))
     race += [found.ask() for _ in range(waiting + max(0, settings.get("trials", 0) - len(found.trials)))]
-    race = [(trial, study.baseline | _draw(trial, settings["space"])) for trial in race]
+    race = [(trial, study.baseline | _draw(study, trial, settings["space"])) for trial in race]
     for rung in rungs:
         known = [found.trials[trial.number].intermediate_values.get(rung) for trial, _ in race]
         new = measure([cell for (_, cell), loss in zip(race, known, strict=True) if loss is None], rung)
@@ -230,13 +242,17 @@ def _open(optuna: Any, study: Study, settings: dict[str, Any], epochs: int) -> A
     return found
 
 
-def _draw(trial: Any, space: dict[str, Any]) -> dict[str, Any]:
-    """The trial's value of every field of the space; those out of a range with three significant digits."""
+def _draw(study: Study, trial: Any, space: dict[str, Any]) -> dict[str, Any]:
+    """The trial's value of every field of the space; real ones out of a range with three significant digits."""
     cell = {}
     for name, values in space.items():
         if isinstance(values, list):
             cell[name] = trial.suggest_categorical(name, values)
+            continue
+        low, high, log = values["low"], values["high"], values.get("log", False)
+        if _hint(study, name)[0] is int:
+            cell[name] = trial.suggest_int(name, low, high, log=log)
         else:
-            value = trial.suggest_float(name, float(values["low"]), float(values["high"]), log=values.get("log", False))
-            cell[name] = float(f"{value:.3g}")
+            value = float(f"{trial.suggest_float(name, float(low), float(high), log=log):.3g}")
+            cell[name] = min(max(value, float(low)), float(high))
     return cell

@@ -97,7 +97,9 @@ def load_study(path: str | os.PathLike[str]) -> Study:
     try:
         values = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{file}: no such file; a study is a folder with a {STUDY_FILE}") from None
+        there = Path("results", folder)
+        hint = f"did you mean {there}?" if (there / STUDY_FILE).exists() else f"a study is a folder with a {STUDY_FILE}"
+        raise ConfigError(f"{file}: no such file; {hint}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read: {error}") from None
     if unknown := sorted(values.keys() - _KEYS):

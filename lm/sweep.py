@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import json
 import logging
-import math
 import sys
 from collections.abc import Sequence
 
@@ -35,6 +34,8 @@ def plan(sweep: Sweep) -> list[Job]:
     study, settings = sweep.study, sweep.study.refine
     if settings:
         search.check_settings(study, settings, sweep.config(study.baseline, study.seeds[0]))
+        if "search" in settings:
+            search.require_optuna()
         for name, values in settings.get("space", {}).items():
             for value in values if isinstance(values, list) else (values["low"], values["high"]):
                 sweep.config(study.baseline | {name: value}, study.seeds[0])
@@ -48,10 +49,10 @@ def look_further(sweep: Sweep) -> None:
         tried = search.refine(study, settings, sweep.measure)
         best = min(tried, key=lambda value: (tried[value], value))
         logger.info(
-            "refined: %s %g has the lowest mean valid perplexity, %.2f",
+            "refined: %s %g has the lowest mean valid loss, %.4f nats per word",
             settings["field"],
             best,
-            math.exp(min(tried[best], 700)),
+            tried[best],
         )
     elif settings:
         config = sweep.config(study.baseline, study.seeds[0])

@@ -40,10 +40,7 @@ logger = logging.getLogger("lm.train")
 def update(run: Run, window: Window) -> None:
     """One step of truncated backpropagation through time."""
     config, progress, model = run.config, run.progress, run.model
-    fraction = (progress.epoch - 1 + window.fraction) / config.epochs
-    if config.max_steps:
-        fraction = max(fraction, progress.step / config.max_steps)
-    run.rate = run.learning_rate.at(fraction)
+    run.rate = run.learning_rate.at(run.fraction(window.fraction))
     run.optimizer.param_groups[0]["lr"] = run.rate * window.lr_scale
 
     output = model(window.tokens_TB, run.hidden)
@@ -77,9 +74,11 @@ def train_epoch(run: Run, run_dir: RunDir, options: RunOptions, log: RunLog, sto
     while progress.step < max_steps and (window := next(run.windows, None)) is not None:
         started = time.perf_counter()
         update(run, window)
+        if due := run.means.updates >= options.log_interval:
+            check_means(run)  # waits for a GPU, so that what it has computed is in the time
         progress.seconds += time.perf_counter() - started
         log.progress(window.targets_TB.numel())
-        if run.means.updates >= options.log_interval:
+        if due:
             record_step(run, log, (progress.tokens - logged_tokens) / (progress.seconds - logged_seconds))
             logged_tokens, logged_seconds = progress.tokens, progress.seconds
         if progress.step % options.save_every == 0:
@@ -100,7 +99,6 @@ def check_means(run: Run) -> None:
 
 def record_step(run: Run, log: RunLog, tokens_per_s: float) -> None:
     """Record the means over the updates since the last record."""
-    check_means(run)
     means, epoch, step, rate = run.means.take(), run.progress.epoch, run.progress.step, run.rate
     values = {"epoch": epoch, "lr": rate, **means, "tokens_per_s": round(tokens_per_s)}
     log.record("step", step, values | peak_memory(run.device))
@@ -115,8 +113,8 @@ def record_step(run: Run, log: RunLog, tokens_per_s: float) -> None:
 def end_epoch(run: Run, run_dir: RunDir, log: RunLog, stop: StopSignals) -> None:
     """Validate, keep the best, and let the validation loss steer learning rate and averaging."""
     config, progress = run.config, run.progress
-    check_means(run)
     started = time.perf_counter()
+    check_means(run)
     model = run.averaging.evaluated(run.model)
     valid = evaluate(model, run.corpus.splits["valid"], config.eval_batch_size, between_windows=stop.check)
     progress.seconds += time.perf_counter() - started
@@ -156,7 +154,8 @@ def keep_starting_point(run: Run, run_dir: RunDir, log: RunLog, stop: StopSignal
 
 def log_epoch(run: Run, log: RunLog, valid: Evaluation) -> None:
     """Record an epoch's validation."""
-    progress, rate, averaged = run.progress, run.learning_rate.base, run.averaging.averaged is not None
+    progress, averaged = run.progress, run.averaging.averaged is not None
+    rate = run.learning_rate.at(run.fraction(1.0))
     figures = split_figures(run.corpus, "valid", valid.loss)
     values = {
         "epoch": progress.epoch, "lr": rate, "valid_loss": valid.loss, "valid_ppl": valid.perplexity,
@@ -165,7 +164,7 @@ def log_epoch(run: Run, log: RunLog, valid: Evaluation) -> None:
     log.record("epoch", progress.step, values)
     log.histogram("activation", valid.sample_TBH, progress.step)
     log.message(
-        f"epoch {progress.epoch:3}/{run.config.epochs}  lr {rate:<7.4g} valid {valid.loss:.4f}  "
+        f"epoch {progress.epoch:3}/{run.config.epochs}  lr {rate:<8.4g} valid {valid.loss:.4f}  "
         f"ppl {valid.perplexity:8.2f}{'*' if valid.loss < progress.best_loss else ' '} "
         f"rms h {valid.activation['rms']:.3f}  rms dh {valid.activation['temporal_rms']:.3f}  "
         f"{progress.seconds:6.0f} s{'  (averaged)' if averaged else ''}{figures_text(figures)}"
@@ -196,12 +195,12 @@ def final_scores(run: Run, run_dir: RunDir, options: RunOptions, stop: StopSigna
     return scores | figures
 
 
-def open_run(config: TrainConfig, options: RunOptions, device: torch.device, path: Path) -> tuple[Run, int]:
+def open_run(config: TrainConfig, options: RunOptions, device: torch.device, run_dir: RunDir) -> tuple[Run, int]:
     """Build the run, restored when resuming; returns it and how much of metrics.jsonl belongs to it."""
     run = Run(config, configured_corpus(config), device)
     state, source = None, Path(options.resume)
     if options.resume == "auto":
-        source = RunDir(path).last
+        source = run_dir.last
         state, warning = load_latest(source)
         if warning:
             logger.warning("%s: continuing from the checkpoint before it", warning)
@@ -216,6 +215,8 @@ def open_run(config: TrainConfig, options: RunOptions, device: torch.device, pat
     with fitting(source):
         run.load_state_dict(state)
         log_position = state["log_position"]
+    if math.isfinite(run.progress.best_loss):
+        load_checkpoint(run_dir.best)  # the end of the run needs it: better to hear of damage now
     logger.info("resuming in epoch %d after update %d", run.progress.epoch, run.progress.step)
     return run, log_position
 
@@ -229,8 +230,10 @@ def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
         Interrupted: SIGINT or SIGTERM; everything is saved, `--resume auto` continues.
     """
     path = choose_run_dir(config, options)
-    if result := finished_result(config, path, options.resume):
+    run_dir = RunDir(path, options.save)
+    if result := finished_result(config, path, options):
         logger.info("%s is complete: nothing to do", path)
+        run_dir.copy_best()
         return result
     keep_freed_memory()
     if options.threads:
@@ -238,7 +241,7 @@ def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
     device = pick_device(options.device)
     if config.kernel == "fused" and device.type != "cpu":
         raise ConfigError("--kernel: the fused kernel is for CPUs; use auto or native, or --device cpu")
-    run, log_position = open_run(config, options, device, path)
+    run, log_position = open_run(config, options, device, run_dir)
     logger.info(
         "%s: %s tokens, %s types; %s parameters; %s, %s, %d threads; %s",
         run.corpus.name, f"{len(run.corpus.splits['train']):,}", f"{run.corpus.vocab_size:,}",
@@ -246,7 +249,6 @@ def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
     )  # fmt: skip
     if options.dry_run:
         return {}
-    run_dir = RunDir(path, options.save)
     with (
         run_dir.locked(),
         log_to(path / "train.log"),
@@ -260,6 +262,7 @@ def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
             while not run.progress.finished:
                 train_epoch(run, run_dir, options, log, stop)
                 end_epoch(run, run_dir, log, stop)
+            run_dir.copy_best()
             result = run_dir.write_result(run, "completed", final_scores(run, run_dir, options, stop))
         except Interrupted as interruption:
             if not run.progress.finished:  # else last.pt is written, and the model may hold the best weights by now

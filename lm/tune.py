@@ -17,6 +17,7 @@ from torch import Tensor
 from lm.adapt import Cache, Dynamic, adapted_nats, gradient_rms
 from lm.config import TrainConfig
 from lm.corpus import Corpus
+from lm.errors import ConfigError
 from lm.metrics import perplexity
 from lm.model import AWDLSTM
 from lm.presets import CACHE_POINTER
@@ -88,6 +89,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                 f"--{prefix}-{name}", dest=f"{prefix}_{field.name}", type=type(field.default), metavar=name.upper(),
                 help=f"default: {default}{field.default}",
             )  # fmt: skip
+
+
+def check_flags(given: set[str], modes: Sequence[str]) -> None:
+    """Raise ConfigError for a flag among `given` (names of arguments) that none of the modes of `--adapt` reads."""
+    for kind in ("cache", "dynamic"):
+        flags = sorted(name.replace("_", "-").replace("-lam", "-lambda") for name in given if name.startswith(kind))
+        if flags and not any(kind in mode for mode in modes):
+            raise ConfigError(f"--{flags[0]}: is for --adapt {kind}")
+    if "tune" in given and set(modes) == {"none"}:
+        raise ConfigError("--tune: is for --adapt cache, dynamic or dynamic+cache")
 
 
 def _values(owner: type, prefix: str, args: argparse.Namespace, defaults: dict[str, Any]) -> Any:

@@ -208,6 +208,28 @@ def test_an_unusable_checkpoint_exits_with_5_whoever_reads_it_and_runs_no_code(d
     assert not os.path.exists("owned")
 
 
+@pytest.mark.parametrize(
+    ("module", "arguments", "code", "hint"),
+    [
+        (train, ["--alhpa=2"], 2, "did you mean --alpha?"),
+        (sweep, ["mine"], 2, "did you mean results/mine?"),
+        (evaluate, ["nowhere"], 5, "nowhere: no such run directory"),
+        (evaluate, ["run/ckpt/best.pt"], 5, "give the run directory"),
+        (evaluate, ["begun"], 5, "no epoch of this run has ended yet"),
+        (evaluate, ["run", "--cache-theta=0.3", "--adapt", "dynamic"], 2, "is for --adapt cache"),
+        (evaluate, ["run", "--dynamic-lr=0.3"], 2, "is for --adapt dynamic"),
+        (evaluate, ["run", "--tune"], 2, "is for --adapt"),
+    ],
+)
+def test_a_slip_is_answered_with_what_was_likely_meant(module, arguments, code, hint, run_dir, tmp_path, ending):
+    (tmp_path / "begun").mkdir()
+    shutil.copy(run_dir / "config.json", tmp_path / "begun")
+    (tmp_path / "results/mine").mkdir(parents=True)
+    (tmp_path / "results/mine/study.toml").touch()
+    found, text = ending(module, *arguments)
+    assert (found, hint in text) == (code, True), text
+
+
 @pytest.mark.parametrize("damage", [UNREADABLE[name] for name in ("truncated", "flipped bit", "newer", "a list")])
 def test_resuming_falls_back_on_the_checkpoint_before_where_that_is_good(damage, run_dir, finished, ending):
     last, resume = run_dir / "ckpt" / "last.pt", [*finished[1], "--resume=auto"]
@@ -274,7 +296,12 @@ def test_a_numeric_flag_at_its_edges_is_refused_by_name_or_works(name, finished,
 
 @pytest.mark.parametrize(
     ("module", "usual"),
-    [(evaluate, ["RUN"]), (generate, ["RUN"]), (sweep, ["--out=study", "--dry-run"]), (bench, [])],
+    [
+        (evaluate, ["RUN", "--adapt", "dynamic+cache"]),
+        (generate, ["RUN"]),
+        (sweep, ["--out=study", "--dry-run"]),
+        (bench, []),
+    ],
     ids=["evaluate", "generate", "sweep", "bench"],
 )
 def test_numeric_flags_of_the_other_commands_are_refused_by_name(module, usual, finished, ending, monkeypatch):

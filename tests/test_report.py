@@ -319,6 +319,24 @@ def test_an_empty_ledger_gives_a_table_that_says_so(tmp_path):
     assert list(tmp_path.glob("*.png")) == []
 
 
+def test_a_line_older_than_a_field_stays_apart_from_a_newer_one_that_sets_it(tmp_path):
+    old, new = record(1, 4.6, test=4.5), record(1, 4.9, test=4.8, config={"min_lr": 1.0})
+    analysis = analysis_of(tmp_path, [old, new])
+    found = {cell.values["min_lr"]: cell.mean("valid_loss") for cell in analysis.cells if cell.runs}
+    assert found == {0.0: 4.6, 1.0: 4.9}
+
+
+def test_the_baseline_of_a_search_has_the_presets_values_and_the_answer_counts_what_was_asked(tmp_path):
+    lines = [record(seed, loss, test=loss, config={"dropout": p, "alpha": 0.0, "beta": 0.0})
+             for p, loss in ((0.1, 4.3), (0.2, 4.5), (0.4, 4.4)) for seed in (1, 2)]  # fmt: skip
+    pruned = record(1, 4.8, status="pruned", config={"dropout": 0.6})
+    analysis = analysis_of(tmp_path, [*lines, pruned], seeds=(1, 2), body="")
+    assert analysis.cells[analysis.baseline].values == {"dropout": 0.2}
+    assert "finished" not in answer(analysis)
+    fewer = analysis_of(tmp_path / "fewer", lines[1:3] + lines[4:], seeds=(1, 2), body="")
+    assert "So far 1 of 2 runs are finished" in answer(fewer)
+
+
 def test_a_missing_baseline_is_said_and_nothing_is_compared(tmp_path):
     analysis = analysis_of(tmp_path, records_of({(1, 0): (4.4, 4.5)}))
     assert "has not finished yet" in answer(analysis)
@@ -333,7 +351,7 @@ def full_study(tmp_path_factory):
     for line in lines:
         rms = 0.3 / (1 + line["config"]["alpha"])
         line["activation"] = {"rms": rms, "mean_abs": 0.8 * rms, "frac_small": 0.1, "temporal_rms": 0.9 * rms}
-        line["curve"] = [[e, line["valid_ppl"] + 100 / e, line["valid_ppl"] + 120 / e] for e in range(1, 6)]
+        line["curve"] = [[e, line["valid_ppl"] + 100 / e] for e in range(1, 6)]
     lines[-1] = record(2, None, status="failed", config={"alpha": 2.0, "beta": 1}, error="killed")
     quoted = '[[quoted]]\nlabel = "2x200"\nsource = "a README"\nprotocol = "40 epochs"\ntest_ppl = 87.17\n'
     return write_study(folder, lines, seeds=(1, 2), body=GRID + quoted)
@@ -523,6 +541,22 @@ def test_two_runs_stand_side_by_side_with_what_differs_between_them(tmp_path):
     assert rows[1].difference.mean == pytest.approx(-0.09)
     assert rows[1].config_differs == ("alpha 0 / 2",)
     assert "cannot tell" in compare_text(rows)
+
+
+def test_unequal_sets_of_seeds_are_compared_on_the_common_ones_in_both_columns(tmp_path):
+    a = str(write_study(tmp_path / "a", [record(s, 4.5 + 0.1 * s) for s in (1, 2, 3)]))
+    b = str(write_study(tmp_path / "b", [record(s, 4.49 + 0.1 * s) for s in (2, 3, 4)], seeds=(2, 3, 4)))
+    row = row_of(compare([a, b]), b, alpha=0, beta=0)
+    assert row.difference.mean == pytest.approx(-0.01)
+    assert row.ppl_difference == pytest.approx(np.mean(np.exp([4.69, 4.79]) - np.exp([4.7, 4.8])))
+
+
+def test_runs_on_another_text_of_the_same_name_are_set_apart_and_not_tested(tmp_path):
+    a = str(write_study(tmp_path / "a", [record(s, 4.5 + 0.01 * s) for s in (1, 2, 3)]))
+    other = [record(s, 4.1 + 0.02 * s, corpus_sha256={"train": "11"}) for s in (1, 2, 3)]
+    row = row_of(compare([a, str(write_study(tmp_path / "b", other))]), str(tmp_path / "b"), alpha=0, beta=0)
+    assert "another text" in row.verdict
+    assert row.difference.p is None
 
 
 def test_a_diverged_run_has_nothing_to_compare(tmp_path):

@@ -71,9 +71,9 @@ def test_cuda_where_there_is_none_is_refused():
 
 
 def test_generator_states_round_trip():
-    state = runtime.rng_state()
+    state = runtime.rng_state(CPU)
     first = torch.rand(3)
-    runtime.set_rng_state(state)
+    runtime.set_rng_state(state, CPU)
     assert torch.equal(torch.rand(3), first)
 
 

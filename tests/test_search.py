@@ -77,6 +77,11 @@ def test_whole_number_fields_get_whole_numbers_and_a_diverged_value_is_never_bes
         ({"field": "alpha", "search": "random"}, "either field or search"),
         ({"field": "optimizer"}, "no numeric"),
         ({"field": "alpha", "values": [1]}, "two or more"),
+        ({"field": "dropout", "values": [0.5, 1.0]}, "dropout takes two or more different numbers, at least 0 and at"),
+        ({"field": "nonmono", "values": [0, 0.5]}, "nonmono takes two or more different integers"),
+        ({"search": "random", "trials": 3, "space": {"nhid": {"low": 10.5, "high": 20}}}, "refine.space.nhid: low"),
+        ({"search": "random", "trials": 3, "space": {"lr": {"low": 0, "high": 2, "log": True}}}, "above 0 with log"),
+        ({"search": "random", "trials": 3, "space": {"model": {"low": 0, "high": 2}}}, "no numeric"),
         ({"field": "alpha", "rounds": 0}, "refine.rounds"),
         ({"field": "alpha", "step": 1}, "unknown key"),
         ({"search": "best"}, "not one of random, hyperband"),
@@ -126,6 +131,24 @@ def test_random_search_draws_from_ranges_and_choices_and_a_larger_one_goes_on(tm
     assert not set(bench.measured[1][1]) & set(alphas)
 
 
+def test_what_is_drawn_from_a_range_is_of_its_fields_type_and_inside(tmp_path):
+    pytest.importorskip("optuna")
+    cells = []
+    space = {"nhid": {"low": 3, "high": 5}, "dropout": {"low": 0.99961, "high": 0.99987}}
+    settings = {"search": "random", "trials": 12, "space": space}
+    check_settings(study_at(tmp_path), settings, make_config())
+    search(study_at(tmp_path), settings, 9, lambda drawn, _: cells.extend(drawn) or [1.0] * len(drawn), print)
+    assert {cell["nhid"] for cell in cells} == {3, 4, 5}
+    assert all(type(cell["nhid"]) is int and 0.99961 <= cell["dropout"] <= 0.99987 for cell in cells)
+
+
+def test_refining_starts_from_the_values_of_the_grid(tmp_path):
+    study, asked = study_at(tmp_path, "[[grid]]\nalpha = [0, 2, 4]\nbeta = [0, 1]\n"), []
+    tried = refine(study, {"field": "alpha"}, lambda cells: asked.append(cells) or [abs(c["alpha"] - 2) for c in cells])
+    assert [cell["alpha"] for cell in asked[0]] == [0, 2, 4]
+    assert all(2 / 10 < alpha <= 4 for alpha in tried if alpha)
+
+
 def test_hyperband_tries_every_choice_and_gives_only_the_better_ones_more_epochs(tmp_path):
     pytest.importorskip("optuna")
     bench, values = Bench(), list(range(12))
@@ -162,11 +185,11 @@ def test_hyperband_lengthens_real_runs_to_the_figures_of_straight_ones(start, co
     from lm.config import RunOptions, config_from_dict
     from lm.train import train
 
-    search_of = '[refine]\nsearch = "hyperband"\n[refine.space]\nlr = [0.01, 4.0, 0.02]\n'
+    search_of = '[refine]\nsearch = "hyperband"\n[refine.space]\nlr = [0.01, 4.0, 0.02, 5]\n'
     study = write_study(tmp_path / "results" / "s", corpus, search_of, seeds=(1,), epochs=3)
     end(start(tmp_path, study, "--jobs=2", "--no-report"))
     records = {record["id"]: record for record in read_ledger(study / "runs.jsonl")}
-    assert len(records) == 4  # the baseline, too
+    assert len(records) == 4  # lr 5, which the flags have, is trained before the race: its curve stands for its rungs
     assert all(record["config"]["epochs"] == 3 for record in records.values())
     pruned = [record for record in records.values() if record["status"] == "pruned"]
     assert all("after 1 of 3 epochs" in record["error"] and record["test_loss"] is None for record in pruned)

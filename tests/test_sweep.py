@@ -197,7 +197,8 @@ def test_failed_and_diverged_runs_are_listed_and_the_others_complete(start, corp
     [
         ("[[grid]]\nalhpa = [0, 1]\n", "study.toml: unknown configuration field 'alhpa'"),
         ("[[grid]]\ndropout = [0, 1.5]\n", "study.toml: --dropout: must be"),
-        ('[refine]\nfield = "model"\n', "study.toml: refine.field: 'model' is no numeric"),
+        ('[refine]\nfield = "model"\n', "study.toml: refine: 'model' is no numeric"),
+        ('[[grid]]\nfinetune = ["runs/a"]\n', "study.toml: finetune"),
         ('[refine]\nsearch = "random"\n[refine.space]\ndropout = [2]\n', "study.toml: --dropout"),
     ],
 )
@@ -212,7 +213,7 @@ def test_refining_by_command_line_runs_the_values_and_notes_it_in_study_toml(sta
     file = study / "study.toml"
     file.write_text(file.read_text() + '[refine]\nfield = "alpha"\nvalues = [0, 1]\npoints = 2\n')
     _, stderr = end(start(tmp_path, study, "--refine=alpha", "--jobs=2"))
-    assert "lowest mean valid perplexity" in stderr
+    assert "lowest mean valid loss" in stderr
     alphas = [record["config"]["alpha"] for record in read_ledger(study / "runs.jsonl")]
     assert alphas[0] == 0
     assert len(alphas) == len(set(alphas)) == 4

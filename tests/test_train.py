@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from lm.checkpoint import load_checkpoint, save_checkpoint
 from lm.errors import ConfigError
 from lm.files import take_lock
+from lm.rundir import RunDir
 from tests.conftest import TINY
 from tests.rundir import records, same, weights
 
@@ -175,6 +178,59 @@ def test_resuming_from_a_checkpoint_continues_the_run_it_lies_in_and_no_other(cl
     assert json.loads(done.stdout)["steps"] == 10
 
 
+def test_a_run_resumed_with_fewer_epochs_ends_where_they_end_and_not_an_epoch_later(train_here, corpus_dir, tmp_path):
+    def flags(name, epochs):
+        common = ("--data", corpus_dir, *TINY, "--no-tensorboard", "--no-eval-test", "--save-every=5")
+        return (*common, f"--epochs={epochs}", "--out-dir", tmp_path / name, "--resume=auto")
+
+    train_here(*flags("a", 2))
+    state = load_checkpoint(tmp_path / "a/ckpt/last.pt")
+    state["config"]["epochs"], state["progress"]["finished"] = 5, False  # as if stopped on its way to five
+    save_checkpoint(tmp_path / "a/ckpt/last.pt", {k: v for k, v in state.items() if k != "format"})
+    (tmp_path / "a/result.json").unlink()
+    assert train_here(*flags("a", 2))["epochs"] == 2
+    with pytest.raises(ConfigError, match="in epoch 2 already"):
+        train_here(*flags("a", 1))
+
+
+def test_a_lost_or_damaged_best_checkpoint_is_told_before_training_goes_on(cli, corpus_dir, tmp_path):
+    flags = ("train", "--data", corpus_dir, *TINY, "--no-tensorboard", "--out-dir", tmp_path, "--resume=auto")
+    assert cli(*flags, "--epochs=1").returncode == 0
+    best, before = tmp_path / "ckpt/best.pt", (tmp_path / "metrics.jsonl").read_bytes()
+    best.write_bytes(best.read_bytes()[:-99])
+    done = cli(*flags, "--epochs=2")
+    assert (done.returncode, str(best) in done.stderr) == (5, True)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_resuming_from_a_file_that_lies_in_no_run_writes_nothing(cli, tiny_run, corpus_dir, tmp_path):
+    (tmp_path / "home/docs").mkdir(parents=True)
+    shutil.copy(tiny_run / "ckpt/last.pt", stray := tmp_path / "home/docs/last.pt")
+    for place, code, text in ((stray, 5, "a run directory"), (tiny_run, 2, "--resume auto")):
+        done = cli("train", "--data", corpus_dir, *TINY, "--epochs=2", "--resume", place)
+        assert (done.returncode, text in done.stderr) == (code, True), done.stderr
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["docs"]
+
+
+def test_a_finished_run_is_tested_and_copied_when_that_is_asked_for_later(train_here, corpus_dir, tmp_path):
+    flags = ("--data", corpus_dir, *TINY, "--epochs=1", "--no-tensorboard", "--out-dir", tmp_path / "run")
+    assert train_here(*flags, "--no-eval-test")["test_loss"] is None
+    later = train_here(*flags, "--resume=auto")
+    assert later["test_loss"] > 0
+    (tmp_path / "run/ckpt/last.pt").unlink()  # nothing is computed again
+    assert train_here(*flags, "--resume=auto", "--save", tmp_path / "copy.pt") == later
+    assert (tmp_path / "copy.pt").read_bytes() == (tmp_path / "run/ckpt/best.pt").read_bytes()
+
+
+def test_a_run_that_another_process_trained_meanwhile_is_left_alone(tiny_run):
+    stale = RunDir(tiny_run)
+    os.utime(tiny_run / "ckpt/last.pt")
+    with pytest.raises(ConfigError, match="start again"), stale.locked():
+        pass
+    with RunDir(tiny_run).locked():
+        pass
+
+
 def test_resuming_with_another_architecture_says_what_differs(cli, tiny_run, corpus_dir):
     done = cli("train", "--data", corpus_dir, *TINY, "--epochs=2", "--nhid=13", "--out-dir", tiny_run, "--resume=auto")
     assert done.returncode == 2
@@ -255,6 +311,7 @@ def test_schedules_end_with_the_last_update_and_train_perplexity_can_be_taken_ov
     assert [r["lr"] for r in records(tmp_path / "run") if r["kind"] == "step"] == pytest.approx(
         [5 * (1 - step / 10) for step in range(10)]
     )
+    assert [r["lr"] for r in records(tmp_path / "run") if r["kind"] == "epoch"] == [0.0]  # the rate at its end
     whole = cli("evaluate", tmp_path / "run", "--split", "train", "--json")
     assert json.loads(done.stdout)["train_ppl"] != json.loads(whole.stdout)["splits"][0]["ppl"]
 
