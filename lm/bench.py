@@ -283,8 +283,7 @@ def main() -> None:
     if min(arguments.turns, arguments.threads) < 1:
         raise ConfigError("--turns and --threads: must be at least 1")
     log_to_stderr()
-    chosen = [(arguments.preset, arguments.preset, arguments.dataset, {})]
-    rows = {}
+    chosen, rows = [(arguments.preset, arguments.preset, arguments.dataset, {})], {}
     for label, preset, dataset, changes in _GROWTH if arguments.table else chosen:
         config = make_config(preset, dataset, **changes, precision=arguments.precision, kernel=arguments.kernel)
         rows[label] = measure(config, known_corpora()[dataset].vocab_size, arguments.turns, arguments.threads)

@@ -32,7 +32,6 @@ State = tuple[Tensor, ...]
 Linear = Callable[..., Tensor]
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
-_NATIVE = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 # Units from which the fused kernel is the faster one, see `choose_kernel`.
 _FUSED_FROM_UNITS = 300
 
@@ -291,7 +290,7 @@ class WeightDropLSTM(nn.Module):
         if x.is_cuda:
             weights = list(_FlatWeights.apply(dtype, *weights))
         hx = [s.unsqueeze(0).to(dtype) for s in state]
-        run = getattr(torch._VF, _NATIVE[self.cell])
+        run = getattr(torch._VF, self.cell.lower())
         hx = hx if self.cell == "LSTM" else hx[0]
         out, *state = run(x.to(dtype), hx, weights, True, 1, 0.0, self.training, False, False)
         return out.to(exact), tuple(s.squeeze(0).to(exact) for s in state)
