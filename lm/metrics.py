@@ -21,6 +21,9 @@ from lm.files import LineFile, naming
 
 logger = logging.getLogger(__name__)
 
+# Nats whose exponential is a float still.
+LARGEST_LOSS = 709.0
+
 
 class IntervalMeans:
     """Means of per-update values over the updates since the last record, summed on the device without a transfer."""
@@ -69,7 +72,7 @@ class IntervalMeans:
 
 def perplexity(loss: float) -> float:
     """exp(nats per target), kept below the largest float so that every record is valid JSON."""
-    return math.exp(min(loss, 709.0))
+    return math.exp(min(loss, LARGEST_LOSS))
 
 
 class RunLog:

@@ -13,6 +13,7 @@ letter here, in `word` as the token of that name.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from tokenizers.pre_tokenizers import ByteLevel, Split
 from tokenizers.trainers import BpeTrainer
 
 from lm.tokenizer import EOS, UNK, TextTokenizer, WordTokenizer, split_lines, types_in_order
+
+logger = logging.getLogger(__name__)
 
 # With `_NEWLINE`, the library reads \n as `<eos>` too: a saved tokenizer encodes a whole text as we do.
 _EOS_TOKEN = AddedToken(EOS, normalized=True, special=True)
@@ -172,7 +175,10 @@ class Tokenization:
     def train(self, text: str) -> TextTokenizer:
         """The tokenizer that a training text gives."""
         if self.kind == BPETokenizer.kind:
-            return BPETokenizer.from_text(text, self.bpe_vocab_size)
+            tokenizer = BPETokenizer.from_text(text, self.bpe_vocab_size)
+            if tokenizer.vocab_size < self.bpe_vocab_size:
+                logger.warning("bpe: the text yields %d types, not %d", tokenizer.vocab_size, self.bpe_vocab_size)
+            return tokenizer
         return _KINDS[self.kind].from_text(text)
 
     def load(self, path: Path) -> TextTokenizer:

@@ -25,7 +25,7 @@ from lm.errors import ConfigError, DivergedError, Interrupted, run_cli
 from lm.evaluate import Evaluation, evaluate
 from lm.export import load_trained
 from lm.flags import parse_train_args
-from lm.metrics import RunLog, log_to, log_to_stderr, perplexity
+from lm.metrics import LARGEST_LOSS, RunLog, log_to, log_to_stderr, perplexity
 from lm.model import count_parameters, detach
 from lm.optim import check_finite, clipped_step
 from lm.regularization import regularization_terms
@@ -103,11 +103,11 @@ def record_step(run: Run, log: RunLog, tokens_per_s: float) -> None:
     values = {"epoch": epoch, "lr": rate, **means, "tokens_per_s": round(tokens_per_s)}
     log.record("step", step, values | peak_memory(run.device))
     log.message(
-        f"epoch {epoch:3}  step {step:7}  lr {rate:<8.4g} loss {means['loss']:.4f}  ppl {means['ppl']:8.2f}  "
+        f"epoch {epoch:3}  step {step:7}  lr {rate:<8.4g} loss {means['loss']:.4f}  ppl {means['ppl']:8.6g}  "
         f"ar {means['ar']:.4f}  tar {means['tar']:.4f}  grad {means['grad_norm']:.3f}  {tokens_per_s:7.0f} tokens/s",
         logging.DEBUG,
     )
-    log.progress(0, f"ppl {means['ppl']:.1f}")
+    log.progress(0, f"ppl {means['ppl']:.4g}")
 
 
 def end_epoch(run: Run, run_dir: RunDir, log: RunLog, stop: StopSignals) -> None:
@@ -136,10 +136,10 @@ def end_epoch(run: Run, run_dir: RunDir, log: RunLog, stop: StopSignals) -> None
 
 
 def check_evaluation(found: Evaluation, text: str) -> None:
-    """Raise DivergedError if the loss or a statistic of an evaluation is not finite: JSON has no such number."""
-    if not all(map(math.isfinite, (found.loss, *found.activation.values()))):
+    """Raise DivergedError if the loss, its perplexity or a statistic of an evaluation is beyond all numbers of JSON."""
+    if not all(map(math.isfinite, found.activation.values())) or not found.loss <= LARGEST_LOSS:
         rms = found.activation["rms"]
-        raise DivergedError(f"{text}: loss {found.loss:g}, rms of activations {rms:g}: not finite; try a lower --lr")
+        raise DivergedError(f"{text}: loss {found.loss:g}, rms of activations {rms:g}: diverged; try a lower --lr")
 
 
 def keep_starting_point(run: Run, run_dir: RunDir, log: RunLog, stop: StopSignals) -> None:

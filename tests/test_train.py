@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lm.checkpoint import load_checkpoint, save_checkpoint
-from lm.errors import ConfigError
+from lm.errors import ConfigError, DivergedError
 from lm.files import take_lock
 from lm.rundir import RunDir
 from tests.conftest import TINY
@@ -245,6 +245,12 @@ def test_a_divergence_exits_with_4_before_the_update_and_keeps_the_last_good_che
     assert "--lr" in done.stderr
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "diverged"
     assert all(w.isfinite().all() for w in weights(tmp_path / "run").values())
+
+
+def test_a_loss_whose_perplexity_is_no_number_is_a_divergence(train_here, corpus_dir, tmp_path):
+    flags = ("--clip=0", "--lr=1e7", "--max-steps=20", "--no-tensorboard", "--out-dir", tmp_path)
+    with pytest.raises(DivergedError, match="valid after epoch 1: loss .*e.*: diverged"):
+        train_here("--data", corpus_dir, *TINY, *flags)
 
 
 @pytest.mark.parametrize(
