@@ -31,7 +31,6 @@ def save_checkpoint(path: Path, state: dict[str, Any], *, keep_previous: bool = 
 
     A damaged file is not kept: it would take the place of the good one that the run was continued from.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     previous = _previous(path) if keep_previous and _is_good(path) else None
     write_atomic(path, lambda file: _write({"format": FORMAT} | state, file), previous=previous)
 

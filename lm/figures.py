@@ -38,5 +38,4 @@ def new_figure(size: tuple[float, float]) -> Figure:
 def save_png(figure: Figure, path: Path) -> None:
     """Write a figure, complete or not at all."""
     options = {"format": "png", "dpi": 120, "metadata": {"Software": None}, "bbox_inches": "tight"}
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, lambda file: figure.savefig(file, **options))

@@ -218,8 +218,8 @@ def test_a_finished_run_is_tested_and_copied_when_that_is_asked_for_later(train_
     later = train_here(*flags, "--resume=auto")
     assert later["test_loss"] > 0
     (tmp_path / "run/ckpt/last.pt").unlink()  # nothing is computed again
-    assert train_here(*flags, "--resume=auto", "--save", tmp_path / "copy.pt") == later
-    assert (tmp_path / "copy.pt").read_bytes() == (tmp_path / "run/ckpt/best.pt").read_bytes()
+    assert train_here(*flags, "--resume=auto", "--save", tmp_path / "new/copy.pt") == later
+    assert (tmp_path / "new/copy.pt").read_bytes() == (tmp_path / "run/ckpt/best.pt").read_bytes()
 
 
 def test_a_run_that_another_process_trained_meanwhile_is_left_alone(tiny_run):
