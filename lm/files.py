@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], Any], *, previous: Path | None = None) -> None:
-    """Write a file, and the folders it needs, so that a reader sees the old or the new one, whatever happens in between.
+    """Write a file, and its folders, so that a reader sees the old or the new one, whatever happens in between.
 
     `write` fills a temporary file beside `path`, which is flushed to disk and renamed. On any error the temporary
     file is removed and `path` is as it was. With `previous`, what was there is kept under that name; a process killed
