@@ -142,6 +142,13 @@ def test_what_is_drawn_from_a_range_is_of_its_fields_type_and_inside(tmp_path):
     assert all(type(cell["nhid"]) is int and 0.99961 <= cell["dropout"] <= 0.99987 for cell in cells)
 
 
+@pytest.mark.parametrize("field", ["alpha", "dropout", "lr", "nhid"])
+def test_refining_needs_no_more_than_the_field(field, tmp_path):
+    study = study_at(tmp_path)
+    check_settings(study, {"field": field}, make_config())
+    assert len(refine(study, {"field": field}, lambda cells: [cell[field] for cell in cells])) > 4
+
+
 def test_refining_starts_from_the_values_of_the_grid(tmp_path):
     study, asked = study_at(tmp_path, "[[grid]]\nalpha = [0, 2, 4]\nbeta = [0, 1]\n"), []
     tried = refine(study, {"field": "alpha"}, lambda cells: asked.append(cells) or [abs(c["alpha"] - 2) for c in cells])
