@@ -230,7 +230,7 @@ def _varying(study: Study, records: Sequence[dict[str, Any]]) -> tuple[str, ...]
 
 def _cells(study: Study, records: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], list[Cell]]:
     """Fields that make the cells, and the cells: those asked for in the study's order, then further ones by value."""
-    fields = _varying(study, records)
+    fields, usual = _varying(study, records), _usual(study)
     grouped: dict[Any, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
     for record in records:
         values = {name: _config(record).get(name) for name in fields}
@@ -238,7 +238,7 @@ def _cells(study: Study, records: Sequence[dict[str, Any]]) -> tuple[tuple[str, 
     left = sorted(grouped.values(), key=lambda group: _rank(group[0]))
     cells = []
     for asked, seeds in zip(study.cells, study.cell_seeds, strict=True):
-        wanted = _usual(study) | asked
+        wanted = usual | asked
         here = [group for group in left if _agrees(group[0], wanted)]
         left = [group for group in left if not _agrees(group[0], wanted)]
         empty = {name: wanted[name] for name in fields if name in wanted}

@@ -164,10 +164,14 @@ def _against(row: Row, first: Row) -> Row:
     else:
         difference = welch_difference(list(a.values()), list(b.values()))
     other = "" if _texts(row.cell) == _texts(first.cell) else "another text, by its corpus_sha256"
-    if other:
-        difference = Difference(difference.mean, difference.n)  # nothing to test
+    difference = _untested(difference) if other else difference
     change = fmean(map(ppl_of, a.values())) - fmean(map(ppl_of, b.values()))
     return replace(row, split=split, difference=difference, ppl_difference=change, other_protocol=other)
+
+
+def _untested(difference: Difference) -> Difference:
+    """The distance alone: what has another text or protocol is no draw from ours, so there is nothing to test."""
+    return Difference(difference.mean, difference.n)
 
 
 def _published_rows(row: Row, first: Row | None) -> list[Row]:
@@ -202,8 +206,7 @@ def _quoted_against(quoted: Row, first: Row | None) -> Row:
         return quoted
     single, sample = quoted.cell.mean(f"{split}_loss"), list(first.cell.by_seed(f"{split}_loss").values())
     difference = draw_difference(single, sample)
-    if quoted.other_protocol:  # another protocol is no draw from ours: show the distance, test nothing
-        difference = Difference(difference.mean, difference.n)
+    difference = _untested(difference) if quoted.other_protocol else difference
     change = quoted.cell.mean(f"{split}_ppl") - first.cell.mean(f"{split}_ppl")
     return replace(quoted, split=split, difference=difference, ppl_difference=change)
 

@@ -8,6 +8,7 @@ Defaults are those of awd-lstm-lm (its --epochs apart), so that a command line p
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import sys
@@ -281,7 +282,12 @@ def resume_conflicts(now: TrainConfig, before: Mapping[str, Any]) -> list[str]:
 
 def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     """Plain values of an earlier version's configuration, completed by those of younger fields."""
-    return as_plain(TrainConfig()) | values
+    return _defaults() | values
+
+
+@functools.cache  # a configuration checks itself, which takes 0.5 ms, and reports ask for every line and field
+def _defaults() -> dict[str, Any]:
+    return as_plain(TrainConfig())
 
 
 def as_plain(config: TrainConfig) -> dict[str, Any]:

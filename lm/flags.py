@@ -32,7 +32,7 @@ from lm.errors import ConfigError
 from lm.presets import presets_help
 
 # What awd-lstm-lm's --data stands at when it is not given.
-DEFAULT_DATASET = "ptb"
+_DEFAULT_DATASET = "ptb"
 # Other spellings in published command lines.
 _ALIASES = {"epochs": ("--epoch",)}
 
@@ -46,6 +46,12 @@ def field_help(owner: type) -> dict[str, str]:
         for field, text in zip(body, body[1:], strict=False)
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
     }
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    """Field name -> type, for every field that is a flag."""
+    return typing.get_type_hints(TrainConfig) | typing.get_type_hints(RunOptions)
 
 
 def flag_groups() -> Iterator[tuple[str, list[tuple[dataclasses.Field, str]]]]:
@@ -88,12 +94,11 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--preset", default="", metavar="NAME", help="start from a preset (below)")
     # awd-lstm-lm's --cuda turned CUDA off, and people passed it to turn it on: neither is guessed.
     parser.add_argument("--cuda", action="store_true", help=argparse.SUPPRESS)
-    hints = typing.get_type_hints(TrainConfig) | typing.get_type_hints(RunOptions)
     for title, fields in flag_groups():
         group = parser.add_argument_group(title)
         for field, text in fields:
             names = [f"--{field.name.replace('_', '-')}", *_ALIASES.get(field.name, ())]
-            keywords = _flag_type(hints[field.name], field, text)
+            keywords = _flag_type(_hints()[field.name], field, text)
             group.add_argument(*names, dest=field.name, default=argparse.SUPPRESS, **keywords)
     return parser
 
@@ -148,20 +153,24 @@ def parse_train_args(
         preset, trained_on = before.pop("preset"), before.pop("dataset")
         dataset, data = dataset or trained_on, data or before["data"] or None
         given = before | given
-    dataset = identify(dataset, data) if dataset or data else DEFAULT_DATASET
-    return make_config(preset, dataset, **given), options, warnings
+    return make_config(preset, corpus_name(dataset, data, identify), **given), options, warnings
+
+
+def corpus_name(dataset: str | None, data: str | None, identify: Callable[[str | None, str | None], str]) -> str:
+    """Name of the corpus that --dataset and --data ask for, ptb if neither is given; `identify` as above."""
+    return identify(dataset, data) if dataset or data else _DEFAULT_DATASET
 
 
 def flags_markdown() -> str:
     """Table of all flags of `lm.train`, as it stands in the README."""
-    hints = typing.get_type_hints(TrainConfig) | typing.get_type_hints(RunOptions)
     lines = ["| flag | default | meaning |", "|---|---|---|", "| `--preset` |  | start from a preset |"]
     for title, fields in flag_groups():
         lines.append(f"| **{title}** | | |")
         for field, text in fields:
             default = json.dumps(field.default).strip('"') if field.default not in ("", ()) else ""
-            choices = typing.get_args(hints[field.name]) if typing.get_origin(hints[field.name]) is Literal else ()
-            text = f"{', '.join(f'`{choice}`' for choice in choices)}: {text}" if choices else text
+            hint = _hints()[field.name]
+            if typing.get_origin(hint) is Literal:
+                text = f"{', '.join(f'`{choice}`' for choice in typing.get_args(hint))}: {text}"
             lines.append(f"| `--{field.name.replace('_', '-')}` | {default} | {text} |")
     return "\n".join(lines)
 

@@ -249,9 +249,9 @@ def _curve(cell: Cell) -> tuple[list[float], list[float]]:
     """Epochs and the mean over seeds of valid perplexity, where all seeds have it."""
     values: dict[float, list[float]] = {}
     curves = [record.get("curve") or [] for record in cell.runs.values()]
-    for epoch, ppl in (row for curve in curves for row in curve):
-        if is_number(ppl):
-            values.setdefault(epoch, []).append(ppl)
+    for row in (row for curve in curves for row in curve):
+        if len(row) > 1 and is_number(row[1]):
+            values.setdefault(row[0], []).append(row[1])
     full = {epoch: statistics.fmean(found) for epoch, found in sorted(values.items()) if len(found) == len(curves)}
     return list(full), list(full.values())
 

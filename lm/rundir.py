@@ -63,9 +63,8 @@ def finished_result(config: TrainConfig, path: Path, options: RunOptions) -> dic
     try:
         result = json.loads((path / "result.json").read_bytes())
         complete = result["status"] == "completed" and with_defaults(result["config"]) == as_plain(config)
-        if options.eval_test and result["test_loss"] is None:
-            complete = False
-        return result if complete and summary(result) else None
+        tested = result["test_loss"] is not None or not options.eval_test
+        return result if complete and tested and summary(result) else None
     except (OSError, ValueError, LookupError, TypeError):  # damaged: it is computed again
         return None
 

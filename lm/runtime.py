@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import re
 import resource
 import signal
 import subprocess
@@ -124,7 +123,8 @@ def cpu_name() -> str:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return platform.processor() or platform.machine()
-    first = dict(re.findall(r"^([^\t:]+?)\s*: (.+)$", text.split("\n\n")[0], re.MULTILINE))
+    lines = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
+    first = {key.strip(): value.strip() for key, _, value in lines}
     if "model name" not in first:
         return platform.machine()
     numbers = [f"{key.split()[-1]} {first[key]}" for key in ("cpu family", "model") if key in first]

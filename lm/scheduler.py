@@ -72,10 +72,10 @@ class Sweep:
         try:
             values = self.study.flags | cell | {"seed": seed}
             config = make_config(self.study.preset, self.study.dataset, **values)
+            if config.finetune:  # its runs would take their configuration from there
+                raise ConfigError("finetune: runs of a study start from scratch")
         except ConfigError as error:
             raise ConfigError(f"{self.study.path / STUDY_FILE}: {error}") from None
-        if config.finetune:  # its runs would take their configuration from there
-            raise ConfigError(f"{self.study.path / STUDY_FILE}: finetune: runs of a study start from scratch")
         if config.data not in self._corpora:
             self._corpora[config.data] = identify(config.dataset, config.data or None)
         return dataclasses.replace(config, dataset=self._corpora[config.data])

@@ -47,10 +47,9 @@ def check_settings(study: Study, settings: dict[str, Any], config: TrainConfig) 
         raise ConfigError(f"{file}: refine: needs either field or search, and not both")
     if "field" in settings:
         kind, bounds = _hint(study, settings["field"])
-        values = settings.get("values")
-        if values is not None and not (
-            all(type(v) in {int, kind} and v in bounds for v in values) and len({*values}) > 1
-        ):
+        if (values := settings.get("values")) is None:
+            return
+        if not all(type(v) in {int, kind} and v in bounds for v in values) or len({*values}) < 2:
             what = f"numbers, {bounds}" if kind is float else f"integers, {bounds}"
             raise ConfigError(f"{file}: refine.values: {settings['field']} takes two or more different {what}")
         return

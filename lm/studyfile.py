@@ -16,7 +16,7 @@ from typing import Any, Literal
 from lm.config import TrainConfig, make_config
 from lm.errors import ConfigError
 from lm.files import write_atomic
-from lm.flags import DEFAULT_DATASET, Parser, flag_groups
+from lm.flags import Parser, corpus_name, flag_groups
 from lm.study import STUDY_FILE, Study, identity, load_study
 
 # Fields that have one value in a study.
@@ -119,8 +119,8 @@ def study_from_flags(args: argparse.Namespace, identify: Callable[[str | None, s
     Raises ConfigError if --out holds a study that asks something else, or a value makes no sense.
     """
     fields = given_fields(args)
-    preset, dataset, data = fields.pop("preset", ""), fields.pop("dataset", None), fields.get("data")
-    dataset = identify(dataset, data) if dataset or data else DEFAULT_DATASET
+    preset = fields.pop("preset", "")
+    dataset = corpus_name(fields.pop("dataset", None), fields.get("data"), identify)
     seeds = fields.pop("seed", None) or [make_config(preset, dataset).seed]
     grid = {name: v for name, v in fields.items() if name not in _SINGLE and len(v) > 1}
     flags = {name: v if name in _SINGLE else v[0] for name, v in fields.items() if name not in grid}
