@@ -34,11 +34,11 @@ def plan(sweep: Sweep) -> list[Job]:
     study, settings = sweep.study, sweep.study.refine
     if settings:
         search.check_settings(study, settings, sweep.config(study.baseline, study.seeds[0]))
-        if "search" in settings:
-            search.require_optuna()
         for name, values in settings.get("space", {}).items():
             for value in values if isinstance(values, list) else (values["low"], values["high"]):
                 sweep.config(study.baseline | {name: value}, study.seeds[0])
+        if "search" in settings:
+            search.require_optuna()
     return [sweep.job(cell, seed) for cell, seed in study.runs()]
 
 
