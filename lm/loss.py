@@ -5,11 +5,13 @@ Shapes: rows N = time x batch, features E, vocabulary V. With z = h W^T + b and 
     L = (1/N) sum_n (lse(z_n) - z_n,target)       dL/dz = (p - onehot(target)) / N
     dL/dh = dz W          dL/dW = dz^T h          dL/db = sum_n dz_n
 
-All gradients are computed in the forward pass, one chunk of rows after the other while its logits are in cache, so
-that backward only scales them. Grave et al. 2017 and the papers on fused linear cross entropy do the same on GPUs.
+All gradients are computed in the forward pass, so that backward only scales them. Grave et al. 2017 and the papers on
+fused linear cross entropy do the same on GPUs. The logits become dz in place, a few rows at a time, while in cache.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -18,17 +20,19 @@ from torch.autograd.function import once_differentiable
 
 from lm.lstm import pack_linear, transposed, transposed_product
 
-# 4M logits are 16 MB in fp32, mostly stay in a shared L3 cache, and give products of 126 rows at V = 33,278: 1.90 s a
-# step where 2M took 2.11. dz is kept for blocks of rows of at most 32M entries (64 MB in bf16), so that dL/dW is one
-# large product a block and memory does not grow with N x V.
-_CHUNK_LOGITS = 1 << 22
+# Products are taken over blocks of rows with at most 32M logits (64 MB in bf16): large, and memory does not grow with
+# N x V. All else on a CPU is done for 1M logits at a time, 4 MB in fp32. At N = 5600, V = 33,278, E = 400 and 2 cores
+# the loss takes 1244 ms so, 1316 with 4M, 1437 with 128K, and 1385 with products over 4M logits as well.
 _BLOCK_LOGITS = 1 << 25
+_CACHED_LOGITS = 1 << 20
 # Packing the decoder pays from about this many rows.
 _PACK_ROWS = 64
 
 
-def _rows(limit: int, vocabulary: int) -> int:
-    return max(16, limit // vocabulary)
+def _spans(rows: int, limit: int, vocabulary: int) -> Iterator[slice]:
+    """Cut rows of `vocabulary` logits into spans of at most `limit` logits, and at least a row."""
+    size = max(1, limit // vocabulary)
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
 def _compute_dtype(precision: str, dtype: torch.dtype) -> torch.dtype:
@@ -48,34 +52,40 @@ def _softmax_nats_(z: Tensor, target: Tensor) -> Tensor:
     return largest - z.amax(1).log() - of_target
 
 
+def _nats_and_gradient_(z_NV: Tensor, target_N: Tensor, exact: torch.dtype, db_V: Tensor | None) -> Tensor:
+    """Return the nats (N,) of logits z, in dtype `exact`. With `db_V`, turn z into N dL/dz in place and add its sum."""
+    (N, V), nats = z_NV.shape, []
+    limit = _CACHED_LOGITS if z_NV.device.type == "cpu" else z_NV.numel()
+    for rows in _spans(N, limit, V):
+        part, target = z_NV[rows], target_N[rows]
+        z = part.to(exact)  # the part itself where it is exact already
+        nats.append(_softmax_nats_(z, target))
+        if db_V is not None:
+            z[torch.arange(len(z), device=z.device), target] -= 1  # z holds p by now, and dz from here on
+            db_V += z.sum(0)
+            if z is not part:
+                part.copy_(z)
+    return torch.cat(nats)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h_NE, weight_VE, bias_V, target_N, dtype, needs_grad):
         N, V, exact = len(h_NE), len(weight_VE), weight_VE.dtype
         h, w, b = h_NE.to(dtype), weight_VE.to(dtype), bias_V.to(dtype)
         logits = pack_linear(w)
-        size, block = min(N, _rows(_CHUNK_LOGITS, V)), min(N, _rows(_BLOCK_LOGITS, V))
-        buffer = torch.empty(size, V, dtype=exact, device=h.device)
         nats = torch.empty(N, dtype=exact, device=h.device)
+        dh = dw = db = None
         if needs_grad:
             hidden_gradient = pack_linear(transposed(w))
-            dz = torch.empty(block, V, dtype=dtype, device=h.device)
-            dh, dw, db = torch.empty_like(h_NE), None, torch.zeros_like(bias_V)
-        for first in range(0, N, block):
-            last = min(N, first + block)
-            for start in range(first, last, size):
-                n = min(last, start + size) - start
-                target = target_N[start : start + n]
-                z = buffer[:n].copy_(logits(h[start : start + n], b))
-                nats[start : start + n] = _softmax_nats_(z, target)
-                if needs_grad:
-                    z[torch.arange(n, device=z.device), target] -= 1  # z holds p by now, and dz from here on
-                    db += z.sum(0)
-                    dz_n = dz[start - first : start - first + n].copy_(z)
-                    dh[start : start + n] = hidden_gradient(dz_n)
+            dh, db = torch.empty_like(h_NE), torch.zeros_like(bias_V)
+        for rows in _spans(N, _BLOCK_LOGITS, V):
+            z = logits(h[rows], b)
+            nats[rows] = _nats_and_gradient_(z, target_N[rows], exact, db)
             if needs_grad:
-                dw_block = transposed_product(dz[: last - first], h[first:last])
-                dw = dw_block.to(exact) if dw is None else dw.add_(dw_block)
+                dh[rows] = hidden_gradient(z)
+                dw_rows = transposed_product(z, h[rows])
+                dw = dw_rows.to(exact) if dw is None else dw.add_(dw_rows)
         if needs_grad:
             ctx.save_for_backward(dh, dw, db)
             ctx.rows = N
@@ -110,11 +120,7 @@ def token_cross_entropy(
 ) -> Tensor:
     """Nats of every row (N,), without a graph: for evaluation. Sum them in float64, and divide by their number once."""
     dtype = _compute_dtype(precision, weight_VE.dtype)
-    size = _rows(_CHUNK_LOGITS, weight_VE.shape[0])
-    w, b = weight_VE.to(dtype), bias_V.to(dtype)
-    logits = pack_linear(w) if len(h_NE) >= _PACK_ROWS else lambda h, b: F.linear(h, w, b)
-    nats = [
-        _softmax_nats_(logits(h.to(dtype), b).to(weight_VE.dtype), target)
-        for h, target in zip(h_NE.split(size), target_N.split(size), strict=True)
-    ]
-    return torch.cat(nats)
+    h, w, b = h_NE.to(dtype), weight_VE.to(dtype), bias_V.to(dtype)
+    logits = pack_linear(w) if len(h) >= _PACK_ROWS else lambda h, b: F.linear(h, w, b)
+    spans = _spans(len(h), _BLOCK_LOGITS, len(w))
+    return torch.cat([_nats_and_gradient_(logits(h[rows], b), target_N[rows], weight_VE.dtype, None) for rows in spans])

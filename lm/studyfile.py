@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import logging
 import tempfile
 import typing
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from lm.errors import ConfigError
 from lm.files import write_atomic
 from lm.flags import Parser, corpus_name, flag_groups
 from lm.study import STUDY_FILE, Study, identity, load_study
+
+logger = logging.getLogger("lm.sweep")
 
 # Fields that have one value in a study.
 _SINGLE = ("dataset", "data", "preset", "when")
@@ -172,6 +175,7 @@ def save_study(study: Study) -> None:
         text, refine = file.read_text(encoding="utf-8"), load_study(study.path).refine
         if refine or not study.refine:
             return
+        logger.info("%s: [refine] added, a later sweep goes on with it without flags", file)
     else:
         study.path.mkdir(parents=True, exist_ok=True)
         text = _line("dataset", study.dataset) + (_line("preset", study.preset) if study.preset else "")

@@ -31,7 +31,7 @@ def _relative(a, b):
 @pytest.mark.parametrize("chunk", [1, 333 * 32, 1 << 21])
 @pytest.mark.parametrize("block", [1, 333 * 48, 1 << 25])
 def test_fp32_loss_and_gradients_equal_the_plain_ones_for_any_chunking(monkeypatch, chunk, block):
-    monkeypatch.setattr(loss_module, "_CHUNK_LOGITS", chunk)
+    monkeypatch.setattr(loss_module, "_CACHED_LOGITS", chunk)
     monkeypatch.setattr(loss_module, "_BLOCK_LOGITS", block)
     (h, w, b), target = _problem()
     ours = _value_and_gradients(lambda: linear_cross_entropy(h, w, b, target), (h, w, b))
@@ -50,6 +50,17 @@ def test_bf16_error_is_that_of_rounding_operands_and_results_of_the_products():
     for got, expected in zip(ours[1:], plain[1:], strict=True):
         assert got.dtype == torch.float32
         assert (got - expected).norm() / expected.norm() < 2**-7
+
+
+def test_the_number_of_rows_taken_at_a_time_changes_no_bit_in_bf16_but_those_of_the_bias(monkeypatch):
+    (h, w, b), target = _problem()
+    results = []
+    for logits in (1, 333 * 32, 1 << 20):
+        monkeypatch.setattr(loss_module, "_CACHED_LOGITS", logits)
+        results.append(_value_and_gradients(lambda: linear_cross_entropy(h, w, b, target, "bf16"), (h, w, b)))
+    for other in results[:-1]:
+        assert all(torch.equal(a, c) for a, c in zip(other[:3], results[-1][:3], strict=True))
+        torch.testing.assert_close(other[3], results[-1][3])
 
 
 def test_float64_passes_gradcheck():

@@ -1,6 +1,7 @@
 """Sweeps as a user runs them: real runs on a tiny corpus, killed, stopped, failing, and two at a time."""
 
 import json
+import logging
 import os
 import shlex
 import signal
@@ -208,7 +209,7 @@ def test_a_mistake_in_the_study_names_file_and_field_before_anything_starts(grid
         plan(Sweep(load_study(study), parse_args("", [str(study)])))
 
 
-def test_refining_by_command_line_runs_the_values_and_notes_it_in_study_toml(start, corpus, tmp_path):
+def test_refining_by_command_line_takes_up_what_study_toml_says(start, corpus, tmp_path):
     study = write_study(tmp_path / "results" / "s", corpus, "", seeds=(1,), epochs=1, alpha=0, beta=0)
     file = study / "study.toml"
     file.write_text(file.read_text() + '[refine]\nfield = "alpha"\nvalues = [0, 1]\npoints = 2\n')
@@ -279,6 +280,16 @@ def test_refine_by_flags_takes_the_values_of_its_field_and_is_added_to_the_file_
     assert with_refine(study, args).refine == study.refine
     with pytest.raises(ConfigError, match="rounds is 2, not 3"):
         with_refine(study, parse_args("", [str(tmp_path / "s"), "--rounds=3"]))
+
+
+def test_a_study_file_is_told_of_and_keeps_its_text_when_refine_is_added(tmp_path, caplog):
+    file = tmp_path / "study.toml"
+    file.write_text(text := 'dataset = "ptb"\nseeds = [1] # one\n[[grid]]\nalpha = [0, 1]\n')
+    for _ in range(2):
+        with caplog.at_level(logging.INFO, logger="lm.sweep"):
+            save_study(with_refine(load_study(tmp_path), parse_args("", [str(tmp_path), "--refine=alpha"])))
+    assert file.read_text() == text + '\n[refine]\nfield = "alpha"\n'
+    assert [record.getMessage().split(", ")[0] for record in caplog.records] == [f"{file}: [refine] added"]
 
 
 def test_flags_beside_a_study_folder_are_refused(tmp_path):
