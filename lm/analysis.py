@@ -13,6 +13,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 from lm.config import as_plain, make_config, with_defaults
@@ -161,6 +162,8 @@ def analyse(study: Study, records: Sequence[dict[str, Any]]) -> Analysis:
     if len({identity(r["corpus_sha256"]) for r in own if r.get("corpus_sha256")}) > 1:
         notes.append("The runs read different texts under one corpus name (corpus_sha256): do not compare them.")
     fields, cells = _cells(study, own)
+    for first, others in _twins(study, own).items():
+        notes.append(f"{first} is the value of {' and '.join(others)} as well, in every cell.")
     cells = [with_estimates(cell) for cell in cells]
     matches = [i for i, cell in enumerate(cells) if _agrees(cell.values, _usual(study) | study.baseline)]
     baseline = max(matches, key=lambda i: len(cells[i].runs), default=None)
@@ -212,12 +215,22 @@ def _rank(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [("", v) if is_number(v) else ("text", show(v)) for v in values.values()]
 
 
+def _twins(study: Study, records: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """Field of the grid that varies -> later fields of the grid that always have its value."""
+    rows = [*study.cells, *map(_config, records)]
+    by_values: dict[Any, list[str]] = defaultdict(list)
+    for name in study.cells[0]:
+        by_values[tuple(identity(row.get(name)) for row in rows)].append(name)
+    return {first: others for values, (first, *others) in by_values.items() if others and len(set(values)) > 1}
+
+
 def _varying(study: Study, records: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     """The grid's fields, then what else differs between runs that agree in these (an edited [flags], a random search).
 
-    A field that follows from the grid's fields is left out.
+    A field that follows from the grid's fields is left out, and so is one that always equals another (`_twins`).
     """
-    declared = tuple(study.cells[0])
+    twins = set(chain(*_twins(study, records).values()))
+    declared = tuple(name for name in study.cells[0] if name not in twins)
     found: dict[Any, dict[str, set[Any]]] = defaultdict(lambda: defaultdict(set))
     for record in records:
         config = _config(record)

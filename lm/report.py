@@ -172,7 +172,7 @@ def provenance(analysis: Analysis) -> str:
         machine += [form.format(" and ".join(values))] if values else []
     seconds = math.fsum(sorted(r["seconds"] for r in records if is_number(r.get("seconds"))))
     setting = [f"corpus {study.dataset}"] + ([f"preset {study.preset}"] if study.preset else [])
-    setting += [f"{name} {show(value)}" for name, value in study.flags.items()]
+    setting += [f"{name} {show(value)}" for name, value in study.flags.items() if name not in study.cells[0]]
     parts = study.path.resolve().parts
     name = "/".join(parts[parts.index("results") + 1 :]) if "results" in parts else parts[-1]
     lines = [f"Reproduce: `bash run.sh study {name}` ({', '.join(setting)})."]

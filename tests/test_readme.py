@@ -41,7 +41,7 @@ def test_every_study_is_read_and_its_runs_are_valid_configurations():
     for file in studies:
         study = load_study(file.parent)
         for cell, seed in study.runs():
-            make_config(study.preset, study.dataset, **study.flags, **cell, seed=seed)
+            make_config(study.preset, study.dataset, **study.flags | cell, seed=seed)
 
 
 def test_requirements_pin_what_the_project_names():

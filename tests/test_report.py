@@ -256,6 +256,23 @@ def test_a_field_that_follows_from_the_grid_makes_no_column(tmp_path):
     assert analysis_of(tmp_path, lines, seeds=[1]).fields == ("alpha", "beta")
 
 
+def test_fields_that_are_equal_in_every_cell_are_shown_as_one(tmp_path):
+    blocks = "".join(f"[[grid]]\nalpha = [0, 2]\ndropout = [{p}]\ndropouth = [{p}]\n" for p in (0.2, 0, 0.4))
+    lines = [
+        record(1, 4.5 + p - a / 10, config={"alpha": float(a), "dropout": p, "dropouth": p})
+        for a, p in ((0, 0.2), (2, 0.2), (2, 0.4))
+    ]
+    analysis = analysis_of(tmp_path / "equal", lines, seeds=[1], body=blocks)
+    assert analysis.fields == ("alpha", "dropout")
+    assert [cell.label for cell in analysis.cells[:2]] == ["alpha 0, dropout 0.2", "alpha 2, dropout 0.2"]
+    assert [len(cell.runs) for cell in analysis.cells] == [1, 1, 0, 0, 0, 1] and analysis.baseline == 0
+    assert analysis.notes == ("dropout is the value of dropouth as well, in every cell.",)
+    assert "dropouth" in report_text(analysis)
+    lines.append(record(1, 4.4, config={"alpha": 2.0, "dropout": 0.3, "dropouth": 0.1}))
+    other = analysis_of(tmp_path / "one_differs", lines, seeds=[1], body=blocks)
+    assert other.fields == ("alpha", "dropout", "dropouth") and other.notes == ()
+
+
 def per_word(seed, valid, ratio, **config):
     """A run whose tokens are parts of words: fewer nats a token, and `ratio` tokens a word."""
     units = {"valid": valid, "test": valid - 0.1, "train": math.log(60) / ratio}
