@@ -72,7 +72,10 @@ METRICS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
 
 @dataclass(frozen=True)
 class Cell:
-    """Runs of one configuration: finished ones by seed, (seed, what became of it) of others, the seeds asked for."""
+    """Runs of one configuration: finished ones by seed, (seed, what became of it) of others, the seeds asked for.
+
+    `label` says what differs from the baseline, as `alpha 2`; the baseline's own says all, as `alpha 0, beta 0`.
+    """
 
     values: dict[str, Any]
     runs: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -81,11 +84,7 @@ class Cell:
     asked: frozenset[int] = frozenset()
     estimates: dict[str, Estimate | None] = field(default_factory=dict)
     differences: dict[str, Difference | None] = field(default_factory=dict)
-
-    @property
-    def label(self) -> str:
-        """The configuration in words, as `alpha 2, beta 1`."""
-        return label(self.values)
+    label: str = ""
 
     def by_seed(self, metric: str) -> dict[int, float]:
         """Seed -> finite value of the metric."""
@@ -167,6 +166,8 @@ def analyse(study: Study, records: Sequence[dict[str, Any]]) -> Analysis:
     cells = [with_estimates(cell) for cell in cells]
     matches = [i for i, cell in enumerate(cells) if _agrees(cell.values, _usual(study) | study.baseline)]
     baseline = max(matches, key=lambda i: len(cells[i].runs), default=None)
+    usual = {} if baseline is None else cells[baseline].values
+    cells = [replace(cell, label=label(_departures(cell.values, usual) or cell.values)) for cell in cells]
     for split in ("valid", "test"):
         base = cells[baseline].by_seed(f"{split}_loss") if baseline is not None else {}
         differences = with_holm(
@@ -208,6 +209,11 @@ def _seed(record: Mapping[str, Any]) -> int:
 def _agrees(values: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether `values` has what `wanted` says of the fields that both name."""
     return all(identity(values[name]) == identity(wanted[name]) for name in values.keys() & wanted.keys())
+
+
+def _departures(values: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """What `usual` does not have, or has another value of."""
+    return {name: v for name, v in values.items() if name not in usual or identity(v) != identity(usual[name])}
 
 
 def _rank(values: Mapping[str, Any]) -> list[tuple[str, Any]]:

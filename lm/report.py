@@ -25,13 +25,13 @@ from lm.study import load_study, read_ledger
 from lm.tables import aligned, interval, markdown, mean_sd, number, p_text, percent, signed, verdict
 
 _HOW_TO_READ = """\
-Perplexity is the mean ± sd over n seeds. Differences are to the baseline, in nats per {unit}, paired by seed, below 0
-is better; [95 % t-interval] and p, adjusted by Holm's method over the comparisons of this table, are those of {split}.
-The chosen cell has the lowest mean valid perplexity, among cells none of whose seeds diverged. Choose on valid, show
-test: the difference on valid flatters the cell that was chosen for it, the one on test does not. Train perplexity is
-without dropout, gap = valid loss - ln(train perplexity), in nats. rms h and mean abs h are those of the last layer's
-activations, near 0 the share of them with |h| < 0.01, rms dh that of their change from one step to the next; min is
-minutes a run.
+A cell is named by what it has other than the baseline. Perplexity is the mean ± sd over n seeds. Differences are to
+the baseline, in nats per {unit}, paired by seed, below 0 is better; [95 % t-interval] and p, adjusted by Holm's
+method over the comparisons of this table, are those of {split}. The chosen cell has the lowest mean valid perplexity,
+among cells none of whose seeds diverged. Choose on valid, show test: the difference on valid flatters the cell that
+was chosen for it, the one on test does not. Train perplexity is without dropout, gap = valid loss - ln(train
+perplexity), in nats. rms h and mean abs h are those of the last layer's activations, near 0 the share of them with
+|h| < 0.01, rms dh that of their change from one step to the next; min is minutes a run.
 """
 
 

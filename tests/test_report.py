@@ -187,7 +187,7 @@ def test_a_cell_that_diverged_on_one_seed_is_not_chosen(tmp_path):
     lines.append(record(3, None, status="diverged", config={"alpha": 2.0}, error="non-finite loss"))
     analysis = analysis_of(tmp_path, lines)
     assert analysis.cells[analysis.chosen].values["alpha"] == 1.0
-    assert "alpha 2, beta 0, seed 3: diverged: non-finite loss" in unfinished(analysis)
+    assert "alpha 2, seed 3: diverged: non-finite loss" in unfinished(analysis)
 
 
 def test_failed_and_missing_runs_are_listed_and_do_not_count(tmp_path):
@@ -197,8 +197,8 @@ def test_failed_and_missing_runs_are_listed_and_do_not_count(tmp_path):
     analysis = analysis_of(tmp_path, lines)
     listed = unfinished(analysis)
     assert "alpha 0, beta 0, seed 3: not run" in listed
-    assert "alpha 1, beta 0, seed 2: failed: killed by signal 9" in listed
-    assert "alpha 1, beta 0, seed 3: completed: no finite valid loss" in listed
+    assert "alpha 1, seed 2: failed: killed by signal 9" in listed
+    assert "alpha 1, seed 3: completed: no finite valid loss" in listed
     assert "alpha 2, beta 1, seeds 1, 2, 3: not run" in listed
     assert cell_of(analysis, alpha=1, beta=0).estimates["valid_ppl"].n == 1
     assert "3 of 18 runs" in answer(analysis)
@@ -264,7 +264,8 @@ def test_fields_that_are_equal_in_every_cell_are_shown_as_one(tmp_path):
     ]
     analysis = analysis_of(tmp_path / "equal", lines, seeds=[1], body=blocks)
     assert analysis.fields == ("alpha", "dropout")
-    assert [cell.label for cell in analysis.cells[:2]] == ["alpha 0, dropout 0.2", "alpha 2, dropout 0.2"]
+    assert [cell.label for cell in analysis.cells[:2]] == ["alpha 0, dropout 0.2", "alpha 2"]
+    assert [cell.label for cell in analysis.cells[4:]] == ["dropout 0.4", "alpha 2, dropout 0.4"]
     assert [len(cell.runs) for cell in analysis.cells] == [1, 1, 0, 0, 0, 1] and analysis.baseline == 0
     assert analysis.notes == ("dropout is the value of dropouth as well, in every cell.",)
     assert "dropouth" in report_text(analysis)
