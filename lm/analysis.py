@@ -167,7 +167,8 @@ def analyse(study: Study, records: Sequence[dict[str, Any]]) -> Analysis:
     matches = [i for i, cell in enumerate(cells) if _agrees(cell.values, _usual(study) | study.baseline)]
     baseline = max(matches, key=lambda i: len(cells[i].runs), default=None)
     usual = {} if baseline is None else cells[baseline].values
-    cells = [replace(cell, label=label(_departures(cell.values, usual) or cell.values)) for cell in cells]
+    other = [{n: v for n, v in c.values.items() if identity(v) != identity(usual.get(n))} for c in cells]
+    cells = [replace(cell, label=label(values or cell.values)) for cell, values in zip(cells, other, strict=True)]
     for split in ("valid", "test"):
         base = cells[baseline].by_seed(f"{split}_loss") if baseline is not None else {}
         differences = with_holm(
@@ -209,11 +210,6 @@ def _seed(record: Mapping[str, Any]) -> int:
 def _agrees(values: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether `values` has what `wanted` says of the fields that both name."""
     return all(identity(values[name]) == identity(wanted[name]) for name in values.keys() & wanted.keys())
-
-
-def _departures(values: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
-    """What `usual` does not have, or has another value of."""
-    return {name: v for name, v in values.items() if name not in usual or identity(v) != identity(usual[name])}
 
 
 def _rank(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
