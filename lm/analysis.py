@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -160,15 +160,16 @@ def analyse(study: Study, records: Sequence[dict[str, Any]]) -> Analysis:
         notes.append(f"{len(records) - len(own)} ledger lines of another corpus than {study.dataset} are left out.")
     if len({identity(r["corpus_sha256"]) for r in own if r.get("corpus_sha256")}) > 1:
         notes.append("The runs read different texts under one corpus name (corpus_sha256): do not compare them.")
-    fields, cells = _cells(study, own)
-    for first, others in _twins(study, own).items():
+    twins = _twins(study, own)
+    for first, others in twins.items():
         notes.append(f"{first} is the value of {' and '.join(others)} as well, in every cell.")
+    fields, cells = _cells(study, own, hidden=set(chain(*twins.values())))
     cells = [with_estimates(cell) for cell in cells]
-    matches = [i for i, cell in enumerate(cells) if _agrees(cell.values, _usual(study) | study.baseline)]
+    wanted = _usual(study) | study.baseline
+    matches = [i for i, cell in enumerate(cells) if _agrees(cell.values, wanted)]
     baseline = max(matches, key=lambda i: len(cells[i].runs), default=None)
-    usual = {} if baseline is None else cells[baseline].values
-    other = [{n: v for n, v in c.values.items() if identity(v) != identity(usual.get(n))} for c in cells]
-    cells = [replace(cell, label=label(values or cell.values)) for cell, values in zip(cells, other, strict=True)]
+    base_values = {} if baseline is None else cells[baseline].values
+    cells = [replace(cell, label=label(_departures(cell.values, base_values) or cell.values)) for cell in cells]
     for split in ("valid", "test"):
         base = cells[baseline].by_seed(f"{split}_loss") if baseline is not None else {}
         differences = with_holm(
@@ -212,6 +213,11 @@ def _agrees(values: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     return all(identity(values[name]) == identity(wanted[name]) for name in values.keys() & wanted.keys())
 
 
+def _departures(values: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """What `base` does not have, or has another value of."""
+    return {name: v for name, v in values.items() if name not in base or identity(v) != identity(base[name])}
+
+
 def _rank(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """A sort key for configurations: numbers by size, everything else as text."""
     return [("", v) if is_number(v) else ("text", show(v)) for v in values.values()]
@@ -226,13 +232,12 @@ def _twins(study: Study, records: Sequence[dict[str, Any]]) -> dict[str, list[st
     return {first: others for values, (first, *others) in by_values.items() if others and len(set(values)) > 1}
 
 
-def _varying(study: Study, records: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+def _varying(study: Study, records: Sequence[dict[str, Any]], hidden: Set[str]) -> tuple[str, ...]:
     """The grid's fields, then what else differs between runs that agree in these (an edited [flags], a random search).
 
-    A field that follows from the grid's fields is left out, and so is one that always equals another (`_twins`).
+    A field that follows from the grid's fields is left out, and so are those of the grid that are `hidden`.
     """
-    twins = set(chain(*_twins(study, records).values()))
-    declared = tuple(name for name in study.cells[0] if name not in twins)
+    declared = tuple(name for name in study.cells[0] if name not in hidden)
     found: dict[Any, dict[str, set[Any]]] = defaultdict(lambda: defaultdict(set))
     for record in records:
         config = _config(record)
@@ -243,9 +248,9 @@ def _varying(study: Study, records: Sequence[dict[str, Any]]) -> tuple[str, ...]
     return declared + tuple(sorted(extra - _NO_CELL - set(declared)))
 
 
-def _cells(study: Study, records: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], list[Cell]]:
+def _cells(study: Study, records: Sequence[dict[str, Any]], hidden: Set[str]) -> tuple[tuple[str, ...], list[Cell]]:
     """Fields that make the cells, and the cells: those asked for in the study's order, then further ones by value."""
-    fields, usual = _varying(study, records), _usual(study)
+    fields, usual = _varying(study, records, hidden), _usual(study)
     grouped: dict[Any, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
     for record in records:
         values = {name: _config(record).get(name) for name in fields}
