@@ -132,6 +132,12 @@ def label(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {show(value)}" for name, value in values.items()) or "all runs"
 
 
+def cell_name(values: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    """A cell by what `base`, the baseline, does not have or has another value of; the baseline by all it has."""
+    other = {name: v for name, v in values.items() if name not in base or identity(v) != identity(base[name])}
+    return label(other or values)
+
+
 def show(value: Any) -> str:
     """A configuration value as a user writes it: 1.0 as 1, true, 10,20."""
     if isinstance(value, (list, tuple)):
@@ -169,7 +175,7 @@ def analyse(study: Study, records: Sequence[dict[str, Any]]) -> Analysis:
     matches = [i for i, cell in enumerate(cells) if _agrees(cell.values, wanted)]
     baseline = max(matches, key=lambda i: len(cells[i].runs), default=None)
     base_values = {} if baseline is None else cells[baseline].values
-    cells = [replace(cell, label=label(_departures(cell.values, base_values) or cell.values)) for cell in cells]
+    cells = [replace(cell, label=cell_name(cell.values, base_values)) for cell in cells]
     for split in ("valid", "test"):
         base = cells[baseline].by_seed(f"{split}_loss") if baseline is not None else {}
         differences = with_holm(
@@ -211,11 +217,6 @@ def _seed(record: Mapping[str, Any]) -> int:
 def _agrees(values: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether `values` has what `wanted` says of the fields that both name."""
     return all(identity(values[name]) == identity(wanted[name]) for name in values.keys() & wanted.keys())
-
-
-def _departures(values: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
-    """What `base` does not have, or has another value of."""
-    return {name: v for name, v in values.items() if name not in base or identity(v) != identity(base[name])}
 
 
 def _rank(values: Mapping[str, Any]) -> list[tuple[str, Any]]:

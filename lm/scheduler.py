@@ -15,7 +15,7 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any
 
-from lm.analysis import label, loss_of
+from lm.analysis import cell_name, loss_of
 from lm.cluster import RayExecutor
 from lm.config import TrainConfig, as_plain, config_from_dict, config_id, make_config
 from lm.corpus import configured_corpus, identify
@@ -91,7 +91,7 @@ class Sweep:
             arguments.append(f"--device={self.args.device}")
         if rung:
             arguments.append("--no-eval-test")
-        name = f"{label(cell)}, seed {seed}" if cell else f"seed {seed}"
+        name = f"{cell_name(cell, self.study.baseline)}, seed {seed}" if cell else f"seed {seed}"
         run = (f"--out-dir={run_dir.absolute()}", "--resume=auto")
         return Job(config_id(config), name, config, (*arguments, *run), run_dir.absolute(), rung)
 

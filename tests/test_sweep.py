@@ -182,6 +182,7 @@ def test_failed_and_diverged_runs_are_listed_and_the_others_complete(start, corp
     out, stderr = end(start(tmp_path, study, "--jobs=2", "--no-report", "--json"), 1)
     assert sorted(record["status"] for record in read_ledger(study / "runs.jsonl")) == ["completed", "diverged"]
     (failed,) = json.loads(out)["failed"]
+    assert failed.startswith("batch_size")  # named by what it has other than the baseline
     for text in (failed, stderr):
         assert "batch_size 9999, seed 1: exit code 3" in text
         assert "--batch-size" in text.split("\n", 1)[1]
