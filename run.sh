@@ -3,7 +3,7 @@
 # bash run.sh setup        set up only
 # bash run.sh test [...]   set up, then the tests (further words go to pytest)
 # bash run.sh study NAME   set up, then the study results/NAME (further words go to lm.sweep)
-# bash run.sh paper        set up, then AWD-LSTM as published on PTB and WikiText-2, before fine-tuning (days on a CPU, hours on a GPU)
+# bash run.sh paper        set up, then AWD-LSTM as published on PTB and WikiText-2, before fine-tuning (days on a CPU)
 #
 # Needs Python >= 3.11 with pip. Packages go into .venv (VENV=DIR: another place; an active environment is used instead).
 set -euo pipefail

@@ -116,7 +116,7 @@ class OptimConfig:
     wdecay: NonNegative = 1.2e-6
     """weight decay on all parameters"""
     nonmono: Count = 5
-    """NT-ASGD: average from the epoch whose valid loss exceeds the best of all but the last nonmono; 0: never"""
+    """NT-ASGD: average once an epoch ends with a valid loss above the best of all but the last nonmono; 0: never"""
     schedule: Literal["constant", "plateau", "linear", "onecycle"] = "constant"
     """learning rate over the run; plateau: lr/4 after each epoch that does not improve valid"""
     min_lr: NonNegative = 0.0

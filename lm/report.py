@@ -21,7 +21,7 @@ from lm.files import write_atomic
 from lm.flags import Parser
 from lm.plots import draw_plots
 from lm.stats import Difference
-from lm.study import load_study, read_ledger
+from lm.study import LEDGER_FILE, load_study, read_ledger
 from lm.tables import aligned, interval, markdown, mean_sd, number, p_text, percent, signed, verdict
 
 _HOW_TO_READ = """\
@@ -31,7 +31,8 @@ method over the comparisons of this table, are those of {split}. The chosen cell
 among cells none of whose seeds diverged. Choose on valid, show test: the difference on valid flatters the cell that
 was chosen for it, the one on test does not. Train perplexity is without dropout, gap = valid loss - ln(train
 perplexity), in nats. rms h and mean abs h are those of the last layer's activations, near 0 the share of them with
-|h| < 0.01, rms dh that of their change from one step to the next; min is minutes a run.
+|h| < 0.01, rms dh that of their change from one step to the next; min is minutes a run,
+whatever else the machine did meanwhile.
 """
 
 
@@ -173,9 +174,7 @@ def provenance(analysis: Analysis) -> str:
     seconds = math.fsum(sorted(r["seconds"] for r in records if is_number(r.get("seconds"))))
     setting = [f"corpus {study.dataset}"] + ([f"preset {study.preset}"] if study.preset else [])
     setting += [f"{name} {show(value)}" for name, value in study.flags.items() if name not in study.cells[0]]
-    parts = study.path.resolve().parts
-    name = "/".join(parts[parts.index("results") + 1 :]) if "results" in parts else parts[-1]
-    lines = [f"Reproduce: `bash run.sh study {name}` ({', '.join(setting)})."]
+    lines = [f"Reproduce: `bash run.sh study {study.name}` without `{LEDGER_FILE}` ({', '.join(setting)})."]
     if records:
         commit = ", ".join(sorted(commits)) or "not recorded"
         lines.append(f"Commit: {commit}. Machine: {', '.join(machine) or 'not recorded'}.")

@@ -59,7 +59,7 @@ class Sweep:
 
     def __init__(self, study: Study, args: argparse.Namespace) -> None:
         self.study, self.args = study, args
-        self.folder = Path(args.runs_dir, study.path.resolve().name)
+        self.folder = Path(args.runs_dir, study.name)
         self.results = settled(study)
         self.failures: dict[str, str] = {}
         self.started = 0
@@ -205,7 +205,7 @@ class Sweep:
     def command(self, job: Job) -> str:
         """The command that repeats a run, from the repository's root."""
         arguments = [a for a in job.arguments if not a.startswith(("--out-dir=", "--resume="))]
-        place = Path("runs", self.folder.name, job.run_dir.name).as_posix()
+        place = f"runs/{self.study.name}/{job.run_dir.name}"
         return shlex.join(["python", "-m", "lm.train", *arguments, f"--out-dir={place}"])
 
     def measure(self, cells: Sequence[dict[str, Any]], epochs: int | None = None) -> list[float]:

@@ -73,6 +73,13 @@ class Study:
         """The file of the study's finished runs."""
         return self.path / LEDGER_FILE
 
+    @property
+    def name(self) -> str:
+        """Its path below `results`, by which `bash run.sh study` finds it; elsewhere the name of its folder."""
+        parts = self.path.resolve().parts
+        below = [i for i, part in enumerate(parts[:-1], start=1) if part == "results"]
+        return "/".join(parts[max(below, default=-1) :])
+
     def runs(self) -> list[tuple[dict[str, Any], int]]:
         """Every (cell, seed) that is asked for, in the order of study.toml, one seed of all cells after the other."""
         order = dict.fromkeys(itertools.chain(self.seeds, *self.cell_seeds))

@@ -653,4 +653,4 @@ def test_the_command_names_a_study_by_its_path_below_results(tmp_path):
     folder.mkdir(parents=True)
     (folder / "study.toml").write_text('dataset = "ptb"\nseeds = [1]\n')
     report(folder)
-    assert "`bash run.sh study quick/ptb`" in (folder / "README.md").read_text()
+    assert "`bash run.sh study quick/ptb` without `runs.jsonl`" in (folder / "README.md").read_text()

@@ -62,6 +62,14 @@ def test_a_study_can_be_named_by_its_file_and_its_title_defaults_to_the_folder(t
     assert load_study(tmp_path / "mine" / "study.toml").title == "mine"
 
 
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [("results/quick/ptb", "quick/ptb"), ("results/a/results/b", "b"), ("mine", "mine"), ("x/results", "results")],
+)
+def test_a_study_is_named_by_its_path_below_results_or_by_its_folder(tmp_path, place, name):
+    assert study_at(tmp_path / place, BASE).name == name
+
+
 def test_blocks_unfold_to_products_and_join_without_duplicates_in_order(tmp_path):
     study = study_at(
         tmp_path, BASE + "[[grid]]\nalpha = [0, 1]\nbeta = [0, 2]\n[[grid]]\nalpha = [1.0, 5]\nbeta = [0]\n"

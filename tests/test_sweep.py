@@ -264,8 +264,9 @@ def test_a_study_by_flags_is_the_same_as_by_file(tmp_path):
 
 
 def test_a_folder_of_text_needs_no_name(corpus, tmp_path, start):
-    flags = ("--data", corpus, "--alpha", 0, 1, "--epochs=1", "--dry-run", "--out", tmp_path / "s")
+    flags = ("--data", corpus, "--alpha", 0, 1, "--epochs=1", "--dry-run", "--out", tmp_path / "results" / "a" / "s")
     out, _ = end(start(tmp_path, *flags))
+    assert out.count("--out-dir=runs/a/s/") == 2
     assert "2 runs asked for" in out and "--dataset=tiny" in out and f"--data={corpus}" in out
     with pytest.raises(CorpusError, match="corpus nowhere not found"):
         from_flags("--dataset=nowhere", "--out", str(tmp_path / "s"))
