@@ -143,7 +143,7 @@ class ComputeConfig:
     """arithmetic"""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """inputs of the matrix products; auto: bf16 on CUDA and on CPUs that have it in hardware, else fp32"""
+    """inputs of the matrix products, on CUDA layers' outputs too; auto: bf16 where the hardware has it, else fp32"""
     kernel: Literal["auto", "native", "fused"] = "auto"
     """recurrent layers: PyTorch's own (native), this project's for LSTMs on CPU (fused), or the faster one (auto)"""
     deterministic: bool = False

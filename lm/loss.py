@@ -77,7 +77,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         nats = torch.empty(N, dtype=exact, device=h.device)
         dh = dw = db = None
         if needs_grad:
-            hidden_gradient = pack_linear(transposed(w))
+            hidden_gradient = pack_linear(transposed(w) if w.device.type == "cpu" else w.t())
             dh, db = torch.empty_like(h_NE), torch.zeros_like(bias_V)
         for rows in _spans(N, _BLOCK_LOGITS, V):
             z = logits(h[rows], b)

@@ -288,6 +288,8 @@ class WeightDropLSTM(nn.Module):
         if mask is not None:
             weights[1] = weights[1] * mask.to(exact).mul_(scale)
         if x.is_cuda:
+            # "ieee" bars not only fp32 from tensor cores but bf16 as well (ATen/cudnn/Descriptors.h).
+            torch.backends.cudnn.rnn.fp32_precision = "ieee" if dtype == torch.float32 else "tf32"
             weights = list(_FlatWeights.apply(dtype, *weights))
         hx = [s.unsqueeze(0).to(dtype) for s in state]
         run = getattr(torch._VF, self.cell.lower())

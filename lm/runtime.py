@@ -38,10 +38,11 @@ def has_native_bf16() -> bool:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """`auto` -> `bf16` on CUDA and on CPUs that have it in hardware, `fp32` elsewhere; other names stand."""
+    """`auto` -> `bf16` on GPUs and CPUs that have it in hardware, `fp32` elsewhere; other names stand."""
     if name != "auto":
         return name
-    return "bf16" if device.type == "cuda" or has_native_bf16() else "fp32"
+    cuda = device.type == "cuda"
+    return "bf16" if (torch.cuda.is_bf16_supported(False) if cuda else has_native_bf16()) else "fp32"
 
 
 def keep_freed_memory() -> None:

@@ -74,19 +74,19 @@ def train_epoch(run: Run, run_dir: RunDir, options: RunOptions, log: RunLog, sto
     while progress.step < max_steps and (window := next(run.windows, None)) is not None:
         started = time.perf_counter()
         update(run, window)
-        if due := run.means.updates >= options.log_interval:
-            check_means(run)  # waits for a GPU, so that what it has computed is in the time
+        due, stopped = run.means.updates >= options.log_interval, stop.received is not None
+        save = progress.step % options.save_every == 0
+        if due or save or stopped:  # what is saved must be good; waits for a GPU, whose work is in the time then
+            check_means(run)
         progress.seconds += time.perf_counter() - started
         log.progress(window.targets_TB.numel())
         if due:
             record_step(run, log, (progress.tokens - logged_tokens) / (progress.seconds - logged_seconds))
             logged_tokens, logged_seconds = progress.tokens, progress.seconds
-        if progress.step % options.save_every == 0:
-            check_means(run)
+        if save:
             run_dir.save_last(run, log.sync())
-        if stop.received is not None:  # what is saved now must be good, too
-            check_means(run)
-        stop.check()
+        if stopped:
+            stop.check()
 
 
 def check_means(run: Run) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 import lm.lstm as lstm_module
 from lm.lstm import WeightDropLSTM, choose_kernel, pack_linear, product, transposed, transposed_product
+from lm.runtime import pick_device
 
 CPU = torch.device("cpu")
 NAMES = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]
@@ -380,13 +381,18 @@ def test_flat_weights_are_one_chunk_and_pass_gradients_through():
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("size", [(64, 128), (40, 115)])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_cuda_runs_cudnn_on_one_chunk_without_a_warning(precision):
-    layer = _layer(weight_drop=0.5, precision=precision, size=(64, 128)).cuda()
-    x, state = _window(layer.cpu())
+def test_cuda_runs_cudnn_on_one_chunk_without_a_warning_and_bf16_on_tensor_cores(precision, size):
+    pick_device("cuda")
+    layer = _layer(weight_drop=0.5, precision=precision, size=size)
+    x, state = _window(layer)
     layer, x, state = layer.cuda(), x.detach().cuda(), tuple(s.detach().cuda() for s in state)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         out, _ = layer(x, state)
         out.sum().backward()
     assert layer.weight_hh_l0.grad.isfinite().all()
+    node = out.grad_fn if precision == "fp32" else out.grad_fn.next_functions[0][0]  # below the cast to fp32
+    assert "CudnnRnn" in node.name()
+    assert torch.backends.cudnn.rnn.fp32_precision == ("ieee" if precision == "fp32" else "tf32")

@@ -55,8 +55,9 @@ def test_determinism_sets_what_pytorch_asks_for_and_off_unsets_it(monkeypatch):
 
 
 def test_precision_is_bf16_where_the_hardware_has_it(monkeypatch):
-    assert runtime.pick_precision("auto", CUDA) == "bf16"
     for native in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native)
+        assert runtime.pick_precision("auto", CUDA) == ("bf16" if native else "fp32")
         monkeypatch.setattr(runtime, "has_native_bf16", lambda native=native: native)
         assert runtime.pick_precision("auto", CPU) == ("bf16" if native else "fp32")
         assert runtime.pick_precision("fp32", CPU) == "fp32"
