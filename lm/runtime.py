@@ -41,8 +41,8 @@ def pick_precision(name: str, device: torch.device) -> str:
     """`auto` -> `bf16` on GPUs and CPUs that have it in hardware, `fp32` elsewhere; other names stand."""
     if name != "auto":
         return name
-    cuda = device.type == "cuda"
-    return "bf16" if (torch.cuda.is_bf16_supported(False) if cuda else has_native_bf16()) else "fp32"
+    native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else has_native_bf16()
+    return "bf16" if native else "fp32"
 
 
 def keep_freed_memory() -> None:
