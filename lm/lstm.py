@@ -151,9 +151,7 @@ class _FusedLSTM(torch.autograd.Function):
         dz = dz.flatten(0, 1)
         dw_ih = transposed_product(dz, x.flatten(0, 1)).to(w_ih.dtype)
         dw_hh = drop_gradient(transposed_product(dz, h[:-1].flatten(0, 1)), mask, ctx.scale, w_ih.dtype)
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx = product(dz, w_ih.to(dz.dtype)).to(w_ih.dtype).view(x.shape)
+        dx = product(dz, w_ih.to(dz.dtype)).to(w_ih.dtype).view(x.shape) if ctx.needs_input_grad[0] else None
         return dx, dh_BH, dc_BH, dw_ih, dw_hh, db, db, None, None, None, None
 
 
