@@ -16,11 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from lm.analysis import Analysis, Cell, is_number, show
-from lm.figures import BASELINE, CHOSEN, OTHER, PALE, house_style, new_figure, save_png
+from lm.figures import BASELINE, CHOSEN, OTHER, PALE, house_style, new_figure, place_labels, save_png
+from lm.stats import Estimate
 from lm.study import identity
 from lm.tables import number
 
@@ -72,8 +72,19 @@ def _rest(analysis: Analysis, *free: str) -> str:
     return f" at {fixed}" if fixed else ""
 
 
+def _cut_scale(ax: Axes, estimates: Sequence[Estimate], baseline: Estimate | None) -> float:
+    """Cut the scale where a cell far off would flatten the differences between all others; returns the last mean in."""
+    means = [e.mean for e in estimates]
+    top = _ceiling(means, baseline.mean if baseline else None)
+    if max(means) > top:
+        inside = [(e.mean - (e.sd or 0), e.mean + (e.sd or 0)) for e in estimates if e.mean <= top]
+        low, high = min(a for a, _ in inside), max(b for _, b in inside)
+        ax.set_ylim(low - 0.1 * (high - low), high + 0.25 * (high - low))
+    return top
+
+
 def _ceiling(means: Sequence[float], baseline: float | None) -> float:
-    """Where to cut the scale: one cell far off must not flatten the differences between all others."""
+    """The largest mean that is not far off."""
     best = min(means)
     return best + 4 * max((baseline or best) - best, statistics.median(means) - best, 0.01 * best)
 
@@ -127,15 +138,11 @@ def _panel(ax: Axes, analysis: Analysis, cells: list[Cell], name: str, metric: s
     ax.plot([x for x, _, _ in points], [e.mean for _, e, _ in points], color=OTHER, zorder=2)
     for x, e, colour in points:
         ax.errorbar(x, e.mean, yerr=e.sd, color=colour, marker="o", capsize=4, zorder=3)
-    top = _ceiling([e.mean for _, e, _ in points], base.mean if base else None)
-    inside = [(e.mean - (e.sd or 0), e.mean + (e.sd or 0)) for _, e, _ in points if e.mean <= top]
-    if len(inside) < len(points):
-        low, high = min(a for a, _ in inside), max(b for _, b in inside)
-        ax.set_ylim(low - 0.1 * (high - low), high + 0.25 * (high - low))
-        for x, e, _ in points:
-            if e.mean > top:
-                place = {"xytext": (0, -2), "textcoords": "offset points", "xycoords": ax.get_xaxis_transform()}
-                ax.annotate(f"{number(e.mean, 1)} ↑", (x, 1.0), ha="center", va="top", fontsize=9, **place)
+    top = _cut_scale(ax, [e for _, e, _ in points], base)
+    for x, e, _ in points:
+        if e.mean > top:
+            place = {"xytext": (0, -2), "textcoords": "offset points", "xycoords": ax.get_xaxis_transform()}
+            ax.annotate(f"{number(e.mean, 1)} ↑", (x, 1.0), ha="center", va="top", fontsize=9, **place)
 
 
 def _legend(figure: Figure, analysis: Analysis, cells: Sequence[Cell], base_line: str = "none") -> str:
@@ -195,6 +202,7 @@ def _activations(analysis: Analysis) -> Plot | None:
     panels = [(name, cells) for name, cells in panels if len(cells) > 1]
     if not panels:
         return None
+    base = None if analysis.baseline is None else analysis.cells[analysis.baseline].estimates[metric]
     figure, axes = _figure(len(panels), (1.0 + 4.6 * len(panels), 4.8))
     for ax, (name, cells) in zip(axes, panels, strict=True):
         for cell in cells:
@@ -202,16 +210,24 @@ def _activations(analysis: Analysis) -> Plot | None:
             ax.errorbar(x.mean, y.mean, xerr=x.sd, yerr=y.sd, color=_colour(analysis, cell), marker="o", elinewidth=1)
         ax.xaxis.set_major_locator(MaxNLocator(6))
         ax.margins(0.14)
+        _cut_scale(ax, [cell.estimates[metric] for cell in cells], base)
         ax.set(xlabel=_NAMES[name], ylabel=f"{analysis.split} perplexity")
     main = [name for name in ("alpha", "beta") if name in analysis.fields] or list(analysis.fields)
-    labels = "/".join(main)
-    figure.suptitle(f"Perplexity and activations of the last layer (labels: {labels})", fontsize=12)
+    cut = any(cell.mean(metric) > ax.get_ylim()[1] for ax in axes for cell in done)
+    labels = f"labels: {'/'.join(main)}" + "; triangles: above the scale" * cut
+    figure.suptitle(f"Perplexity and activations of the last layer ({labels})", fontsize=12)
     ending = _legend(figure, analysis, done)
     figure.canvas.draw()  # the layout must stand before labels can be kept apart
     for ax, (name, cells) in zip(axes, panels, strict=True):
-        texts = [_short(analysis, cell, main) for cell in cells]
-        _place_labels(ax, [(c.mean(name), c.mean(metric)) for c in cells], texts)
-    return figure, f"Perplexity on {analysis.split} against rms activation and its change (labels: {labels}){ending}"
+        top, points, texts = ax.get_ylim()[1], [], []
+        for cell in cells:
+            x, y, text = cell.mean(name), cell.mean(metric), _short(analysis, cell, main)
+            points.append((x, min(y, top)))
+            texts.append(text if y <= top else f"{text}: {number(y, 1)}")
+            if y > top:
+                ax.plot(x, top, color=_colour(analysis, cell), marker="^", clip_on=False)
+        place_labels(ax, points, texts)
+    return figure, f"Perplexity on {analysis.split} against rms activation and its change ({labels}){ending}"
 
 
 def _short(analysis: Analysis, cell: Cell, main: Sequence[str]) -> str:
@@ -220,29 +236,6 @@ def _short(analysis: Analysis, cell: Cell, main: Sequence[str]) -> str:
     text = "/".join(show(cell.values.get(name)) for name in main)
     others = [(k, v) for k, v in cell.values.items() if k not in main and identity(v) != identity(base.get(k))]
     return " ".join([text, *(f"{name} {show(value)}" for name, value in others)])
-
-
-def _place_labels(ax: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str]) -> None:
-    """Label every point near by, or at the end of a line; where all places are taken it stays unlabelled."""
-    renderer, frame = ax.figure.canvas.get_renderer(), ax.get_window_extent()
-    dots = [tuple(ax.transData.transform(point)) for point in points]
-    taken: list[tuple[float, float, float, float]] = []
-    spots = [(r, math.radians(a)) for r in (9, 22, 34, 46) for a in (30, 330, 150, 210, 90, 270, 60, 300, 120, 240)]
-    for i, (point, text) in enumerate(zip(points, texts, strict=True)):
-        near = [(x - 10, y - 10, x + 10, y + 10) for j, (x, y) in enumerate(dots) if j != i]
-        for radius, angle in spots:
-            dx, dy = radius * math.cos(angle), radius * math.sin(angle)
-            align = {"ha": "center" if abs(dx) < 1 else "left" if dx > 0 else "right", "va": "center"}
-            line = {"arrowstyle": "-", "color": "#999999", "linewidth": 0.6, "shrinkB": 4} if radius > 9 else None
-            font = {"fontsize": 8.5, "color": "#333333"}
-            note = ax.annotate(text, point, (dx, dy), textcoords="offset points", arrowprops=line, **font, **align)
-            note.update_positions(renderer)
-            x0, y0, x1, y1 = Text.get_window_extent(note, renderer).extents  # the words without their line
-            inside = x0 > frame.x0 and x1 < frame.x1 and y0 > frame.y0 and y1 < frame.y1
-            if inside and not any(x0 < r and x1 > left and y0 < t and y1 > b for left, b, r, t in taken + near):
-                taken.append((x0, y0, x1, y1))
-                break
-            note.remove()
 
 
 def _curve(cell: Cell) -> tuple[list[float], list[float]]:

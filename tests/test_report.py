@@ -17,6 +17,7 @@ from scipy import optimize, special, stats
 from lm.analysis import analyse
 from lm.compare import compare, compare_text, load_published
 from lm.errors import ConfigError, run_cli
+from lm.plots import _activations
 from lm.report import answer, main, report, report_text, unfinished
 from lm.stats import draw_difference, holm, paired_difference, pooled_sd, welch_difference
 from lm.study import append_ledger, load_study
@@ -401,6 +402,21 @@ def test_plots_are_png_files_of_a_readable_size_without_software_or_date(full_st
         assert 200 < height < 2000
         assert b"tEXt" not in data
         assert b"tIME" not in data
+
+
+def test_a_cell_far_off_is_marked_at_the_edge_and_does_not_flatten_the_others(tmp_path):
+    lines = records_of({(0, 0): (4.50,), (1, 0): (4.45,), (0, 1): (4.47,), (2, 0): (5.50,)})
+    for line, rms in zip(lines, (0.3, 0.2, 0.25, 0.1), strict=True):
+        line["activation"] |= {"rms": rms, "temporal_rms": rms / 2}
+    figure, caption = _activations(analysis_of(tmp_path, lines, seeds=(1,)))
+    assert "triangles: above the scale" in caption
+    for ax in figure.axes:
+        top = ax.get_ylim()[1]
+        assert top < 100  # of 86 to 90, and 235
+        assert [line.get_ydata()[0] for line in ax.lines if line.get_marker() == "^"] == [top]
+        assert {text.get_text() for text in ax.texts} == {"0/0", "1/0", "0/1", "2/0: 235.3"}
+    _, caption = _activations(analysis_of(tmp_path / "near", lines[:3], seeds=(1,)))
+    assert "triangles" not in caption
 
 
 def test_the_page_holds_answer_table_quoted_figure_command_commit_and_cost(full_study):
