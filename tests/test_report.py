@@ -412,7 +412,7 @@ def test_a_cell_far_off_is_marked_at_the_edge_and_does_not_flatten_the_others(tm
     assert "triangles: above the scale" in caption
     for ax in figure.axes:
         top = ax.get_ylim()[1]
-        assert top < 100  # of 86 to 90, and 235
+        assert top < 100  # of 82 to 86, and 235
         assert [line.get_ydata()[0] for line in ax.lines if line.get_marker() == "^"] == [top]
         assert {text.get_text() for text in ax.texts} == {"0/0", "1/0", "0/1", "2/0: 235.3"}
     _, caption = _activations(analysis_of(tmp_path / "near", lines[:3], seeds=(1,)))
