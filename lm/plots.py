@@ -73,7 +73,7 @@ def _rest(analysis: Analysis, *free: str) -> str:
 
 
 def _cut_scale(ax: Axes, estimates: Sequence[Estimate], baseline: Estimate | None) -> float:
-    """Cut the scale where a cell far off would flatten the differences between all others; returns the last mean in."""
+    """Cut the scale where a cell far off would flatten all differences; returns the largest mean that stays in."""
     means = [e.mean for e in estimates]
     top = _ceiling(means, baseline.mean if baseline else None)
     if max(means) > top:
@@ -213,7 +213,7 @@ def _activations(analysis: Analysis) -> Plot | None:
         _cut_scale(ax, [cell.estimates[metric] for cell in cells], base)
         ax.set(xlabel=_NAMES[name], ylabel=f"{analysis.split} perplexity")
     main = [name for name in ("alpha", "beta") if name in analysis.fields] or list(analysis.fields)
-    cut = any(cell.mean(metric) > ax.get_ylim()[1] for ax in axes for cell in done)
+    cut = any(c.mean(metric) > ax.get_ylim()[1] for ax, (_, cells) in zip(axes, panels, strict=True) for c in cells)
     labels = f"labels: {'/'.join(main)}" + "; triangles: above the scale" * cut
     figure.suptitle(f"Perplexity and activations of the last layer ({labels})", fontsize=12)
     ending = _legend(figure, analysis, done)
