@@ -215,7 +215,7 @@ def write_table(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
         "# Speed of a training step",
         "",
         f"Each measurement is one `python -m lm.bench --table {folder}`: medians over turns, in which both programs "
-        "alternate; the ratio is that of their tokens/s. The products are the step's matrix products, at their shapes, "
+        "alternate; the ratio is the median of those of the turns. The products are the step's matrix products, at their shapes, "
         "with nothing else. Plain PyTorch runs as it comes; ours also keeps freed memory (`keep_freed_memory` in "
         "`lm/runtime.py`), a part of the gain that any program could have.",
         "",
