@@ -3,7 +3,7 @@
 # bash run.sh setup        set up only
 # bash run.sh test [...]   set up, then the tests (further words go to pytest)
 # bash run.sh study NAME   set up, then the study results/NAME (further words go to lm.sweep)
-# bash run.sh paper        set up, then AWD-LSTM as published on PTB and WikiText-2, before fine-tuning (days on a CPU)
+# bash run.sh paper        set up, then AWD-LSTM as published on PTB and WikiText-2, fine-tuned, with a cache (days on a CPU)
 #
 # Needs Python >= 3.11 with pip. Packages go into .venv (VENV=DIR: another place; an active environment is used instead).
 set -euo pipefail
@@ -22,6 +22,10 @@ setup() {
   fi
   place=${VENV:-${VIRTUAL_ENV:-.venv}}
   if [ ! -x "$place/bin/python" ]; then
+    if [ -n "$(ls -A "$place" 2>/dev/null)" ]; then
+      echo "error: $place is neither empty nor a virtual environment; delete it, or name another place by VENV=DIR" >&2
+      exit 2
+    fi
     echo "creating $place" >&2
     if ! "$python" -m venv "$place"; then
       rm -rf "$place" # half of one would be taken for whole by the next start
@@ -88,7 +92,10 @@ case ${1:-quick} in
   paper)
     setup
     for name in ptb wikitext-2; do
-      python -m lm.train --preset awd-lstm --dataset "$name" --out-dir "runs/paper/$name" --resume auto
+      run="runs/paper/$name"
+      python -m lm.train --preset awd-lstm --dataset "$name" --out-dir "$run" --resume auto
+      python -m lm.train --finetune "$run" --out-dir "$run-finetuned" --resume auto
+      python -m lm.evaluate "$run-finetuned" --adapt none cache
     done
     ;;
   *) usage ;;

@@ -31,6 +31,8 @@ from lm.model import AWDLSTM, Output, detach
 
 # Windows of train behind the gradient statistics, at most: their root mean square settles to 1 % well before.
 _STATISTICS_WINDOWS = 300
+# Theta times a product of outputs must stay a float; far below this the cache already attends to one word alone.
+_LARGEST_THETA = 1e6
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ class Cache:
             raise ConfigError(f"--cache-window: must be at least 1; got {self.window}")
         if not 0 <= self.lam < 1:
             raise ConfigError(f"--cache-lambda: must be in [0, 1); got {self.lam}")
-        if not 0 <= self.theta < float("inf"):
-            raise ConfigError(f"--cache-theta: must be at least 0; got {self.theta}")
+        if not 0 <= self.theta <= _LARGEST_THETA:
+            raise ConfigError(f"--cache-theta: must be at least 0 and at most {_LARGEST_THETA:g}; got {self.theta}")
 
 
 @dataclass(frozen=True)

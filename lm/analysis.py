@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
-from lm.config import as_plain, make_config, with_defaults
+from lm.config import as_plain, with_defaults
 from lm.errors import ConfigError
 from lm.stats import Difference, Estimate, estimate, paired_difference, pooled_sd, with_holm
 from lm.study import Study, identity
@@ -207,7 +207,7 @@ def _config(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _usual(study: Study) -> dict[str, Any]:
     """What a run of the study has in fields that its grid does not name, but a search may vary."""
-    return as_plain(make_config(study.preset, study.dataset)) | study.flags
+    return as_plain(study.config())
 
 
 def _seed(record: Mapping[str, Any]) -> int:

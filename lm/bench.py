@@ -15,6 +15,7 @@ import os
 import statistics
 import sys
 import time
+import timeit
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,10 +27,9 @@ import torch
 
 from lm.cards import SPLITS, known_corpora
 from lm.config import TrainConfig, make_config
-from lm.errors import ConfigError, run_cli
+from lm.errors import ConfigError, LMError, run_cli
 from lm.flags import Parser
 from lm.lstm import choose_kernel, pack_linear
-from lm.metrics import log_to_stderr
 from lm.plain import PlainLM, plain_step
 from lm.run import Run
 from lm.runtime import cpu_name, keep_freed_memory, peak_rss_mb, pick_precision
@@ -116,6 +116,15 @@ def _worker(connection: Connection, ours: bool, config: TrainConfig, vocab_size:
     connection.close()
 
 
+def _ask(connection: Connection, more: bool) -> Any:
+    """A worker's answer. Raises LMError if it has died."""
+    try:
+        connection.send(more)
+        return connection.recv()
+    except (EOFError, OSError):
+        raise LMError("a measuring process ended early; if it says nothing above, memory may have run out") from None
+
+
 def products(config: TrainConfig, vocab_size: int) -> list[tuple[int, int, int, int]]:
     """A step's matrix products: how often, and m, k, n of (m, k) x (k, n)."""
     T, B, E, H = config.bptt, config.batch_size, config.emsize, config.nhid
@@ -137,16 +146,9 @@ def gemm_seconds(config: TrainConfig, vocab_size: int, dtype: torch.dtype) -> fl
 def _product_seconds(m: int, k: int, n: int, dtype: torch.dtype, repeats: int) -> float:
     """Median time of one (m, k) x (k, n) product over seven rounds of `repeats`, packed or plain."""
     a, b = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)
-    packed, best = pack_linear(b.t().contiguous()), []
-    for form in (lambda: packed(a), lambda: a @ b):
-        times = []
-        for _ in range(7):
-            started = time.perf_counter()
-            for _ in range(repeats):
-                form()
-            times.append((time.perf_counter() - started) / repeats)
-        best.append(statistics.median(times))
-    return min(best)
+    packed = pack_linear(b.t().contiguous())
+    rounds = [timeit.repeat(form, number=repeats, repeat=7) for form in (lambda: packed(a), lambda: a @ b)]
+    return min(map(statistics.median, rounds)) / repeats
 
 
 def gflop(config: TrainConfig, vocab_size: int) -> float:
@@ -165,16 +167,15 @@ def measure(config: TrainConfig, vocab_size: int, turns: int, threads: int) -> d
         here, there = context.Pipe()
         process = context.Process(target=_worker, args=(there, ours, config, vocab_size, threads), daemon=True)
         process.start()
+        there.close()  # else this process would wait for ever for a worker that has died
         workers.append((here, process))
     times: list[list[float]] = [[], []]
     for _ in range(turns):
         for (connection, _), spent in zip(workers, times, strict=True):
-            connection.send(True)
-            spent.append(statistics.median(connection.recv()))
+            spent.append(statistics.median(_ask(connection, True)))
     reports = []
     for connection, process in workers:
-        connection.send(False)
-        reports.append(connection.recv())
+        reports.append(_ask(connection, False))
         process.join()
     (phases, memory), (_, plain_memory) = reports
     seconds, plain_seconds = (statistics.median(spent) for spent in times)
@@ -186,8 +187,8 @@ def measure(config: TrainConfig, vocab_size: int, turns: int, threads: int) -> d
     return {
         "tokens_per_s": round(tokens / seconds), "seconds_per_step": seconds,
         "plain_tokens_per_s": round(tokens / plain_seconds), "plain_seconds_per_step": plain_seconds,
-        "ratio": statistics.median(p / o for o, p in zip(*times, strict=True)), "gemm_seconds": gemm,
-        "gemm_ratio": seconds / gemm,
+        "ratio": statistics.median(p / o for o, p in zip(*times, strict=True)),
+        "gemm_seconds": gemm, "gemm_ratio": seconds / gemm,
         "gemm_gflop": gflop(config, vocab_size), "peak_rss_mb": round(memory), "plain_peak_rss_mb": round(plain_memory),
         "phases": phases, "kernel": kernel, "precision": precision, "threads": threads,
         "cpu": cpu_name(), "torch": torch.__version__, "turns": turns,
@@ -212,13 +213,11 @@ def write_table(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
     measured.append({"date": time.strftime("%Y-%m-%d"), "rows": rows})
     path.write_text(json.dumps(measured, indent=1) + "\n")
     lines = [
-        "# Speed of a training step",
-        "",
+        "# Speed of a training step\n",
         f"Each measurement is one `python -m lm.bench --table {folder}`: medians over turns, in which both programs "
-        "alternate; the ratio is the median of those of the turns. The products are the step's matrix products, at their shapes, "
-        "with nothing else. Plain PyTorch runs as it comes; ours also keeps freed memory (`keep_freed_memory` in "
-        "`lm/runtime.py`), a part of the gain that any program could have.",
-        "",
+        "alternate; the ratio is the median of those of the turns. The products are the step's matrix products, at "
+        "their shapes, with nothing else. Plain PyTorch runs as it comes; ours also keeps freed memory "
+        "(`keep_freed_memory` in `lm/runtime.py`), a part of the gain that any program could have.\n",
         "How fast the products alone run, in GFLOP/s, shows what the CPU gives, and decides most of the ratio: virtual "
         "machines of one name have CPUs of several generations. Where bf16 products gain less over fp32, so do we.",
     ]
@@ -282,7 +281,6 @@ def main() -> None:
         raise ConfigError("--preset: the plain program knows SGD only")
     if min(arguments.turns, arguments.threads) < 1:
         raise ConfigError("--turns and --threads: must be at least 1")
-    log_to_stderr()
     chosen, rows = [(arguments.preset, arguments.preset, arguments.dataset, {})], {}
     for label, preset, dataset, changes in _GROWTH if arguments.table else chosen:
         config = make_config(preset, dataset, **changes, precision=arguments.precision, kernel=arguments.kernel)

@@ -66,8 +66,8 @@ def _is_good(path: Path) -> bool:
         return False
 
 
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint.
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, to the CPU.
 
     Only tensors and plain types are unpickled, so a file from a stranger runs no code; the checksum is verified.
 
@@ -77,7 +77,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     try:
         if not _is_as_written(path):
             raise CheckpointError(f"{path}: damaged, or no checkpoint: the checksum differs; {_REMEDY}")
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except OSError as error:
@@ -104,7 +104,7 @@ def fitting(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: does not fit this run or program ({reason}); {_REMEDY}") from error
 
 
-def load_latest(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any] | None, str]:
+def load_latest(path: Path) -> tuple[dict[str, Any] | None, str]:
     """The checkpoint at `path`, else the one before it; (None, "") when there is neither.
 
     Returns:
@@ -117,7 +117,7 @@ def load_latest(path: Path, device: torch.device | str = "cpu") -> tuple[dict[st
     problems = []
     for candidate in candidates:
         try:
-            return load_checkpoint(candidate, device), "; ".join(problems)
+            return load_checkpoint(candidate), "; ".join(problems)
         except CheckpointError as error:
             problems.append(str(error))
     if problems:

@@ -19,8 +19,9 @@ from typing import Any
 
 from lm.analysis import METRICS, Cell, analyse, kind_of, label, ppl_of, show, with_estimates
 from lm.errors import ConfigError
+from lm.ledger import check_record, read_ledger
 from lm.stats import Difference, draw_difference, paired_difference, welch_difference, with_holm
-from lm.study import STUDY_FILE, check_record, identity, load_study, read_ledger
+from lm.study import STUDY_FILE, identity, load_study
 from lm.tables import aligned, interval, mean_sd, number, signed, verdict
 
 PUBLISHED = "published"

@@ -1,4 +1,4 @@
-"""Configuration: every value of a run, its flag, its help text, its bounds, and the presets.
+"""Configuration: every value of a run and its help text; flags, bounds and presets are in modules of these names.
 
 The fields of `TrainConfig` are the only place where a value is named: the command line and `--help` (`lm.flags`),
 `config.json`, the identity of a run and the README's table are derived from them.

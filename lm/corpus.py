@@ -25,7 +25,7 @@ from lm.flags import Parser, field_help
 from lm.subword import Tokenization
 from lm.tokenizer import count_words, read_text, split_lines
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("lm.corpus")
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,8 @@ def _find(dataset: str | None, data: str | Path | None) -> _Found:
                 raise ConfigError(f"--data {data} stands for the corpus {alias}, not for --dataset {dataset}")
             logger.warning("--data %s: no such folder; looking for the corpus %s in the usual places", data, alias)
             dataset, data = alias, None
+    if dataset is not None and not re.fullmatch(r"\w[\w.-]*", dataset):
+        raise ConfigError(f"--dataset {dataset!r} is not the name of a corpus; name a folder by --data")
     if dataset == "pydocs":
         if data is not None:
             raise ConfigError("--dataset pydocs is made from the Python interpreter: leave out --data, or --dataset")
@@ -111,8 +113,6 @@ def _find(dataset: str | None, data: str | Path | None) -> _Found:
         return _find_files(Path(data), dataset) or _refuse(dataset, [f"{data} (--data)"])
     if dataset is None:
         raise ConfigError("which corpus? Give --dataset NAME or --data DIR")
-    if not re.fullmatch(r"\w[\w.-]*", dataset):
-        raise ConfigError(f"--dataset {dataset!r} is not the name of a corpus; name a folder by --data")
     places = [Path("data", dataset)]
     if os.environ.get("LM_CORPORA"):
         places.insert(0, Path(os.environ["LM_CORPORA"], dataset))
@@ -237,8 +237,6 @@ def main() -> None:
     parser.add_argument("--bpe-vocab-size", type=int, metavar="N", **flags)
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     args = parser.parse_args()
-    logging.basicConfig(format="%(message)s")
-    logger.setLevel(logging.INFO)  # ours alone: the hub's client logs every request
     own = {"tokenizer": args.tokenizer, "bpe_vocab_size": args.bpe_vocab_size}
     corpus = configured_corpus(make_config(dataset=args.dataset or "", data=args.data or "", **own))
     report = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -52,7 +53,14 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def run_cli(main: Callable[[], None]) -> NoReturn:
-    """Run a command-line entry point and exit with its code, turning `LMError` into one message."""
+    """Run a command-line entry point and exit with its code, turning `LMError` into one message.
+
+    What the program logs is shown on stderr, details excluded.
+    """
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.INFO)
+    logging.basicConfig(format="%(message)s", handlers=[handler])
+    logging.getLogger("lm").setLevel(logging.INFO)  # ours alone: the hub's client logs every request
     try:
         main()
         sys.stdout.flush()

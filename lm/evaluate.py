@@ -28,7 +28,7 @@ from lm.corpus import Corpus, configured_corpus
 from lm.errors import CheckpointError, ConfigError, run_cli
 from lm.export import export_run, load_trained
 from lm.flags import Parser
-from lm.metrics import log_to_stderr, perplexity
+from lm.metrics import perplexity
 from lm.model import AWDLSTM
 from lm.regularization import INACTIVE
 from lm.runtime import pick_device
@@ -267,7 +267,7 @@ def _parse() -> argparse.Namespace:
     if unread:
         flag = f"--{min(unread).replace('_', '-')}"
         raise ConfigError(f"{flag}: leave it out with --{instead}" if instead else f"{flag}: is for --activations PNG")
-    tune.check_flags(given, arguments.adapt)
+    tune.check_flags(given, arguments)
     if arguments.columns is not None and arguments.columns < 1:
         raise ConfigError(f"--columns: must be at least 1; got {arguments.columns}")
     if arguments.activations:
@@ -283,7 +283,6 @@ def _parse() -> argparse.Namespace:
 def main() -> None:
     """Command line."""
     arguments = _parse()
-    log_to_stderr()
     if arguments.export:
         export_run(arguments.run_dir, arguments.export)
         report = {"run": str(arguments.run_dir), "export": str(arguments.export)}

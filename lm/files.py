@@ -27,9 +27,10 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any], *, previous: Path
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        if previous and path.exists():
-            os.replace(path, previous)
-        os.replace(temporary, path)
+        with naming(path):
+            if previous and path.exists():
+                os.replace(path, previous)
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

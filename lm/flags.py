@@ -39,7 +39,7 @@ _ALIASES = {"epochs": ("--epoch",)}
 
 @functools.cache
 def field_help(owner: type) -> dict[str, str]:
-    """Field name -> the docstring below it, for one of the dataclasses above."""
+    """Field name -> the docstring below it, for a dataclass of `lm.config`."""
     body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body
     return {
         field.target.id: " ".join(text.value.value.split())
@@ -125,6 +125,15 @@ def read_config(run_dir: Path) -> dict[str, Any]:
         raise ConfigError(f"--finetune: {run_dir} is neither a run directory nor an export ({error})") from None
 
 
+def _resumed(source: str, options: RunOptions) -> Path | None:
+    """The run directory to resume that is fine-tuning `source`, which may be gone by now; None: there is none."""
+    named = {"": "", "auto": options.out_dir}.get(options.resume, Path(options.resume).parent.parent)
+    try:
+        return Path(named) if named and read_config(Path(named))["finetune"] == source else None
+    except ConfigError:
+        return None
+
+
 def parse_train_args(
     argv: list[str] | None, identify: Callable[[str | None, str | None], str]
 ) -> tuple[TrainConfig, RunOptions, list[str]]:
@@ -149,7 +158,7 @@ def parse_train_args(
     if source := given.get("finetune"):
         if preset:
             raise ConfigError("--preset: fine-tuning starts from the configuration of the run; change it flag by flag")
-        before = read_config(Path(source))
+        before = read_config(_resumed(source, options) or Path(source))
         preset, trained_on = before.pop("preset"), before.pop("dataset")
         dataset, data = dataset or trained_on, data or before["data"] or None
         given = before | given

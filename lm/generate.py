@@ -22,13 +22,12 @@ from lm.corpus import tokenization_of
 from lm.errors import CheckpointError, ConfigError, run_cli
 from lm.evaluate import load_model
 from lm.flags import Parser
-from lm.metrics import log_to_stderr
 from lm.model import AWDLSTM, State
 from lm.runtime import pick_device
 from lm.score import score_text
 from lm.tokenizer import EOS, TextTokenizer, check_text, detokenize, read_text, split_words
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("lm.generate")
 
 
 @dataclass(frozen=True)
@@ -236,6 +235,10 @@ def _check(arguments: argparse.Namespace) -> None:
     for name, value in defaults.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
+    try:
+        arguments.prompt.encode()
+    except UnicodeEncodeError:
+        raise ConfigError("--prompt: not UTF-8 text") from None
     if not 0 < arguments.temperature < math.inf:
         raise ConfigError(f"--temperature must be above 0, got {arguments.temperature} (for the limit 0: --greedy)")
     if arguments.top_k < 0:
@@ -253,7 +256,6 @@ def main() -> None:
     """Command line."""
     arguments = _build_parser().parse_args()
     _check(arguments)
-    log_to_stderr()
     model, config, _ = load_model(arguments.run_dir, pick_device(arguments.device))
     tokenizer = tokenization_of(config).load(arguments.run_dir / "tokenizer.json")
     if tokenizer.vocab_size != model.encoder.num_embeddings:

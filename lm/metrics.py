@@ -186,10 +186,3 @@ def log_to(path: Path) -> Iterator[None]:
         package.removeHandler(handler)
         package.setLevel(level)
         file.close()
-
-
-def log_to_stderr() -> None:
-    """Show messages on stderr, details excluded; for entry points."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setLevel(logging.INFO)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])

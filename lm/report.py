@@ -19,9 +19,10 @@ from lm.compare import compare, compare_json, compare_text
 from lm.errors import ConfigError, run_cli
 from lm.files import write_atomic
 from lm.flags import Parser
+from lm.ledger import read_ledger
 from lm.plots import draw_plots
 from lm.stats import Difference
-from lm.study import LEDGER_FILE, load_study, read_ledger
+from lm.study import LEDGER_FILE, load_study
 from lm.tables import aligned, interval, markdown, mean_sd, number, p_text, percent, signed, verdict
 
 _HOW_TO_READ = """\

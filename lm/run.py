@@ -44,6 +44,7 @@ class Progress:
     best_epoch: int = 0
     best_loss: float = math.inf
     best_activation: dict[str, float] = field(default_factory=dict)
+    best_averaged: bool = False
 
 
 class Run:

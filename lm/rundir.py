@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,6 +70,17 @@ def finished_result(config: TrainConfig, path: Path, options: RunOptions) -> dic
         return None
 
 
+def _check_writable(copy: Path) -> None:
+    """Raise ConfigError unless the file that `--save` names can be written; else an epoch would be lost to it."""
+    if copy.is_dir():
+        raise ConfigError(f"--save: {copy} is a folder; name a file")
+    try:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=copy.parent).close()
+    except OSError as error:
+        raise ConfigError(f"--save: {copy} cannot be written: {error.strerror}") from None
+
+
 class RunDir:
     """The files of one run's directory; each appears complete or not at all."""
 
@@ -103,7 +115,9 @@ class RunDir:
             os.close(lock)
 
     def prepare(self, run: Run) -> None:
-        """Create the directory and write what describes the run."""
+        """Create the directory and write what describes the run. Raises ConfigError if `--save` cannot be written."""
+        if self._copy:
+            _check_writable(Path(self._copy))
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "result.json").unlink(missing_ok=True)
         environment = versions(run.device, run.model.precision) | {"git": git_state(), "argv": sys.argv}
@@ -141,7 +155,7 @@ class RunDir:
             "train_loss": None, "train_ppl": None, "test_loss": None, "test_ppl": None, **scores,
             "activation": progress.best_activation, "params": count_parameters(run.model),
             "epochs": progress.epoch - 1, "steps": progress.step, "tokens": progress.tokens,
-            "averaged": run.averaging.averaged is not None, "seconds": round(progress.seconds, 2),
+            "averaged": progress.best_averaged, "seconds": round(progress.seconds, 2),
             "tokens_per_s": round(progress.tokens / max(progress.seconds, 1e-9)), "peak_rss_mb": round(peak_rss_mb()),
             "versions": versions(run.device, run.model.precision), "git": git_state(),
             "corpus_sha256": run.corpus.sha256,

@@ -17,7 +17,7 @@ from typing import Any
 
 from lm.analysis import cell_name, loss_of
 from lm.cluster import RayExecutor
-from lm.config import TrainConfig, as_plain, config_from_dict, config_id, make_config
+from lm.config import TrainConfig, as_plain, config_from_dict, config_id
 from lm.corpus import configured_corpus, identify
 from lm.errors import ConfigError, DivergedError, Interrupted, LMError
 from lm.executors import (
@@ -32,9 +32,10 @@ from lm.executors import (
     visible_gpus,
 )
 from lm.files import take_lock
+from lm.ledger import append_ledger, read_ledger
 from lm.live import LiveView
 from lm.runtime import StopSignals
-from lm.study import STUDY_FILE, Study, append_ledger, read_ledger
+from lm.study import Study
 
 logger = logging.getLogger("lm.sweep")
 # What a ledger line can say of a run that is not run again.
@@ -68,14 +69,8 @@ class Sweep:
         self._locks: dict[str, int] = {}
 
     def config(self, cell: dict[str, Any], seed: int) -> TrainConfig:
-        """Configuration of one run. Raises ConfigError, naming the file, for a field or value that makes no sense."""
-        try:
-            values = self.study.flags | cell | {"seed": seed}
-            config = make_config(self.study.preset, self.study.dataset, **values)
-            if config.finetune:  # its runs would take their configuration from there
-                raise ConfigError("finetune: runs of a study start from scratch")
-        except ConfigError as error:
-            raise ConfigError(f"{self.study.path / STUDY_FILE}: {error}") from None
+        """Configuration of one run, under the name of the corpus that it reads; errors as `Study.config`."""
+        config = self.study.config(**cell, seed=seed)
         if config.data not in self._corpora:
             self._corpora[config.data] = identify(config.dataset, config.data or None)
         return dataclasses.replace(config, dataset=self._corpora[config.data])

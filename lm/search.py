@@ -28,7 +28,7 @@ from lm.bounds import Bounds
 from lm.config import TrainConfig
 from lm.errors import ConfigError
 from lm.files import take_lock
-from lm.study import STUDY_FILE, Study
+from lm.study import Study
 
 JOURNAL, LOCK = "search.journal", "search.lock"
 _REDUCTION = 3
@@ -37,7 +37,7 @@ _KEYS = {"field": str, "values": list, "rounds": int, "points": int, "search": s
 
 def check_settings(study: Study, settings: dict[str, Any], config: TrainConfig) -> None:
     """Raise ConfigError, naming file and key, unless `[refine]` makes sense for runs like the baseline's `config`."""
-    file = study.path / STUDY_FILE
+    file = study.source
     for key, value in settings.items():
         if key not in _KEYS:
             raise ConfigError(f"{file}: refine.{key}: unknown key; the keys are {', '.join(_KEYS)}")
@@ -85,7 +85,7 @@ def _hint(study: Study, field: str) -> tuple[type, Bounds]:
     hint = typing.get_type_hints(TrainConfig, include_extras=True).get(field)
     bounds = next((mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Bounds)), None)
     if bounds is None or field == "seed":
-        raise ConfigError(f"{study.path / STUDY_FILE}: refine: {field!r} is no numeric configuration field")
+        raise ConfigError(f"{study.source}: refine: {field!r} is no numeric configuration field")
     return typing.get_args(hint)[0], bounds
 
 

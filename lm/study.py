@@ -1,4 +1,4 @@
-"""A study: a folder with `study.toml` (what is asked) and `runs.jsonl` (the ledger: one line per finished run).
+"""A study: a folder with `study.toml` (what is asked) and `runs.jsonl` (see `lm.ledger`).
 
 title = "AR and TAR on PTB"
 question = "Do AR and TAR lower perplexity on a 2x200 LSTM?"
@@ -26,17 +26,14 @@ test_ppl = 87.17
 
 from __future__ import annotations
 
-import fcntl
 import itertools
-import json
-import logging
-import math
 import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lm.config import TrainConfig, make_config
 from lm.errors import ConfigError
 
 STUDY_FILE, LEDGER_FILE = "study.toml", "runs.jsonl"
@@ -44,11 +41,6 @@ _KEYS = {"title", "question", "preset", "dataset", "seeds", "flags", "grid", "ba
 _QUOTED_KEYS = {"label": str, "source": str, "protocol": str, "valid_ppl": (int, float), "test_ppl": (int, float)}
 # Fields that have a place of their own in study.toml, so that a value has one home.
 _OWN_PLACE = {"seed": "seeds", "dataset": "dataset", "preset": "preset"}
-# What a record holds under these keys, where it has them.
-_RECORD_KINDS = {"status": str, "seed": int, "dataset": str} | dict.fromkeys(
-    ("config", "activation", "versions", "git"), dict
-)
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,6 +64,22 @@ class Study:
     def ledger(self) -> Path:
         """The file of the study's finished runs."""
         return self.path / LEDGER_FILE
+
+    @property
+    def source(self) -> str:
+        """What asks for the study, for messages: its file, or the flags where that is not written yet."""
+        file = self.path / STUDY_FILE
+        return str(file) if file.exists() else f"--out {self.path}"
+
+    def config(self, **values: Any) -> TrainConfig:
+        """Configuration of a run with `values`. Raises ConfigError, naming the source, where one makes no sense."""
+        try:
+            config = make_config(self.preset, self.dataset, **self.flags | values)
+            if config.finetune:  # its runs would take their configuration from there
+                raise ConfigError("finetune: runs of a study start from scratch")
+        except ConfigError as error:
+            raise ConfigError(f"{self.source}: {error}") from None
+        return config
 
     @property
     def name(self) -> str:
@@ -109,6 +117,12 @@ def load_study(path: str | os.PathLike[str]) -> Study:
         raise ConfigError(f"{file}: no such file; {hint}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read: {error}") from None
+    return parse_study(values, folder)
+
+
+def parse_study(values: dict[str, Any], folder: Path) -> Study:
+    """The study in `folder` whose study.toml holds `values`. Raises ConfigError that names the file and the key."""
+    file = folder / STUDY_FILE
     if unknown := sorted(values.keys() - _KEYS):
         raise ConfigError(f"{file}: unknown key {unknown[0]!r}; the keys are {', '.join(sorted(_KEYS))}")
     for key in ("title", "question", "preset", "dataset"):
@@ -207,86 +221,3 @@ def _quoted(file: Path, rows: Any) -> tuple[dict[str, Any], ...]:
             _check(file, f"quoted.{key}", bool(row.get(key)), "a published figure needs one")
         _check(file, "quoted", "valid_ppl" in row or "test_ppl" in row, "needs valid_ppl or test_ppl")
     return tuple(rows)
-
-
-def read_ledger(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Records of the ledger file `path`, one per `id` (the last line wins); no file: none.
-
-    A last line that a killed writer left unfinished is skipped with a warning; any other damage is a ConfigError.
-    """
-    try:
-        with open(path, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH)
-            lines = file.read().split(b"\n")
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    records: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        record = _parse(line)
-        if record is not None:
-            records[record["id"]] = check_record(record, f"{path}:{number}")
-        elif number == len(lines):  # no newline after it
-            log.warning("%s:%d: skipped the last line, which was not written to its end", path, number)
-        else:
-            raise ConfigError(f"{path}:{number}: not a JSON object with an id; restore or delete the line")
-    return list(records.values())
-
-
-def check_record(record: dict[str, Any], where: str) -> dict[str, Any]:
-    """The record of a run, if what it holds is of the kinds that a run writes. Raises ConfigError, naming the key."""
-    for key, kind in _RECORD_KINDS.items():
-        value = record.get(key)
-        if key in record and type(value) is not kind and not (value is None and kind is dict):
-            raise ConfigError(f"{where}: {key}: {str(value)[:60]!r} is no {kind.__name__}; restore it or delete it")
-    return record
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("id"), str) else None
-
-
-def append_ledger(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
-    """Add `record` as one line: all of it or nothing, with any number of processes appending at once.
-
-    Not-a-number and infinity become null, which JSON has and they are not. What a killed writer left behind the last
-    newline is completed if it is a whole record, else cut off. Raises OSError when the disk is full.
-    """
-    if not isinstance(record.get("id"), str):
-        raise ValueError("a ledger record needs an id")
-    line = json.dumps(_finite(record), sort_keys=True, allow_nan=False, ensure_ascii=False).encode() + b"\n"
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)  # closing the descriptor releases it, also when the process is killed
-        size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            content = os.pread(descriptor, size, 0)
-            tail = content[content.rfind(b"\n") + 1 :]
-            if _parse(tail) is not None:
-                line = b"\n" + line
-            else:
-                size -= len(tail)
-                os.ftruncate(descriptor, size)
-        if os.write(descriptor, line) != len(line):
-            os.ftruncate(descriptor, size)
-            raise OSError(f"{path}: disk full, the record was not added")
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _finite(value: Any) -> Any:
-    """`value` with every non-finite number replaced by None."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

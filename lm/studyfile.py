@@ -8,7 +8,7 @@ import argparse
 import dataclasses
 import json
 import logging
-import tempfile
+import tomllib
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ from lm.config import TrainConfig, make_config
 from lm.errors import ConfigError
 from lm.files import write_atomic
 from lm.flags import Parser, corpus_name, flag_groups
-from lm.study import STUDY_FILE, Study, identity, load_study
+from lm.study import STUDY_FILE, Study, identity, load_study, parse_study
 
 logger = logging.getLogger("lm.sweep")
 
@@ -125,6 +125,8 @@ def study_from_flags(args: argparse.Namespace, identify: Callable[[str | None, s
     preset = fields.pop("preset", "")
     dataset = corpus_name(fields.pop("dataset", None), fields.get("data"), identify)
     seeds = fields.pop("seed", None) or [make_config(preset, dataset).seed]
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ConfigError(f"--seed: must be different integers, each at least 0; got {' '.join(map(str, seeds))}")
     grid = {name: v for name, v in fields.items() if name not in _SINGLE and len(v) > 1}
     flags = {name: v if name in _SINGLE else v[0] for name, v in fields.items() if name not in grid}
     refine: dict[str, Any] = {}
@@ -135,10 +137,7 @@ def study_from_flags(args: argparse.Namespace, identify: Callable[[str | None, s
     text = _line("dataset", dataset) + (_line("preset", preset) if preset else "") + _line("seeds", seeds)
     text += _table("[flags]", flags) + _table("[[grid]]", grid)
     out = Path(args.out)
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, STUDY_FILE).write_text(text, encoding="utf-8")
-        study = load_study(folder)
-    study = dataclasses.replace(study, path=out, title=out.resolve().name, refine=refine)
+    study = dataclasses.replace(parse_study(tomllib.loads(text), out), refine=refine)
     if not (out / STUDY_FILE).exists():
         return study
     there = load_study(out)

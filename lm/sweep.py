@@ -21,9 +21,9 @@ from lm import search
 from lm.corpus import identify
 from lm.errors import DivergedError, run_cli
 from lm.executors import Job
-from lm.metrics import log_to_stderr
+from lm.ledger import read_ledger
 from lm.scheduler import Sweep, SweepFailed
-from lm.study import load_study, read_ledger
+from lm.study import load_study
 from lm.studyfile import parse_args, save_study, study_from_flags, with_refine
 
 logger = logging.getLogger("lm.sweep")
@@ -94,7 +94,6 @@ def finish(sweep: Sweep, args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Command line."""
-    log_to_stderr()
     args = parse_args(__doc__ or "", None)
     study = with_refine(study_from_flags(args, identify) if args.out else load_study(args.study), args)
     sweep = Sweep(study, args)

@@ -25,7 +25,7 @@ from lm.errors import ConfigError, DivergedError, Interrupted, run_cli
 from lm.evaluate import Evaluation, evaluate
 from lm.export import load_trained
 from lm.flags import parse_train_args
-from lm.metrics import LARGEST_LOSS, RunLog, log_to, log_to_stderr, perplexity
+from lm.metrics import LARGEST_LOSS, RunLog, log_to, perplexity
 from lm.model import count_parameters, detach
 from lm.optim import check_finite, clipped_step
 from lm.regularization import regularization_terms
@@ -122,7 +122,7 @@ def end_epoch(run: Run, run_dir: RunDir, log: RunLog, stop: StopSignals) -> None
     log_epoch(run, log, valid)
     if valid.loss < progress.best_loss:
         progress.best_epoch, progress.best_loss = progress.epoch, valid.loss
-        progress.best_activation = valid.activation
+        progress.best_activation, progress.best_averaged = valid.activation, model is not run.model
         run_dir.save_best(run, model)
     run.learning_rate.end_epoch(progress.epoch, valid.loss)
     if run.averaging.end_epoch(valid.loss) and not config.finetune:
@@ -279,7 +279,6 @@ def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
 
 def main() -> None:
     """Command line."""
-    log_to_stderr()
     config, options, warnings = parse_train_args(None, identify)
     for warning in warnings:
         logger.warning(warning)

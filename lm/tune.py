@@ -17,8 +17,8 @@ from torch import Tensor
 from lm.adapt import Cache, Dynamic, adapted_nats, gradient_rms
 from lm.config import TrainConfig
 from lm.corpus import Corpus
-from lm.errors import ConfigError
-from lm.metrics import perplexity
+from lm.errors import ConfigError, DivergedError
+from lm.metrics import LARGEST_LOSS, perplexity
 from lm.model import AWDLSTM
 from lm.presets import CACHE_POINTER
 from lm.units import split_figures
@@ -29,6 +29,10 @@ MODES = ("none", "cache", "dynamic", "dynamic+cache")
 # What `tune_cache` tries, one pass over the text for all.
 _WINDOWS, _THETAS = (100, 250, 500, 1000, 2000, 4000), (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 _LAMBDAS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
+# Nats a word that are worth another pass over the text: 0.01 % of perplexity.
+_LEAST_GAIN = 1e-4
+# Where the sgd rule, whose steps are not divided by the gradients' size, needs others than `Dynamic`'s defaults.
+_SGD = {"lr": 1.0, "decay": 0.02}
 
 
 def tune_cache(
@@ -48,7 +52,7 @@ def tune_cache(
 def tune_dynamic(
     model: AWDLSTM, ids: np.ndarray, batch_size: int, start: Dynamic, rms: Sequence[Tensor] | None = None
 ) -> Dynamic:
-    """Hill climbing from `start` in learning rate, then decay, by factors of 4 and then 2, on a text, valid."""
+    """Hill climbing from `start` in learning rate, then decay, by 4 and then by 2, on a text, valid, while it pays."""
     tried: dict[Dynamic, float] = {}
 
     def loss(dynamic: Dynamic) -> float:
@@ -63,7 +67,7 @@ def tune_dynamic(
         for step in (factor, 1 / factor):
             while (value := getattr(best, field) * step) <= 1:
                 there = dataclasses.replace(best, **{field: value})
-                if loss(there) >= loss(best):
+                if loss(there) > loss(best) - _LEAST_GAIN:
                     break
                 best = there
     return best
@@ -84,21 +88,26 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     for owner, prefix in ((Cache, "cache"), (Dynamic, "dynamic")):
         for field in dataclasses.fields(owner):
             name = "lambda" if field.name == "lam" else field.name
-            default = "published for the corpus, else " if owner is Cache else ""
+            default = f"{'published for the corpus, else ' if owner is Cache else ''}{field.default}"
+            if owner is Dynamic and field.name in _SGD:
+                default += f", for sgd {_SGD[field.name]}"
             group.add_argument(
                 f"--{prefix}-{name}", dest=f"{prefix}_{field.name}", type=type(field.default), metavar=name.upper(),
-                help=f"default: {default}{field.default}",
+                help=f"default: {default}",
             )  # fmt: skip
 
 
-def check_flags(given: set[str], modes: Sequence[str]) -> None:
-    """Raise ConfigError for a flag among `given` (names of arguments) that none of the modes of `--adapt` reads."""
+def check_flags(given: set[str], args: argparse.Namespace) -> None:
+    """Raise ConfigError for a flag among `given` (names of arguments) that no mode or rule asked for reads."""
+    modes = args.adapt
     for kind in ("cache", "dynamic"):
         flags = sorted(name.replace("_", "-").replace("-lam", "-lambda") for name in given if name.startswith(kind))
         if flags and not any(kind in mode for mode in modes):
             raise ConfigError(f"--{flags[0]}: is for --adapt {kind}")
     if "tune" in given and set(modes) == {"none"}:
         raise ConfigError("--tune: is for --adapt cache, dynamic or dynamic+cache")
+    if "dynamic_epsilon" in given and args.dynamic_rule == "sgd":
+        raise ConfigError("--dynamic-epsilon: is for --dynamic-rule rms")
 
 
 def _values(owner: type, prefix: str, args: argparse.Namespace, defaults: dict[str, Any]) -> Any:
@@ -114,7 +123,8 @@ class Adaptation:
         self.plain = "none" in args.adapt
         modes = [mode for mode in args.adapt if mode != "none"]
         published = zip(("window", "lam", "theta"), CACHE_POINTER.get(corpus.name, ()), strict=False)
-        cache, dynamic = _values(Cache, "cache", args, dict(published)), _values(Dynamic, "dynamic", args, {})
+        cache = _values(Cache, "cache", args, dict(published))
+        dynamic = _values(Dynamic, "dynamic", args, _SGD if args.dynamic_rule == "sgd" else {})
         columns = args.columns or config.eval_batch_size
         self._rms, learns = None, any("dynamic" in mode for mode in modes)
         if learns and dynamic.rule == "rms":
@@ -137,6 +147,8 @@ class Adaptation:
             (nats,), targets = adapted_nats(
                 self._model, self._corpus.splits[split], columns, (cache,), dynamic, self._rms
             )
+            if not nats / targets <= LARGEST_LOSS:
+                raise DivergedError(f"--adapt {mode}: {split}: loss {nats / targets:g}; try a lower --dynamic-lr")
             rows.append({
                 "split": split, "adapt": mode, "loss": nats / targets, "ppl": perplexity(nats / targets),
                 "targets": targets, "batch_size": columns, "seconds": round(time.perf_counter() - started, 2),

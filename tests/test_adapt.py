@@ -154,6 +154,7 @@ def test_tuning_finds_settings_that_are_no_worse_than_it_started_from(model):
         (lambda: Cache(window=0), "--cache-window"),
         (lambda: Cache(lam=1.0), "--cache-lambda"),
         (lambda: Cache(theta=float("nan")), "--cache-theta"),
+        (lambda: Cache(theta=1e40), "--cache-theta"),
         (lambda: Dynamic(lr=-1.0), "--dynamic-lr"),
         (lambda: Dynamic(decay=2.0), "--dynamic-decay"),
         (lambda: Dynamic(segment=0), "--dynamic-segment"),

@@ -1,10 +1,13 @@
 import dataclasses
 import json
+import multiprocessing
 
+import pytest
 import torch
 
 from lm.bench import gflop, measure, text, write_table
 from lm.config import make_config
+from lm.errors import LMError
 from lm.model import AWDLSTM
 from lm.plain import PlainLM
 from lm.regularization import regularization_terms
@@ -34,6 +37,17 @@ def test_arithmetic_is_counted_as_three_products_for_every_matrix_and_row():
     config = make_config("awd-lstm", "ptb")
     matrices = 10_000 * 400 + 4600 * (400 + 1150) + 4600 * (1150 + 1150) + 1600 * (1150 + 400)
     assert abs(gflop(config, 10_000) - 6e-9 * 1400 * matrices) < 1e-6
+
+
+def test_a_measuring_process_that_dies_ends_the_measurement(monkeypatch):
+    def killed(process):
+        real(process)
+        process.kill()
+
+    real = multiprocessing.context.SpawnProcess.start
+    monkeypatch.setattr(multiprocessing.context.SpawnProcess, "start", killed)
+    with pytest.raises(LMError, match="ended early"):
+        measure(CONFIG, 50, turns=2, threads=1)
 
 
 def test_a_measurement_has_the_documented_figures_and_makes_a_table_and_a_plot(tmp_path):

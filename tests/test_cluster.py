@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lm.study import read_ledger
+from lm.ledger import read_ledger
 from tests.test_sweep import corpus, end, figures, lines, start, undisturbed, wait_for, write_study  # noqa: F401
 
 pytestmark = pytest.mark.cluster

@@ -1,6 +1,7 @@
 """Fine-tuning through the real command line: where it starts, what it averages, when it ends, what it leaves alone."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,6 +59,7 @@ def test_it_never_ends_worse_on_valid_than_it_started(source, train_here, tmp_pa
     before = json.loads((source / "result.json").read_text())
     assert result["best_epoch"] == 0
     assert result["valid_loss"] == pytest.approx(before["valid_loss"], rel=1e-9)
+    assert not result["averaged"]  # which is said of the weights that are kept
     best, start = (load_checkpoint(run / "ckpt" / "best.pt")["model"] for run in (tmp_path / "run", source))
     assert all(torch.equal(best[name], start[name]) for name in start)
 
@@ -92,6 +94,18 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(source, tuned, work_dir, en
         assert torch.equal(ours["averaging"]["averaged"][name], tensor), name
     results = [json.loads((path / "result.json").read_text()) for path in (run, tuned)]
     assert results[0]["test_loss"] == results[1]["test_loss"]
+
+
+def test_it_is_resumed_although_its_source_is_gone(source, cli, tmp_path):
+    moved, run = tmp_path / "source", tmp_path / "run"
+    shutil.copytree(source, moved)
+    command = ["train", "--finetune", moved, "--no-tensorboard", "--no-eval-test", "--lr=1", "--out-dir", run]
+    assert cli(*command, "--epochs=1").returncode == 0
+    shutil.rmtree(moved)
+    assert "neither a run" in cli(*command, "--epochs=2").stderr
+    done = cli(*command, "--epochs=2", "--resume=auto")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run / "result.json").read_text())["epochs"] == 2
 
 
 @pytest.mark.parametrize(

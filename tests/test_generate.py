@@ -234,6 +234,7 @@ def test_scoring_the_test_split_by_the_command_line_gives_its_perplexity(cli, ti
         (["--beam=2", "--samples=3"], "--samples"),
         (["--independent"], "--independent"),
         (["--score=x", "--prompt=a"], "--prompt"),
+        (["--prompt=\udcff"], "--prompt"),  # what Python makes of a byte that is not UTF-8
     ],
 )
 def test_a_flag_that_makes_no_sense_is_named(flags, named, monkeypatch):

@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
 import sys
 import typing
 from pathlib import Path
@@ -219,6 +220,17 @@ def test_an_unusable_checkpoint_exits_with_5_whoever_reads_it_and_runs_no_code(d
         (evaluate, ["run", "--cache-theta=0.3", "--adapt", "dynamic"], 2, "is for --adapt cache"),
         (evaluate, ["run", "--dynamic-lr=0.3"], 2, "is for --adapt dynamic"),
         (evaluate, ["run", "--tune"], 2, "is for --adapt"),
+        (
+            evaluate,
+            ["run", "--adapt=dynamic", "--dynamic-rule=sgd", "--dynamic-epsilon=1"],
+            2,
+            "is for --dynamic-rule rms",
+        ),
+        (evaluate, ["run", "--adapt=dynamic", "--dynamic-lr=1e38", "--json"], 4, "--dynamic-lr"),
+        (evaluate, ["run", "--adapt=dynamic+cache", "--dynamic-lr=1e38", "--json"], 4, "--dynamic-lr"),
+        (train, ["--data=own", "--dataset=../own"], 2, "--dataset '../own' is not the name of a corpus"),
+        (sweep, ["--dataset=ptb", "--seed", "1", "1", "--out=new"], 2, "--seed: must be different integers"),
+        (sweep, ["--dataset=ptb", "--dropout=2", "--out=new"], 2, "--out new: --dropout"),
     ],
 )
 def test_a_slip_is_answered_with_what_was_likely_meant(module, arguments, code, hint, run_dir, tmp_path, ending):
@@ -228,6 +240,14 @@ def test_a_slip_is_answered_with_what_was_likely_meant(module, arguments, code, 
     (tmp_path / "results/mine/study.toml").touch()
     found, text = ending(module, *arguments)
     assert (found, hint in text) == (code, True), text
+
+
+@pytest.mark.parametrize("place", ["own", "own/train.txt/best.pt", "/proc/best.pt"])
+def test_a_copy_that_cannot_be_written_is_told_before_training(place, finished, ending, tmp_path):
+    shutil.copytree(Path(finished[0]).parent / "own", tmp_path / "own")
+    code, error = ending(train, *finished[1], "--out-dir=new", f"--save={place}")
+    assert (code, f"--save: {place}" in error) == (2, True), error
+    assert not Path("new/metrics.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("damage", [UNREADABLE[name] for name in ("truncated", "flipped bit", "newer", "a list")])
@@ -316,6 +336,18 @@ def test_numeric_flags_of_the_other_commands_are_refused_by_name(module, usual, 
         for value in NEVER:
             code, error = ending(module, *usual, f"{flag}={value}")
             assert (code, flag.strip("-") in error) == (2, True), (flag, value, error)
+
+
+def test_messages_of_this_program_are_shown_and_no_others(environment):
+    program = """
+import logging
+from lm.errors import run_cli
+levels = {10: " detail", 20: " message", 30: " warning"}
+names = ("lm.corpus", "httpx")
+run_cli(lambda: [logging.getLogger(n).log(i, n + levels[i]) for n in names for i in levels])
+"""
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr == "lm.corpus message\nlm.corpus warning\nhttpx warning\n"
 
 
 def test_a_model_too_large_for_the_memory_is_one_message(finished, ending, tmp_path):

@@ -20,6 +20,7 @@ LAYERS = [
         "regularization",
         "checkpoint",
         "metrics",
+        "ledger",
         "study",
         "figures",
     },

@@ -17,10 +17,11 @@ from scipy import optimize, special, stats
 from lm.analysis import analyse
 from lm.compare import compare, compare_text, load_published
 from lm.errors import ConfigError, run_cli
+from lm.ledger import append_ledger
 from lm.plots import _activations
 from lm.report import answer, main, report, report_text, unfinished
 from lm.stats import draw_difference, holm, paired_difference, pooled_sd, welch_difference
-from lm.study import append_ledger, load_study
+from lm.study import load_study
 from lm.tables import verdict
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -645,6 +646,12 @@ def test_compare_prints_json_and_refuses_a_source_named_twice_or_alone(tmp_path,
     for names in ([study], [study, study], ["published"]):
         with pytest.raises(ConfigError, match="two different sources"):
             compare(names)
+
+
+def test_a_study_that_no_run_could_have_is_refused_as_by_the_sweep(tmp_path):
+    study = write_study(tmp_path / "a", records_of(LOSSES), body=GRID + "[flags]\nemsizes = 8\n")
+    with pytest.raises(ConfigError, match=r"study\.toml: .*emsizes"):
+        report(study)
 
 
 def test_a_damaged_result_file_is_a_config_error(tmp_path):

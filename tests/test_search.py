@@ -7,8 +7,9 @@ import pytest
 
 from lm.config import make_config
 from lm.errors import ConfigError
+from lm.ledger import read_ledger
 from lm.search import check_settings, finer, refine, search
-from lm.study import load_study, read_ledger
+from lm.study import load_study
 from tests.test_sweep import FLAGS, corpus, end, start, write_study  # noqa: F401 - fixtures
 
 

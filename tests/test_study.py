@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.errors import ConfigError
-from lm.study import append_ledger, load_study, read_ledger
+from lm.ledger import append_ledger, read_ledger
+from lm.study import load_study
 
 BASE = 'dataset = "ptb"\nseeds = [1, 2]\n'
 
@@ -217,7 +218,7 @@ def test_appending_cuts_off_a_truncated_line_and_completes_one_without_newline(t
 def test_processes_that_append_at_once_lose_and_mix_nothing(tmp_path):
     ledger = tmp_path / "runs.jsonl"
     code = (
-        "import sys; from lm.study import append_ledger\n"
+        "import sys; from lm.ledger import append_ledger\n"
         "for i in range(40): append_ledger(sys.argv[1], {'id': f'{sys.argv[2]}-{i}', 'pad': sys.argv[2] * 20000})\n"
     )
     root = str(Path(__file__).resolve().parent.parent)

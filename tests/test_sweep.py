@@ -21,8 +21,9 @@ from lm.errors import ConfigError, CorpusError
 from lm.executors import train_arguments
 from lm.files import take_lock
 from lm.flags import parse_train_args
+from lm.ledger import read_ledger
 from lm.scheduler import Sweep
-from lm.study import load_study, read_ledger
+from lm.study import load_study
 from lm.studyfile import parse_args, save_study, study_from_flags, with_refine
 from lm.sweep import plan
 from tests.conftest import write_corpus
