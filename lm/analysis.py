@@ -1,120 +1,54 @@
 """From a study and its ledger to numbers: cells, means over seeds, differences to the baseline.
 
-Coefficients are chosen on valid, claims are made on test: the chosen cell is the one with the lowest mean valid
-perplexity, and p values belong to test (to valid only where nothing has been tested). Differences are in nats per
-token, cell minus baseline, paired by seed; below 0 is better. For runs on characters or BPE, perplexity and nats are
-per word (`lm.units`), so that they stand beside those of words, where a token is a word.
+Coefficients are chosen on valid (`rank_on_valid`), claims are made on test: p values belong to test (to valid only
+where nothing has been tested). Differences are in nats per token (per word for runs on characters or BPE), cell minus
+baseline, paired by seed; below 0 is better.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from lm.config import as_plain, with_defaults
+from lm.cells import Cell, cell_name, config_of, is_number, kind_of, loss_of, show, with_estimates
+from lm.config import as_plain
 from lm.errors import ConfigError
-from lm.stats import Difference, Estimate, estimate, paired_difference, pooled_sd, with_holm
+from lm.stats import paired_difference, pooled_sd, with_holm
 from lm.study import Study, identity
 
 # What does not make a cell: the seed, the place of the corpus (its hash is recorded), and a label.
 _NO_CELL = {"seed", "data", "preset"}
-
-
-def _positive_log(value: Any) -> float:
-    return math.log(value) if is_number(value) and value > 0 else math.nan
-
-
-def is_number(value: Any) -> bool:
-    """Whether `value` is a finite number (true and false are not)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def loss_of(record: Mapping[str, Any], split: str) -> float:
-    """Nats per word of a split, NaN where there are none."""
-    if f"{split}_word_ppl" in record:
-        return _positive_log(record[f"{split}_word_ppl"])
-    loss = record.get(f"{split}_loss")
-    return float(loss) if is_number(loss) else _positive_log(record.get(f"{split}_ppl"))
-
-
-def ppl_of(loss: float) -> float:
-    """Perplexity of a loss in nats."""
-    return math.exp(min(loss, 300.0))  # so that its square, in a variance, is a float still
-
-
-def _activation(name: str) -> Callable[[Mapping[str, Any]], Any]:
-    return lambda record: (record.get("activation") or {}).get(name)
-
-
-# Value in a ledger record; losses and the gap in nats per word, time in seconds.
-METRICS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-    "valid_loss": lambda record: loss_of(record, "valid"),
-    "test_loss": lambda record: loss_of(record, "test"),
-    "valid_ppl": lambda record: ppl_of(loss_of(record, "valid")),
-    "test_ppl": lambda record: ppl_of(loss_of(record, "test")),
-    "train_ppl": lambda record: record.get("train_word_ppl", record.get("train_ppl")),
-    "gap": lambda record: loss_of(record, "valid") - _positive_log(METRICS["train_ppl"](record)),
-    "valid_bits_per_char": lambda record: record.get("valid_bits_per_char"),
-    "test_bits_per_char": lambda record: record.get("test_bits_per_char"),
-    "rms": _activation("rms"),
-    "mean_abs": _activation("mean_abs"),
-    "frac_small": _activation("frac_small"),
-    "temporal_rms": _activation("temporal_rms"),
-    "best_epoch": lambda record: record.get("best_epoch"),
-    "seconds": lambda record: record.get("seconds"),
-}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Runs of one configuration: finished ones by seed, (seed, what became of it) of others, the seeds asked for.
-
-    `label` says what differs from the baseline, as `alpha 2`; the baseline's own says all, as `alpha 0, beta 0`.
-    """
-
-    values: dict[str, Any]
-    runs: dict[int, dict[str, Any]] = field(default_factory=dict)
-    others: tuple[tuple[int, str], ...] = ()
-    diverged: bool = False
-    asked: frozenset[int] = frozenset()
-    estimates: dict[str, Estimate | None] = field(default_factory=dict)
-    differences: dict[str, Difference | None] = field(default_factory=dict)
-    label: str = ""
-
-    def by_seed(self, metric: str) -> dict[int, float]:
-        """Seed -> finite value of the metric."""
-        found = {seed: METRICS[metric](record) for seed, record in self.runs.items()}
-        return {seed: float(value) for seed, value in found.items() if is_number(value)}
-
-    def mean(self, metric: str) -> float | None:
-        """Mean of the metric over seeds; None where no run has it."""
-        estimate = self.estimates.get(metric)
-        return estimate.mean if estimate else None
+# What a study often varies together, and shows as one.
+_DROPOUTS = ("dropout", "dropouth", "dropouti")
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """A study with its numbers. `split` is what claims are made on; indices point into `cells`."""
+    """A study with its numbers. `split` is what claims are made on; indices point into `cells`; best come first."""
 
     study: Study
     fields: tuple[str, ...]
     cells: tuple[Cell, ...]
     baseline: int | None
-    chosen: int | None
+    ranking: tuple[int, ...]
     split: str
     noise: float | None
     records: tuple[dict[str, Any], ...]
     notes: tuple[str, ...]
 
     @property
+    def chosen(self) -> int | None:
+        """The best cell on valid."""
+        return self.ranking[0] if self.ranking else None
+
+    @property
     def unit(self) -> str:
         """What perplexity and nats are per: token, or word where the tokens of some runs are no words."""
-        return "word" if any(kind_of(_config(record)) != "word" for record in self.records) else "token"
+        return "word" if any(kind_of(config_of(record)) != "word" for record in self.records) else "token"
 
     @property
     def ppl(self) -> str:
@@ -122,34 +56,20 @@ class Analysis:
         return "ppl" if self.unit == "token" else "ppl/word"
 
 
-def kind_of(config: Mapping[str, Any]) -> str:
-    """Tokenizer of a configuration; older ones do not name theirs."""
-    return config.get("tokenizer", "word")
+def rank_on_valid(cells: Sequence[Cell], baseline: int | None) -> list[int]:
+    """Indices of cells, best first: by the valid loss less the baseline's, paired by seed.
 
-
-def label(values: Mapping[str, Any]) -> str:
-    """A configuration in words, as `alpha 2, beta 1`."""
-    return ", ".join(f"{name} {show(value)}" for name, value in values.items()) or "all runs"
-
-
-def cell_name(values: Mapping[str, Any], base: Mapping[str, Any]) -> str:
-    """A cell by what `base`, the baseline, does not have or has another value of; the baseline by all it has."""
-    other = {name: v for name, v in values.items() if name not in base or identity(v) != identity(base[name])}
-    return label(other or values)
-
-
-def show(value: Any) -> str:
-    """A configuration value as a user writes it: 1.0 as 1, true, 10,20."""
-    if isinstance(value, (list, tuple)):
-        return ",".join(show(item) for item in value) or "none"
-    if not is_number(value):
-        return str(value).lower() if isinstance(value, bool) or value is None else str(value)
-    return f"{value:.6g}"
-
-
-def with_estimates(cell: Cell) -> Cell:
-    """The cell with an estimate of every metric."""
-    return replace(cell, estimates={metric: estimate(cell.by_seed(metric).values()) for metric in METRICS})
+    A cell takes part if it has every seed of the baseline, for one good seed is no mean of three; where no cell but
+    the baseline has, all do that share one. Before the baseline has run, cells are ranked by their mean loss. A cell
+    that diverged on some seed has no finite mean, however good its other seeds are.
+    """
+    finished = [i for i, cell in enumerate(cells) if cell.mean("valid_loss") is not None and not cell.diverged]
+    if baseline not in finished:
+        return sorted(finished, key=lambda i: cells[i].mean("valid_loss"))
+    pairs = {i: d for i in finished if (d := cells[i].differences["valid"])}
+    full = {i: d for i, d in pairs.items() if d.n == len(cells[baseline].runs)}
+    losses = {baseline: 0.0} | {i: d.mean for i, d in (full or pairs).items()}
+    return sorted(losses, key=losses.__getitem__)
 
 
 def analyse(study: Study, records: Sequence[dict[str, Any]]) -> Analysis:
@@ -159,7 +79,7 @@ def analyse(study: Study, records: Sequence[dict[str, Any]]) -> Analysis:
     Raises ConfigError for a record without a seed.
     """
     notes = []
-    own = [r for r in records if study.dataset in (r.get("dataset", study.dataset), _config(r).get("dataset"))]
+    own = [r for r in records if study.dataset in (r.get("dataset", study.dataset), config_of(r).get("dataset"))]
     if strange := [record for record in own if type(_seed(record)) is not int]:
         raise ConfigError(f"{study.ledger}: the line with the id {strange[0]['id']} has no seed; restore or delete it")
     if len(own) < len(records):
@@ -185,24 +105,18 @@ def analyse(study: Study, records: Sequence[dict[str, Any]]) -> Analysis:
             ]
         )
         cells = [replace(c, differences=c.differences | {split: d}) for c, d in zip(cells, differences, strict=True)]
-    # A cell that diverged on some seed has no finite mean, however good its other seeds are.
-    eligible = [i for i, cell in enumerate(cells) if cell.mean("valid_ppl") is not None and not cell.diverged]
     split = "test" if any(cell.mean("test_loss") is not None for cell in cells) else "valid"
     return Analysis(
         study=study,
         fields=fields,
         cells=tuple(cells),
         baseline=baseline,
-        chosen=min(eligible, key=lambda i: cells[i].mean("valid_ppl"), default=None),
+        ranking=tuple(rank_on_valid(cells, baseline)),
         split=split,
         noise=pooled_sd(cell.by_seed(f"{split}_loss").values() for cell in cells),
         records=tuple(own),
         notes=tuple(notes),
     )
-
-
-def _config(record: Mapping[str, Any]) -> dict[str, Any]:
-    return with_defaults(record.get("config") or {})  # an older line lacks younger fields
 
 
 def _usual(study: Study) -> dict[str, Any]:
@@ -211,7 +125,7 @@ def _usual(study: Study) -> dict[str, Any]:
 
 
 def _seed(record: Mapping[str, Any]) -> int:
-    return record.get("seed", _config(record).get("seed"))
+    return record.get("seed", config_of(record).get("seed"))
 
 
 def _agrees(values: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
@@ -225,10 +139,10 @@ def _rank(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _twins(study: Study, records: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
-    """Field of the grid that varies -> later fields of the grid that always have its value."""
-    rows = [*study.cells, *map(_config, records)]
+    """A dropout of the grid that varies -> later ones of the grid that always have its value."""
+    rows = [*study.cells, *map(config_of, records)]
     by_values: dict[Any, list[str]] = defaultdict(list)
-    for name in study.cells[0]:
+    for name in filter(_DROPOUTS.__contains__, study.cells[0]):
         by_values[tuple(identity(row.get(name)) for row in rows)].append(name)
     return {first: others for values, (first, *others) in by_values.items() if others and len(set(values)) > 1}
 
@@ -241,7 +155,7 @@ def _varying(study: Study, records: Sequence[dict[str, Any]], hidden: Set[str]) 
     declared = tuple(name for name in study.cells[0] if name not in hidden)
     found: dict[Any, dict[str, set[Any]]] = defaultdict(lambda: defaultdict(set))
     for record in records:
-        config = _config(record)
+        config = config_of(record)
         group = found[tuple(identity(config.get(name)) for name in declared)]
         for name, value in config.items():
             group[name].add(identity(value))
@@ -254,7 +168,7 @@ def _cells(study: Study, records: Sequence[dict[str, Any]], hidden: Set[str]) ->
     fields, usual = _varying(study, records, hidden), _usual(study)
     grouped: dict[Any, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
     for record in records:
-        values = {name: _config(record).get(name) for name in fields}
+        values = {name: config_of(record).get(name) for name in fields}
         grouped.setdefault(identity(values), (values, []))[1].append(record)
     left = sorted(grouped.values(), key=lambda group: _rank(group[0]))
     cells = []

@@ -17,7 +17,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from lm.analysis import METRICS, Cell, analyse, kind_of, label, ppl_of, show, with_estimates
+from lm.analysis import analyse
+from lm.cells import METRICS, Cell, config_of, kind_of, label, ppl_of, show, with_estimates
+from lm.config import as_plain, make_config, with_defaults
 from lm.errors import ConfigError
 from lm.ledger import check_record, read_ledger
 from lm.stats import Difference, draw_difference, paired_difference, welch_difference, with_holm
@@ -26,6 +28,8 @@ from lm.tables import aligned, interval, mean_sd, number, signed, verdict
 
 PUBLISHED = "published"
 _PUBLISHED_FILE = Path(__file__).with_name("published.toml")
+# What a published figure is held against whatever its value: it decides roundings, the seed, or when a run ends.
+_NO_PROTOCOL = {"seed", "data", "precision", "kernel", "deterministic", "min_lr", "eval_train_tokens", "bpe_vocab_size"}
 _MARKS = {"V": "read in the primary source", "X": "transcribed from it by a third party"}
 
 
@@ -34,12 +38,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """What one argument of --compare names: its cells, and the fields that make them."""
+    """What one argument of --compare names: its cells, the configuration of each, and the fields that make them."""
 
     name: str
     dataset: str
     fields: tuple[str, ...]
     cells: tuple[Cell, ...]
+    configs: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Row:
     cell: Cell
     dataset: str
     values: dict[str, Any]
+    config: dict[str, Any]
     reference: bool = False
     split: str | None = None
     difference: Difference | None = None
@@ -65,6 +71,8 @@ class Row:
             return "reference"
         if self.other_protocol:
             return f"not the same protocol: {self.other_protocol}"
+        if self.cell.diverged:
+            return "diverged on some seed"
         return verdict(self.difference)
 
 
@@ -76,7 +84,11 @@ def load_source(name: str) -> Source:
     if (folder / STUDY_FILE).is_file():
         study = load_study(folder)
         analysis = analyse(study, read_ledger(study.ledger))
-        return Source(name, study.dataset, analysis.fields, analysis.cells)
+        configs = [
+            config_of(next(iter(cell.runs.values()))) if cell.runs else as_plain(study.config(**cell.values))
+            for cell in analysis.cells
+        ]
+        return Source(name, study.dataset, analysis.fields, analysis.cells, tuple(configs))
     raise ConfigError(
         f"--compare {name}: neither a study ({STUDY_FILE}), nor a finished run (result.json), nor published"
     )
@@ -91,18 +103,13 @@ def _load_run(name: str, file: Path) -> Source:
     cell = (
         Cell(values={}, runs={seed: record}) if record.get("status") == "completed" else Cell({}, others=((seed, ""),))
     )
-    return Source(name, record.get("dataset") or config.get("dataset", ""), (), (with_estimates(cell),))
+    dataset = record.get("dataset") or config.get("dataset", "")
+    return Source(name, dataset, (), (with_estimates(cell),), (with_defaults(config),))
 
 
 def load_published() -> list[dict[str, Any]]:
     """The published figures, each with label, source, mark, dataset, preset, config and valid_ppl and/or test_ppl."""
     return tomllib.loads(_PUBLISHED_FILE.read_text(encoding="utf-8"))["figure"]
-
-
-def _config(cell: Cell) -> dict[str, Any]:
-    """Configuration of a cell's runs; what only a study asked for, where nothing has run."""
-    first = next(iter(cell.runs.values()), {})
-    return {**(first.get("config") or {}), **cell.values}
 
 
 def _texts(cell: Cell) -> set[Any]:
@@ -121,10 +128,10 @@ def compare(names: Sequence[str]) -> list[Row]:
     fields = tuple(dict.fromkeys(field for source in sources.values() for field in source.fields))
     groups: dict[Any, dict[str, Row]] = {}
     for name, source in sources.items():
-        for cell in source.cells:
-            values = {field: _config(cell).get(field) for field in fields}
-            key = (source.dataset, identity(values))
-            groups.setdefault(key, {})[name] = Row(name, cell, source.dataset, values, reference=name == reference)
+        for cell, config in zip(source.cells, source.configs, strict=True):
+            values = {field: config.get(field) for field in fields}
+            row = Row(name, cell, source.dataset, values, config, reference=name == reference)
+            groups.setdefault((source.dataset, identity(values)), {})[name] = row
     rows: list[Row] = []
     for group in groups.values():
         first = group.get(reference)
@@ -147,7 +154,7 @@ def _common_split(row: Row, first: Row) -> str | None:
 
 def _against(row: Row, first: Row) -> Row:
     """The row with its difference to the reference."""
-    ours, theirs = _config(row.cell), _config(first.cell)
+    ours, theirs = row.config, first.config
     skipped = set(row.values) | ({"seed"} if max(len(row.cell.runs), len(first.cell.runs)) > 1 else set())
     differs = tuple(
         f"{name} {show(theirs[name])} / {show(ours[name])}"
@@ -165,22 +172,22 @@ def _against(row: Row, first: Row) -> Row:
     else:
         difference = welch_difference(list(a.values()), list(b.values()))
     other = "" if _texts(row.cell) == _texts(first.cell) else "another text, by its corpus_sha256"
-    difference = _untested(difference) if other else difference
+    difference = _untested(difference) if other or row.cell.diverged or first.cell.diverged else difference
     change = fmean(map(ppl_of, a.values())) - fmean(map(ppl_of, b.values()))
     return replace(row, split=split, difference=difference, ppl_difference=change, other_protocol=other)
 
 
 def _untested(difference: Difference) -> Difference:
-    """The distance alone: what has another text or protocol is no draw from ours, so there is nothing to test."""
+    """The distance alone: what has another text or protocol, or lacks the seeds that diverged, is no fair draw."""
     return Difference(difference.mean, difference.n)
 
 
 def _published_rows(row: Row, first: Row | None) -> list[Row]:
     """The published figures of a row's corpus, preset and varying configuration, held against the reference."""
-    config = _config(row.cell)
-    rows = []
+    config, rows = row.config, []
     for figure in load_published():
-        there = {"tokenizer": "word"} | figure["config"]
+        there = as_plain(make_config(figure["preset"], figure["dataset"], **figure["config"]))
+        there = {name: value for name, value in there.items() if name not in _NO_PROTOCOL}
         same = all(identity(there[name]) == identity(value) for name, value in row.values.items() if name in there)
         if (figure["dataset"], figure["preset"]) != (row.dataset, config.get("preset")) or not same:
             continue
@@ -195,6 +202,7 @@ def _published_rows(row: Row, first: Row | None) -> list[Row]:
             cell=with_estimates(Cell(values={}, runs={0: ppl})),
             dataset=row.dataset,
             values=row.values,
+            config=config,
             quoted_from=f"{figure['source']} ({_MARKS[figure['mark']]})",
             other_protocol="; ".join(([figure["note"]] if "note" in figure else []) + differs),
         )
@@ -230,6 +238,9 @@ def compare_text(rows: Sequence[Row]) -> str:
         name = (f"{group[0].dataset}: " if several else "") + label(group[0].values)
         lines += [[name if row is group[0] else "", *_line(row)] for row in group]
         for row in group:
+            for seed, fate in row.cell.others:
+                if fate != "not run":
+                    below[f"{row.source}, {label(row.values)}, without a result: seed {seed}: {fate}"] = None
             if row.quoted_from:
                 below[f"{row.source}: from {row.quoted_from}; not measured here"] = None
             if row.config_differs:
@@ -238,7 +249,7 @@ def compare_text(rows: Sequence[Row]) -> str:
         left = len(groups) - len(matched)
         shown = "left out" if matched else "shown alone"
         below[f"configurations without a counterpart in another source, {shown}: {left}"] = None
-    if any(kind_of(_config(row.cell)) != "word" for row in rows):
+    if any(kind_of(row.config) != "word" for row in rows):
         below["perplexity and nats are per word, for runs on characters or BPE too"] = None
     below[
         "diff: source minus reference (below 0: the source is better), 95 % interval; p adjusted by Holm's method"
@@ -270,7 +281,7 @@ def compare_json(rows: Sequence[Row]) -> dict[str, Any]:
                 "split": row.split,
                 "difference": asdict(row.difference) if row.difference else None,
                 "ppl_difference": row.ppl_difference, "verdict": row.verdict,
-                "config_differs": list(row.config_differs), **mean(row, METRICS),
+                "config_differs": list(row.config_differs), "unfinished": dict(row.cell.others), **mean(row, METRICS),
             }
             for row in rows
         ]

@@ -22,9 +22,7 @@ from typing import Any, Protocol
 
 from lm.config import TrainConfig, as_plain, make_config, with_defaults
 from lm.errors import run_cli
-from lm.files import take_lock
-
-ROOT = Path(__file__).resolve().parent.parent
+from lm.files import ROOT, take_lock
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+# Of the repository.
+ROOT = Path(__file__).resolve().parent.parent
+
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], Any], *, previous: Path | None = None) -> None:
     """Write a file, and its folders, so that a reader sees the old or the new one, whatever happens in between.

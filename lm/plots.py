@@ -18,7 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from lm.analysis import Analysis, Cell, is_number, show
+from lm.analysis import Analysis
+from lm.cells import Cell, is_number, show
 from lm.figures import BASELINE, CHOSEN, OTHER, PALE, house_style, new_figure, place_labels, save_png
 from lm.stats import Estimate
 from lm.study import identity

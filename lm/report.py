@@ -14,26 +14,27 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from lm.analysis import METRICS, Analysis, Cell, analyse, is_number, show
+from lm.analysis import Analysis, analyse
+from lm.answer import answer
+from lm.cells import METRICS, Cell, is_number, show
 from lm.compare import compare, compare_json, compare_text
 from lm.errors import ConfigError, run_cli
 from lm.files import write_atomic
 from lm.flags import Parser
 from lm.ledger import read_ledger
 from lm.plots import draw_plots
-from lm.stats import Difference
 from lm.study import LEDGER_FILE, load_study
-from lm.tables import aligned, interval, markdown, mean_sd, number, p_text, percent, signed, verdict
+from lm.tables import aligned, interval, markdown, mean_sd, number, p_text, signed
 
 _HOW_TO_READ = """\
 A cell is named by what it has other than the baseline. Perplexity is the mean ± sd over n seeds. Differences are to
 the baseline, in nats per {unit}, paired by seed, below 0 is better; [95 % t-interval] and p, adjusted by Holm's
-method over the comparisons of this table, are those of {split}. The chosen cell has the lowest mean valid perplexity,
-among cells none of whose seeds diverged. Choose on valid, show test: the difference on valid flatters the cell that
-was chosen for it, the one on test does not. Train perplexity is without dropout, gap = valid loss - ln(train
-perplexity), in nats. rms h and mean abs h are those of the last layer's activations, near 0 the share of them with
-|h| < 0.01, rms dh that of their change from one step to the next; min is minutes a run,
-whatever else the machine did meanwhile.
+method over the comparisons of this table, are those of {split}. The chosen cell has the lowest difference on valid
+among the cells that ran with all seeds of the baseline (if none did, with one of them) and diverged on none. Choose
+on valid, show test: the difference on valid flatters the cell that was chosen for it, the one on test does not. Train
+perplexity is without dropout, gap = valid loss - ln(train perplexity), in nats. rms h and mean abs h are those of the
+last layer's activations, near 0 the share of them with |h| < 0.01, rms dh that of their change from one step to the
+next; min is minutes a run, whatever else the machine did meanwhile.
 """
 
 
@@ -42,7 +43,14 @@ def columns(analysis: Analysis) -> list[tuple[str, Callable[[Cell], str]]]:
 
     def difference(split: str) -> Callable[[Cell], str]:
         full = split == analysis.split
-        return lambda c: interval(d) if (d := c.differences[split]) is None or full else signed(d.mean)
+
+        def text(cell: Cell) -> str:
+            if (d := cell.differences[split]) is None:
+                return ""
+            pairs = f" (n = {d.n})" if d.n < len(cell.runs) else ""
+            return (interval(d) if full else signed(d.mean)) + pairs
+
+        return text
 
     def p(cell: Cell) -> str:
         d = cell.differences[analysis.split]
@@ -91,63 +99,6 @@ def table(analysis: Analysis) -> tuple[list[str], list[list[str]]]:
     return ["", "cell", *(name for name, _ in shown)], rows
 
 
-def answer(analysis: Analysis) -> str:
-    """The study's answer in plain words: best cell, difference, seed noise, and what became of the activations."""
-    planned = len(analysis.study.runs())
-    done = sum(len(cell.asked & cell.runs.keys()) for cell in analysis.cells)
-    if analysis.chosen is None:
-        return "Nothing has run yet." if not analysis.records else "No run has finished with a usable result yet."
-    unfinished = "" if done >= planned else f" So far {done} of {planned} runs are finished."
-    best = analysis.cells[analysis.chosen]
-    base = None if analysis.baseline is None else analysis.cells[analysis.baseline]
-    if base is None or not base.runs:
-        name = base.label if base else "not in the ledger"
-        return f"Best on valid: {best.label}, {_ppl(best)}; the baseline ({name}) has not finished yet.{unfinished}"
-    if best is not base:
-        text = f"Best on valid: {best.label}, {_ppl(best)}, against {_ppl(base)} for the baseline ({base.label})"
-        return f"{text}: {_effect(best, analysis)} {_activations(best, base)}{unfinished}"
-    text = f"No cell beats the baseline ({base.label}) on valid; it has {_ppl(base)}."
-    others = [c for c in analysis.cells if c is not base and c.mean("valid_ppl") is not None and not c.diverged]
-    if others:
-        best = min(others, key=lambda cell: cell.mean("valid_ppl"))
-        text += f" Next to it comes {best.label}, {_ppl(best)}: {_effect(best, analysis)} {_activations(best, base)}"
-    elif len(analysis.cells) == 1:
-        text = f"One cell: {base.label}, {_ppl(base)}, n = {len(base.runs)}."
-    return text.rstrip() + unfinished
-
-
-def _ppl(cell: Cell) -> str:
-    found = [f"{split} {cell.mean(f'{split}_ppl'):.2f}" for split in ("valid", "test") if cell.mean(f"{split}_ppl")]
-    seeds = f" (mean of {len(cell.runs)} seeds)" if len(cell.runs) > 1 else ""
-    return f"perplexity {' / '.join(found)}{seeds}"
-
-
-def _effect(cell: Cell, analysis: Analysis) -> str:
-    """The difference on the split that claims are made on, and whether seeds alone could have made it."""
-    difference: Difference | None = cell.differences[analysis.split]
-    if difference is None:
-        return "no seed has finished in both, so there is no paired difference."
-    text = f"{interval(difference)} nats per {analysis.unit} on {analysis.split}"
-    text += f" ({percent(difference.mean)} perplexity)"
-    if difference.n > 1:
-        text = text.replace("[", "[95 %: ")
-        return f"{text}, {verdict(difference)}."
-    text += ". This is one seed (n = 1), which cannot tell an effect from seed noise"
-    return text + (f"; seeds of this study spread by {analysis.noise:.4f} nats (sd)." if analysis.noise else ".")
-
-
-def _activations(cell: Cell, base: Cell) -> str:
-    parts = []
-    for metric, name, digits in (("rms", "activation rms", 4), ("temporal_rms", "temporal rms", 4)):
-        ours, theirs = cell.mean(metric), base.mean(metric)
-        if ours is not None and theirs:
-            change = signed(100 * (ours / theirs - 1), 0)
-            parts.append(f"{name} went from {theirs:.{digits}f} to {ours:.{digits}f} ({change} %)")
-    if (ours := cell.mean("gap")) is not None and (theirs := base.mean("gap")) is not None:
-        parts.append(f"the gap between train and valid from {theirs:.3f} to {ours:.3f} nats")
-    return f"Meanwhile {', '.join(parts)}." if parts else ""
-
-
 def unfinished(analysis: Analysis) -> list[str]:
     """One line a cell and fate: what failed, diverged, or has not run."""
     lines = []
@@ -175,7 +126,7 @@ def provenance(analysis: Analysis) -> str:
     seconds = math.fsum(sorted(r["seconds"] for r in records if is_number(r.get("seconds"))))
     setting = [f"corpus {study.dataset}"] + ([f"preset {study.preset}"] if study.preset else [])
     setting += [f"{name} {show(value)}" for name, value in study.flags.items() if name not in study.cells[0]]
-    lines = [f"Reproduce: `bash run.sh study {study.name}` without `{LEDGER_FILE}` ({', '.join(setting)})."]
+    lines = [f"Reproduce: `{study.command}` without `{LEDGER_FILE}` ({', '.join(setting)})."]
     if records:
         commit = ", ".join(sorted(commits)) or "not recorded"
         lines.append(f"Commit: {commit}. Machine: {', '.join(machine) or 'not recorded'}.")

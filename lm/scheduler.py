@@ -15,7 +15,7 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any
 
-from lm.analysis import cell_name, loss_of
+from lm.cells import cell_name, loss_of
 from lm.cluster import RayExecutor
 from lm.config import TrainConfig, as_plain, config_from_dict, config_id
 from lm.corpus import configured_corpus, identify

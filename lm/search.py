@@ -33,6 +33,8 @@ from lm.study import Study
 JOURNAL, LOCK = "search.journal", "search.lock"
 _REDUCTION = 3
 _KEYS = {"field": str, "values": list, "rounds": int, "points": int, "search": str, "trials": int, "space": dict}
+# The keys that each of the two kinds reads.
+_READ = {"field": {"field", "values", "rounds", "points"}, "search": {"search", "trials", "space"}}
 
 
 def check_settings(study: Study, settings: dict[str, Any], config: TrainConfig) -> None:
@@ -45,7 +47,10 @@ def check_settings(study: Study, settings: dict[str, Any], config: TrainConfig) 
             raise ConfigError(f"{file}: refine.{key}: {value!r} makes no sense")
     if ("field" in settings) == ("search" in settings):
         raise ConfigError(f"{file}: refine: needs either field or search, and not both")
-    if "field" in settings:
+    mode = "field" if "field" in settings else "search"
+    if unread := sorted(settings.keys() - _READ[mode]):
+        raise ConfigError(f"{file}: refine.{unread[0]}: has no use beside {mode}")
+    if mode == "field":
         kind, bounds = _hint(study, settings["field"])
         if (values := settings.get("values")) is None:
             return
@@ -233,6 +238,9 @@ def _open(optuna: Any, study: Study, settings: dict[str, Any], epochs: int) -> A
     if settings["search"] == "hyperband":
         pruner = optuna.pruners.HyperbandPruner(1, epochs, _REDUCTION)
     found = optuna.create_study(storage=storage, study_name=settings["search"], pruner=pruner, load_if_exists=True)
+    if found.user_attrs.get("space", settings["space"]) != settings["space"]:
+        raise ConfigError(f"{study.source}: refine.space: {JOURNAL} searches another one; delete it to begin anew")
+    found.set_user_attr("space", settings["space"])
     # Seeded with the number of trials, so that a search that is continued draws new ones.
     found.sampler = optuna.samplers.RandomSampler(seed=len(found.trials))
     if "trials" not in settings:  # GridSampler would do, but it works inside Study.optimize only

@@ -35,6 +35,7 @@ from typing import Any
 
 from lm.config import TrainConfig, make_config
 from lm.errors import ConfigError
+from lm.files import ROOT
 
 STUDY_FILE, LEDGER_FILE = "study.toml", "runs.jsonl"
 _KEYS = {"title", "question", "preset", "dataset", "seeds", "flags", "grid", "baseline", "quoted", "refine"}
@@ -87,6 +88,12 @@ class Study:
         parts = self.path.resolve().parts
         below = [i for i, part in enumerate(parts[:-1], start=1) if part == "results"]
         return "/".join(parts[max(below, default=-1) :])
+
+    @property
+    def command(self) -> str:
+        """What runs it."""
+        ours = self.path.resolve() == ROOT / "results" / self.name
+        return f"bash run.sh study {self.name}" if ours else f"python -m lm.sweep {self.path}"
 
     def runs(self) -> list[tuple[dict[str, Any], int]]:
         """Every (cell, seed) that is asked for, in the order of study.toml, one seed of all cells after the other."""
@@ -145,7 +152,7 @@ def parse_study(values: dict[str, Any], folder: Path) -> Study:
         cell_seeds=cell_seeds,
         baseline=_baseline(file, values.get("baseline", {}), flags, cells),
         quoted=_quoted(file, values.get("quoted", [])),
-        refine=values.get("refine", {}),
+        refine=_refine(file, values.get("refine", {})),
     )
 
 
@@ -207,6 +214,14 @@ def _baseline(file: Path, wanted: Any, flags: dict[str, Any], cells: tuple[dict[
     missing = ", ".join(name for name in cells[0] if name not in wanted)
     _check(file, "baseline", len(matches) == 1, f"names {len(matches)} cells of the grid; give {missing} as well")
     return matches[0]
+
+
+def _refine(file: Path, table: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(table.get("space"), dict):
+        table |= {"space": _fields(file, "refine.space", table["space"])}
+    if isinstance(table.get("field"), str):
+        table |= {"field": table["field"].replace("-", "_")}
+    return table
 
 
 def _quoted(file: Path, rows: Any) -> tuple[dict[str, Any], ...]:

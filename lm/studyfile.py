@@ -69,6 +69,7 @@ def parse_args(description: str, arguments: list[str] | None) -> argparse.Namesp
     args = parser.parse_args(arguments)
     if bool(args.study) == bool(args.out):
         parser.error("give STUDY_DIR, or --out DIR and the study's flags")
+    args.refine = args.refine and args.refine.replace("-", "_")
     if args.jobs < 0 or args.threads < 1:
         parser.error("--jobs: at least 0; --threads: at least 1")
     return args

@@ -21,8 +21,7 @@ from lm import search
 from lm.corpus import identify
 from lm.errors import DivergedError, run_cli
 from lm.executors import Job
-from lm.ledger import read_ledger
-from lm.scheduler import Sweep, SweepFailed
+from lm.scheduler import Sweep, SweepFailed, settled
 from lm.study import load_study
 from lm.studyfile import parse_args, save_study, study_from_flags, with_refine
 
@@ -59,18 +58,21 @@ def look_further(sweep: Sweep) -> None:
         search.search(study, settings, config.epochs, sweep.measure, sweep.prune)
 
 
-def dry_run(sweep: Sweep, jobs: Sequence[Job]) -> str:
-    """What would run, a command a line."""
+def dry_run(sweep: Sweep, jobs: Sequence[Job], as_json: bool) -> str:
+    """What would run, a command a line, or as one JSON object."""
     missing = sweep.missing(jobs)
+    if as_json:
+        commands = [{"run": job.name, "command": sweep.command(job)} for job in missing]
+        return json.dumps({"study": str(sweep.study.path), "asked": len(jobs), "missing": commands}) + "\n"
     lines = [f"{len(jobs)} runs asked for, {len(jobs) - len(missing)} in the ledger, to run: {len(missing)}"]
     lines += [f"{job.name}\n    {sweep.command(job)}" for job in missing]
     return "\n".join(lines + ["then what [refine] finds worth trying"] * bool(sweep.study.refine)) + "\n"
 
 
-def finish(sweep: Sweep, args: argparse.Namespace) -> None:
-    """Report, and raise SweepFailed or DivergedError if a run has no result."""
-    study = sweep.study
-    records = read_ledger(study.ledger)
+def finish(sweep: Sweep, jobs: Sequence[Job], args: argparse.Namespace) -> None:
+    """Report, and raise SweepFailed or DivergedError if a run of the grid has no result."""
+    study, asked = sweep.study, {job.id for job in jobs}
+    records = [record for run, record in settled(study).items() if run in asked]
     diverged = [
         f"seed {r.get('seed')}, {r.get('command')}: {r.get('error')}" for r in records if r.get("status") == "diverged"
     ]
@@ -99,7 +101,7 @@ def main() -> None:
     sweep = Sweep(study, args)
     jobs = plan(sweep)
     if args.dry_run:
-        sys.stdout.write(dry_run(sweep, jobs))
+        sys.stdout.write(dry_run(sweep, jobs, args.json))
         return
     save_study(study)
     with contextlib.closing(sweep), contextlib.redirect_stdout(sys.stderr):  # Ray prints its news on stdout
@@ -107,7 +109,7 @@ def main() -> None:
         with contextlib.suppress(SweepFailed):  # `finish` tells of the failures
             if not sweep.failures:
                 look_further(sweep)
-    finish(sweep, args)
+    finish(sweep, jobs, args)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ LAYERS = [
     {"pydocs", "subword", "encoded", "corpus", "batching", "model", "optim", "plain"},
     {"run", "rundir", "evaluate", "adapt", "tune", "score", "generate", "units", "look", "export"},
     {"train"},
-    {"stats", "tables", "analysis", "plots", "compare", "report"},
+    {"stats", "tables", "cells", "analysis", "answer", "plots", "compare", "report"},
     {"studyfile", "live", "executors", "cluster", "search", "scheduler", "sweep", "bench"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -15,7 +15,8 @@ import pytest
 from scipy import optimize, special, stats
 
 from lm.analysis import analyse
-from lm.compare import compare, compare_text, load_published
+from lm.compare import compare, compare_json, compare_text, load_published
+from lm.config import as_plain, make_config
 from lm.errors import ConfigError, run_cli
 from lm.ledger import append_ledger
 from lm.plots import _activations
@@ -32,7 +33,7 @@ LOSSES = {(0, 0): (4.50, 4.52, 4.51), (1, 0): (4.47, 4.48, 4.49), (2, 0): (4.44,
 
 def record(seed, valid_loss, *, test=None, status="completed", config=None, **more):
     """A ledger line with the given losses, in nats; `more` replaces or adds keys."""
-    config = {"alpha": 0.0, "beta": 0.0, "epochs": 40, "dataset": "ptb", "preset": "examples-200"} | (config or {})
+    config = as_plain(make_config("examples-200", "ptb")) | (config or {})
     config["seed"] = seed
     done = status == "completed" and valid_loss is not None
     line = {
@@ -192,6 +193,21 @@ def test_a_cell_that_diverged_on_one_seed_is_not_chosen(tmp_path):
     assert "alpha 2, seed 3: diverged: non-finite loss" in unfinished(analysis)
 
 
+def test_cells_are_ranked_by_what_they_differ_from_the_baseline_on_its_own_seeds(tmp_path):
+    lucky = {(0, 0): (4.50, 4.54, 4.55), (1, 0): (4.46, 4.50, 4.51), (2, 0): (4.45,)}
+    analysis = analysis_of(tmp_path / "lucky", records_of(lucky))  # alpha 2 has run on the best seed alone
+    assert [analysis.cells[i].values["alpha"] for i in analysis.ranking] == [1, 0]
+    alone = {(0, 0): (4.50, 4.54, 4.55), (1, 0): (4.46,), (2, 0): (4.47,)}
+    analysis = analysis_of(tmp_path / "alone", records_of(alone))
+    assert [analysis.cells[i].values["alpha"] for i in analysis.ranking] == [1, 2, 0]
+    assert f"against perplexity valid {math.exp(4.5):.2f} / " in answer(analysis)  # that of the common seed
+    more = {(0, 0): (4.50,), (1, 0): (4.48, 4.58, 4.60)}
+    analysis = analysis_of(tmp_path / "more", records_of(more))
+    assert analysis.cells[analysis.chosen].values["alpha"] == 1
+    assert f"Best on valid: alpha 1, perplexity valid {math.exp(4.48):.2f} / " in answer(analysis)
+    assert " (n = 1)" in report_text(analysis)
+
+
 def test_failed_and_missing_runs_are_listed_and_do_not_count(tmp_path):
     lines = records_of({(0, 0): (4.5, 4.6), (1, 0): (4.4,)})
     lines.append(record(2, None, status="failed", config={"alpha": 1.0}, error="killed\nby signal 9"))
@@ -282,6 +298,15 @@ def per_word(seed, valid, ratio, **config):
     more = {f"{split}_word_ppl": math.exp(loss * ratio) for split, loss in units.items()}
     more |= {"valid_bits_per_char": valid / math.log(2)} if config["tokenizer"] == "char" else {}
     return record(seed, valid, test=units["test"], config=config, train_ppl=math.exp(units["train"]), **more)
+
+
+def test_coefficients_that_change_together_are_both_named(tmp_path):
+    lines = [record(1, 4.5 - a / 10, config={"alpha": float(a), "beta": float(a)}) for a in (0, 1)]
+    study = write_study(
+        tmp_path, lines, seeds=(1,), body="".join(f"[[grid]]\nalpha = [{a}]\nbeta = [{a}]\n" for a in (0, 1))
+    )
+    assert "Best on valid: alpha 1, beta 1," in answer(report(str(study)))
+    assert not (study / "alpha.png").exists()
 
 
 def test_runs_on_characters_and_bpe_are_compared_per_word_and_the_table_says_so(tmp_path):
@@ -426,7 +451,7 @@ def test_the_page_holds_answer_table_quoted_figure_command_commit_and_cost(full_
     assert page.index("**Answer.** Best on valid") < page.index("| baseline | alpha 0, beta 0 |")
     assert "| quoted | 2x200 [1] |" in page
     assert "[1] quoted, not measured here: 2x200, from a README; protocol: 40 epochs" in page
-    assert "`bash run.sh study full`" in page
+    assert f"`python -m lm.sweep {full_study}` without `runs.jsonl`" in page
     assert "0123456789ab" in page
     assert "A CPU" in page
     assert f"{12 * 90 / 3600:.2f} hours" in page
@@ -613,6 +638,37 @@ def test_published_figures_meet_the_cell_of_their_protocol_and_no_other(tmp_path
     assert "epochs 6 there, 40 here" in short.verdict
 
 
+def test_a_figure_of_another_protocol_is_not_tested_and_says_what_differs(tmp_path):
+    other = {"optimizer": "adamw", "lr": 0.001, "dropouti": 0.65, "test_batch_size": 1}
+    run = write_run(tmp_path / "x", record(1, 4.5, test=4.47, config=other))
+    row = next(r for r in compare([run, "published"]) if r.cell.mean("test_ppl") == pytest.approx(87.17))
+    assert all(f"{name} " in row.verdict for name in other)
+    assert row.difference.p is None
+
+
+def test_a_cell_that_has_not_run_meets_its_published_figure_and_an_old_line_its_cell(tmp_path):
+    lines = records_of({(0, 0): (4.50, 4.51, 4.52)})
+    for line in lines:
+        del line["config"]["tokenizer"]  # as in lines from before it was a field
+    old = str(write_study(tmp_path / "old", lines))
+    new = str(write_study(tmp_path / "new", [], body='[[grid]]\ntokenizer = ["word", "char"]\n'))
+    rows = compare([old, new, "published"])
+    assert row_of(rows, new, alpha=0.0, beta=0.0, tokenizer="word").verdict == "nothing to compare"
+    assert row_of(rows, old, alpha=0.0, beta=0.0, tokenizer="word").reference
+    assert any(row.quoted_from for row in compare([new, "published"]))
+
+
+def test_seeds_that_diverged_are_named_and_the_others_are_not_tested(tmp_path):
+    ours = str(write_study(tmp_path / "a", records_of({(0, 0): (4.50, 4.52, 4.54)})))
+    lines = [*records_of({(0, 0): (4.30, 4.34)}), record(3, None, status="diverged", error="loss nan")]
+    theirs = str(write_study(tmp_path / "b", lines))
+    rows = compare([ours, theirs])
+    row = row_of(rows, theirs, alpha=0.0, beta=0.0)
+    assert (row.verdict, row.difference.p) == ("diverged on some seed", None)
+    assert "without a result: seed 3: diverged: loss nan" in compare_text(rows)
+    assert {3: "diverged: loss nan"} in [found["unfinished"] for found in compare_json(rows)["rows"]]
+
+
 def test_a_published_figure_far_from_our_seeds_exceeds_their_noise(tmp_path):
     study = str(write_study(tmp_path / "a", records_of({(0, 0): (4.60, 4.601, 4.602)})))
     row = next(r for r in compare([study, "published"]) if r.quoted_from and not r.other_protocol)
@@ -662,8 +718,6 @@ def test_a_damaged_result_file_is_a_config_error(tmp_path):
 
 
 def test_every_published_figure_names_its_source_and_mark_and_parameters_of_this_project():
-    from lm.config import make_config
-
     for figure in load_published():
         assert figure["mark"] in ("V", "X")
         assert figure["source"]
@@ -671,7 +725,8 @@ def test_every_published_figure_names_its_source_and_mark_and_parameters_of_this
         make_config(figure["preset"], figure["dataset"], **figure["config"])
 
 
-def test_the_command_names_a_study_by_its_path_below_results(tmp_path):
+def test_the_command_names_a_study_of_the_repository_by_its_path_below_results(tmp_path, monkeypatch):
+    monkeypatch.setattr("lm.study.ROOT", tmp_path)
     folder = tmp_path / "results" / "quick" / "ptb"
     folder.mkdir(parents=True)
     (folder / "study.toml").write_text('dataset = "ptb"\nseeds = [1]\n')

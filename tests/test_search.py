@@ -130,6 +130,9 @@ def test_random_search_draws_from_ranges_and_choices_and_a_larger_one_goes_on(tm
     search(study, {"search": "random", "trials": 8, "space": space}, 9, bench.measure, bench.prune)
     assert len(bench.measured[1][1]) == 2
     assert not set(bench.measured[1][1]) & set(alphas)
+    wider = {"search": "random", "trials": 9, "space": space | {"beta": [0, 1, 2]}}
+    with pytest.raises(ConfigError, match=r"refine\.space: search\.journal searches another one"):
+        search(study, wider, 9, bench.measure, bench.prune)
 
 
 def test_what_is_drawn_from_a_range_is_of_its_fields_type_and_inside(tmp_path):

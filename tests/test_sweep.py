@@ -1,5 +1,6 @@
 """Sweeps as a user runs them: real runs on a tiny corpus, killed, stopped, failing, and two at a time."""
 
+import contextlib
 import json
 import logging
 import os
@@ -14,14 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.analysis import METRICS
-from lm.config import make_config
+from lm import sweep
+from lm.cells import METRICS
+from lm.config import as_plain, make_config
 from lm.corpus import identify
-from lm.errors import ConfigError, CorpusError
+from lm.errors import ConfigError, CorpusError, DivergedError
 from lm.executors import train_arguments
 from lm.files import take_lock
 from lm.flags import parse_train_args
-from lm.ledger import read_ledger
+from lm.ledger import append_ledger, read_ledger
 from lm.scheduler import Sweep
 from lm.study import load_study
 from lm.studyfile import parse_args, save_study, study_from_flags, with_refine
@@ -203,6 +205,11 @@ def test_failed_and_diverged_runs_are_listed_and_the_others_complete(start, corp
         ('[refine]\nfield = "model"\n', "study.toml: refine: 'model' is no numeric"),
         ('[[grid]]\nfinetune = ["runs/a"]\n', "study.toml: finetune"),
         ('[refine]\nsearch = "random"\n[refine.space]\ndropout = [2]\n', "study.toml: --dropout"),
+        (
+            '[refine]\nsearch = "random"\n[refine.space]\nseed = [1]\n',
+            "refine.space.seed: belongs to the top-level key",
+        ),
+        ('[refine]\nfield = "alpha"\ntrials = 3\n', "study.toml: refine.trials: has no use beside field"),
     ],
 )
 def test_a_mistake_in_the_study_names_file_and_field_before_anything_starts(grid, message, corpus, tmp_path):
@@ -271,6 +278,26 @@ def test_a_folder_of_text_needs_no_name(corpus, tmp_path, start):
     assert "2 runs asked for" in out and "--dataset=tiny" in out and f"--data={corpus}" in out
     with pytest.raises(CorpusError, match="corpus nowhere not found"):
         from_flags("--dataset=nowhere", "--out", str(tmp_path / "s"))
+
+
+def test_a_dry_run_is_one_json_object_if_asked(main_here, tmp_path):
+    out = main_here(sweep, "--dataset=ptb", "--alpha", "0", "1", "--out", tmp_path / "s", "--dry-run", "--json")
+    found = json.loads(out)
+    assert (found["asked"], len(found["missing"])) == (2, 2)
+    assert "--alpha=1.0" in found["missing"][1]["command"]
+
+
+def test_a_diverged_line_that_the_study_does_not_ask_for_fails_no_sweep(tmp_path, monkeypatch):
+    file = tmp_path / "study.toml"
+    file.write_text('dataset = "ptb"\nseeds = [1]\n[[grid]]\nlr = [1, 1000]\n')
+    args = parse_args("", [str(tmp_path), "--no-report"])
+    for job, status in zip(plan(Sweep(load_study(tmp_path), args)), ("completed", "diverged"), strict=True):
+        append_ledger(tmp_path / "runs.jsonl", {"id": job.id, "status": status, "config": as_plain(job.config)})
+    for grid, fails in (("[1, 1000]", True), ("[1]", False)):
+        file.write_text(file.read_text().replace("[1, 1000]", grid))
+        study = Sweep(load_study(tmp_path), args)
+        with pytest.raises(DivergedError) if fails else contextlib.nullcontext():
+            sweep.finish(study, plan(study), args)
 
 
 def test_refine_by_flags_takes_the_values_of_its_field_and_is_added_to_the_file_once(tmp_path):
