@@ -101,7 +101,7 @@ def _find(dataset: str | None, data: str | Path | None) -> _Found:
                 raise ConfigError(f"--data {data} stands for the corpus {alias}, not for --dataset {dataset}")
             logger.warning("--data %s: no such folder; looking for the corpus %s in the usual places", data, alias)
             dataset, data = alias, None
-    if dataset is not None and not re.fullmatch(r"\w[\w.-]*", dataset):
+    if dataset is not None and not re.fullmatch(r"\w[\w.-]*" if data is None else "[^/]+", dataset):
         raise ConfigError(f"--dataset {dataset!r} is not the name of a corpus; name a folder by --data")
     if dataset == "pydocs":
         if data is not None:

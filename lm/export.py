@@ -38,8 +38,7 @@ _CARD = """\
 # {title}
 
 A language model of {layers} {cell} layers, trained on {dataset}: {vocab_size:,} types, embeddings of {emsize} units,
-{params:,} parameters{tied}. Trained with AR {alpha:g} and TAR {beta:g} (arXiv 1708.01009) by code that reproduces
-AWD-LSTM (arXiv 1708.02182).
+{params:,} parameters{tied}. {penalties} By code that reproduces AWD-LSTM (arXiv 1708.02182).
 
 ## Figures
 
@@ -56,7 +55,7 @@ as a token. The last layer's activations h on valid: {activation}.
 
 - text: {dataset}{corpus}
 {checksums}
-- training: {status}, seed {seed}, {steps:,} updates, weights of epoch {best_epoch} of {epochs}{averaged}
+- training: {status}, {training}
 - command: `{command}`
 - code: commit {commit}; {versions}
 
@@ -197,7 +196,8 @@ def export_run(run_dir: Path, directory: Path) -> None:
     config, weights = config_from_dict(trained["config"]), trained["model"]
     if config.tied:
         del weights["decoder.weight"]
-    card = _card(directory.resolve().name, config, weights, result, environment)
+    with fitting(run_dir):
+        card = _card(directory.resolve().name, config, weights, result, environment)
     text = json.dumps({key: value for key, value in trained.items() if key not in ("config", "model")})
     metadata = {"text": text, "sha256": _digest(weights, text), "format": "pt"}
     try:
@@ -219,6 +219,25 @@ def export_run(run_dir: Path, directory: Path) -> None:
             os.replace(Path(scratch, name), directory / name)
 
 
+def _penalties(config: TrainConfig, result: dict[str, Any]) -> str:
+    """What the weights were regularized with, as a sentence; nothing where fine-tuning did not change them."""
+    if config.finetune and not result["best_epoch"]:
+        return f"The weights are those of {config.finetune}, which fine-tuning did not improve."
+    layers = ", over all layers" if config.ar_layers == "all" else ""
+    norm = "" if config.ar_norm == "l2" else f" ({config.ar_norm})"
+    verb = "Fine-tuned" if config.finetune else "Trained"
+    return f"{verb} with AR {config.alpha:g}{norm} and TAR {config.beta:g}{layers} (arXiv 1708.01009)."
+
+
+def _training(config: TrainConfig, result: dict[str, Any]) -> str:
+    source = f"fine-tuned from {config.finetune}, " if config.finetune else ""
+    kept = (
+        f"weights of epoch {result['best_epoch']} of {result['epochs']}" if result["best_epoch"] else "weights as there"
+    )
+    averaged = ", averaged" if result["averaged"] else ""
+    return f"{source}seed {result['seed']}, {result['steps']:,} updates, {kept}{averaged}"
+
+
 def _card(
     title: str, config: TrainConfig, weights: dict[str, Tensor], result: dict[str, Any], environment: dict[str, Any]
 ) -> str:
@@ -238,7 +257,7 @@ def _card(
     return _CARD.format(
         title=title, layers=config.nlayers, cell=config.model, vocab_size=len(weights["encoder.weight"]),
         emsize=config.emsize, params=result["params"], tied=", decoder tied to the embedding" if config.tied else "",
-        alpha=config.alpha, beta=config.beta, dataset=result["dataset"], seed=result["seed"], status=result["status"],
+        penalties=_penalties(config, result), dataset=result["dataset"], status=result["status"],
         train=f"train, first {config.eval_train_tokens:,} tokens" if config.eval_train_tokens else "train",
         **{f"{split}_ppl": shown(f"{split}_ppl", 2) for split in splits},
         **{f"{split}_loss": shown(f"{split}_loss", 4) for split in splits},
@@ -251,10 +270,9 @@ def _card(
         f"|h| < {INACTIVE} in {statistics['frac_small']:.1%}, rms of h[t+1] - h[t] {statistics['temporal_rms']:.4f}",
         corpus=f", {corpus.title}; licence: {corpus.licence}" if corpus else "",
         checksums="\n".join(f"  - {split}: sha256 {digest}" for split, digest in result["corpus_sha256"].items()),
-        steps=result["steps"], epochs=result["epochs"], best_epoch=result["best_epoch"],
-        averaged=", averaged" if result["averaged"] else "",
+        training=_training(config, result),
         command=shlex.join(["python", "-m", "lm.train", *environment["argv"][1:]]),
-        commit=f"{git['commit']}{', changed since' if git['dirty'] else ''}",
+        commit=f"{git['commit'] or 'unknown'}{', changed since' if git['dirty'] else ''}",
         versions=f"Python {versions['python']}, PyTorch {versions['torch']}, tokenizers {versions['tokenizers']}, "
         f"{versions['gpu'] or versions['cpu']}, {versions['precision']}",
         modules=", ".join(_LAYERS[config.model].format(i, h) for i, h in zip(shapes, widths, strict=True)),

@@ -29,6 +29,9 @@ from lm.tokenizer import EOS, TextTokenizer, check_text, detokenize, read_text, 
 
 logger = logging.getLogger("lm.generate")
 
+# Tokens, samples or hypotheses: more would fill the memory before anything is said.
+_MOST = 1_000_000
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -230,8 +233,8 @@ def _check(arguments: argparse.Namespace) -> None:
     if len(given.keys() & search) == 2:
         raise ConfigError("--greedy is --beam 1: give one of the two")
     for name, flag in given.items():
-        if name in ("tokens", "samples", "beam") and getattr(arguments, name) < 1:
-            raise ConfigError(f"{flag} must be at least 1, got {getattr(arguments, name)}")
+        if name in ("tokens", "samples", "beam") and not 1 <= getattr(arguments, name) <= _MOST:
+            raise ConfigError(f"{flag} must be at least 1 and at most {_MOST}, got {getattr(arguments, name)}")
     for name, value in defaults.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
@@ -256,9 +259,10 @@ def main() -> None:
     """Command line."""
     arguments = _build_parser().parse_args()
     _check(arguments)
-    model, config, _ = load_model(arguments.run_dir, pick_device(arguments.device))
+    model, config, trained = load_model(arguments.run_dir, pick_device(arguments.device))
     tokenizer = tokenization_of(config).load(arguments.run_dir / "tokenizer.json")
-    if tokenizer.vocab_size != model.encoder.num_embeddings:
+    known = trained.get("vocabulary", tokenizer.fingerprint())
+    if tokenizer.vocab_size != model.encoder.num_embeddings or tokenizer.fingerprint() != known:
         raise CheckpointError(f"{arguments.run_dir / 'tokenizer.json'}: belongs to another model than the one there")
     (_generate if arguments.score is None else _score)(arguments, model, tokenizer)
 

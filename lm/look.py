@@ -107,7 +107,11 @@ def draw(path: Path, title: str, seen: Mapping[str, Activations], words: Sequenc
         for part, piece in zip(below, pieces, strict=True):
             _words(part[0], colours, words, piece)
         lines = [Line2D([], [], color=colours[one], label=label) for label, one in seen.items()]
-        figure.legend(handles=lines, loc="outside upper left", title=title, alignment="left", title_fontsize=12)
+        legend = figure.legend(
+            handles=lines, loc="outside upper left", title=title, alignment="left", title_fontsize=12
+        )
+        for text in (legend.get_title(), *legend.get_texts()):
+            text.set_parse_math(False)  # a name's $ is a dollar
         save_png(figure, path)
 
 

@@ -66,6 +66,18 @@ def test_fixed_windows_keep_the_learning_rate_even_when_the_last_one_is_short():
     assert [w.lr_scale for w in windows] == [1.0, 1.0]
 
 
+def test_a_seed_gives_lengths_of_its_own_none_below_five_and_the_drawn_one_scales_the_rate():
+    lengths = {
+        seed: [len(w.tokens_TB) for w in BPTTWindows(columns(900), 6, variable=True, seed=seed)] for seed in (1, 2)
+    }
+    assert lengths[1] != lengths[2]
+    for found in lengths.values():
+        assert min(found[:-1]) == 5
+    *others, last = BPTTWindows(columns(100), 70, variable=True, max_delta=20, seed=1)
+    assert all(w.lr_scale == len(w.tokens_TB) / 70 for w in others)
+    assert last.lr_scale > len(last.tokens_TB) / 70  # cut off by the end of the text
+
+
 def test_rewinding_starts_another_epoch_with_other_lengths():
     windows = BPTTWindows(columns(2000), 35, variable=True, max_delta=20)
     first = [len(w.tokens_TB) for w in windows]

@@ -57,7 +57,7 @@ def test_the_code_of_the_card_gives_the_perplexities_of_the_card(
         found = plain_perplexity(directory, (corpus_dir / f"{split}.txt").read_text(), columns, monkeypatch)
         assert found == pytest.approx(result[f"{split}_ppl"], rel=1e-4)
         assert len(eval(capsys.readouterr().out)) == 5  # the likeliest words
-    facts = [f"{result['activation']['rms']:.4f}", "seed 1111", result["git"]["commit"] or "None", "--epochs=2"]
+    facts = [f"{result['activation']['rms']:.4f}", "seed 1111", result["git"]["commit"] or "unknown", "--epochs=2"]
     facts += [*result["corpus_sha256"].values(), result["versions"]["torch"], f"--data {corpus_dir}"]
     assert [fact for fact in facts if fact not in card] == []
 
@@ -93,6 +93,40 @@ def test_the_tokenizer_of_another_model_is_refused(main_here, exported):
     WordTokenizer.from_text("a b c\n").save(exported / "tokenizer.json")
     with pytest.raises(CheckpointError, match="tokenizer.json: belongs to another model"):
         main_here(lm.generate, exported)
+
+
+def test_a_tokenizer_of_the_same_size_but_other_words_is_refused_as_well(main_here, exported):
+    file = exported / "tokenizer.json"
+    words = list(WordTokenizer.load(file).vocab)
+    WordTokenizer([*words[:-2], words[-1], words[-2]]).save(file)
+    with pytest.raises(CheckpointError, match="tokenizer.json: belongs to another model"):
+        main_here(lm.generate, exported)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--lr=1", "--ar-norm=l1", "--ar-layers=all"], "Fine-tuned with AR 8 (l1) and TAR 0, over all layers"),
+        (["--lr=300", "--clip=0"], "The weights are those of SOURCE, which fine-tuning did not improve."),
+    ],
+)
+def test_the_card_of_a_fine_tuned_run_says_what_made_its_weights(flags, says, train_here, tiny_run, tmp_path):
+    run, export = tmp_path / "run", tmp_path / "export"
+    train_here(
+        "--finetune", tiny_run, "--alpha=8", "--beta=0", "--epochs=1", *flags, "--no-tensorboard", "--out-dir", run
+    )
+    export_run(run, export)
+    card = (export / "README.md").read_text()
+    assert says.replace("SOURCE", str(tiny_run)) in card
+    assert f"completed, fine-tuned from {tiny_run}, seed 1111, " in card
+
+
+@pytest.mark.parametrize("name", ["result.json", "env.json"])
+def test_a_run_whose_records_are_damaged_is_not_exported(name, tiny_run, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    (tmp_path / "run" / name).write_text("{}")
+    with pytest.raises(CheckpointError, match="run: does not fit"):
+        export_run(tmp_path / "run", tmp_path / "export")
 
 
 def test_fine_tuning_an_export_is_fine_tuning_its_run(train_here, tiny_run, exported, tmp_path):

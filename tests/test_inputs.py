@@ -242,6 +242,13 @@ def test_a_slip_is_answered_with_what_was_likely_meant(module, arguments, code, 
     assert (found, hint in text) == (code, True), text
 
 
+@pytest.mark.parametrize("name", ["my corpus", "c++", ".hidden"])
+def test_a_folder_may_have_any_name(name, ending, tmp_path):
+    write_splits(tmp_path / name)
+    assert ending(train, "--data", name, *SHORT, "--out-dir=run")[0] == 0
+    assert ending(evaluate, "run", "--split=valid")[0] == 0
+
+
 @pytest.mark.parametrize("place", ["own", "own/train.txt/best.pt", "/proc/best.pt"])
 def test_a_copy_that_cannot_be_written_is_told_before_training(place, finished, ending, tmp_path):
     shutil.copytree(Path(finished[0]).parent / "own", tmp_path / "own")

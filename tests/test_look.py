@@ -97,7 +97,7 @@ def test_words_are_shown_as_they_are_and_the_same_bytes_come_out_again(tmp_path)
     seen.add(torch.rand(8, 1, 4), torch.rand(8, 1))
     words = ["$", "$\\frac$", "%", "_a^", "<eos>", "a" * 300, "N", "\\"]
     for name in ("a.png", "b.png"):
-        draw(tmp_path / name, "title", {"label": seen}, words)
+        draw(tmp_path / name, "a $x_$ b", {"runs/$x_$": seen}, words)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 

@@ -31,6 +31,15 @@ def test_averaging_starts_when_the_loss_exceeds_the_best_of_all_but_the_last_n(l
     assert switch_epoch(losses, nonmono) == epoch
 
 
+def test_a_history_restored_after_every_epoch_switches_in_the_same_epoch():
+    averaging, model = NTASGD(2), nn.Linear(1, 1)
+    for epoch, loss in enumerate([5, 4, 3, 3.5, 3.5, 3.5], 1):
+        resumed = NTASGD(2)
+        resumed.load_state_dict(copy.deepcopy(averaging.state_dict()), model)
+        averaging = resumed
+        assert averaging.end_epoch(loss) == (epoch == 6)
+
+
 def test_the_mean_is_the_equal_weight_mean_of_the_iterates_after_the_switch():
     model, averaging = nn.Linear(3, 2).double(), NTASGD(5)
     averaging.start(model)
@@ -121,6 +130,10 @@ def test_plateau_divides_by_four_without_improvement_and_when_by_ten():
     for epoch in (1, 2, 3):
         constant.end_epoch(epoch, 1.0)
     assert constant.base == 3
+    improving = LearningRate("plateau", 40.0, when=(1, 3))
+    for epoch, loss in enumerate([3.0, 3.0, 2.0], 1):  # by 10, by 4, by 10
+        improving.end_epoch(epoch, loss)
+    assert improving.base == pytest.approx(0.1)
 
 
 def test_onecycle_is_pytorchs_onecycle():
