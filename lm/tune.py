@@ -32,7 +32,7 @@ _LAMBDAS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
 # Nats a word that are worth another pass over the text: 0.01 % of perplexity.
 _LEAST_GAIN = 1e-4
 # Where the sgd rule, whose steps are not divided by the gradients' size, needs others than `Dynamic`'s defaults.
-_SGD = {"lr": 1.0, "decay": 0.02}
+_SGD = {"lr": 2.0, "decay": 1e-3}  # 84.40 on the second of the models that `Dynamic` speaks of
 
 
 def tune_cache(
