@@ -38,7 +38,7 @@ _CARD = """\
 # {title}
 
 A language model of {layers} {cell} layers, trained on {dataset}: {vocab_size:,} types, embeddings of {emsize} units,
-{params:,} parameters{tied}. {penalties} By code that reproduces AWD-LSTM (arXiv 1708.02182).
+{params:,} parameters{tied}. {penalties} The code follows AWD-LSTM (arXiv 1708.02182).
 
 ## Figures
 
