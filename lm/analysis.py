@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from lm.cells import Cell, cell_name, config_of, is_number, kind_of, loss_of, show, with_estimates
+from lm.cells import Cell, cell_name, config_of, is_number, loss_of, show, with_estimates
 from lm.config import as_plain
 from lm.errors import ConfigError
 from lm.stats import paired_difference, pooled_sd, with_holm
@@ -48,7 +48,7 @@ class Analysis:
     @property
     def unit(self) -> str:
         """What perplexity and nats are per: token, or word where the tokens of some runs are no words."""
-        return "word" if any(kind_of(config_of(record)) != "word" for record in self.records) else "token"
+        return "word" if any(config_of(record)["tokenizer"] != "word" for record in self.records) else "token"
 
     @property
     def ppl(self) -> str:
@@ -142,7 +142,7 @@ def _twins(study: Study, records: Sequence[dict[str, Any]]) -> dict[str, list[st
     """A dropout of the grid that varies -> later ones of the grid that always have its value."""
     rows = [*study.cells, *map(config_of, records)]
     by_values: dict[Any, list[str]] = defaultdict(list)
-    for name in filter(_DROPOUTS.__contains__, study.cells[0]):
+    for name in (name for name in study.cells[0] if name in _DROPOUTS):
         by_values[tuple(identity(row.get(name)) for row in rows)].append(name)
     return {first: others for values, (first, *others) in by_values.items() if others and len(set(values)) > 1}
 

@@ -89,11 +89,6 @@ class Cell:
         return estimate.mean if estimate else None
 
 
-def kind_of(config: Mapping[str, Any]) -> str:
-    """Tokenizer of a configuration; older ones do not name theirs."""
-    return config.get("tokenizer", "word")
-
-
 def label(values: Mapping[str, Any]) -> str:
     """A configuration in words, as `alpha 2, beta 1`."""
     return ", ".join(f"{name} {show(value)}" for name, value in values.items()) or "all runs"

@@ -18,7 +18,7 @@ from statistics import fmean
 from typing import Any
 
 from lm.analysis import analyse
-from lm.cells import METRICS, Cell, config_of, kind_of, label, ppl_of, show, with_estimates
+from lm.cells import METRICS, Cell, config_of, label, ppl_of, show, with_estimates
 from lm.config import as_plain, make_config, with_defaults
 from lm.errors import ConfigError
 from lm.ledger import check_record, read_ledger
@@ -100,9 +100,8 @@ def _load_run(name: str, file: Path) -> Source:
         config, seed = dict(record["config"]), record["seed"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{file}: not the result of a run: {error!r}") from None
-    cell = (
-        Cell(values={}, runs={seed: record}) if record.get("status") == "completed" else Cell({}, others=((seed, ""),))
-    )
+    status = record.get("status", "unknown")
+    cell = Cell({}, runs={seed: record}) if status == "completed" else Cell({}, others=((seed, status),))
     dataset = record.get("dataset") or config.get("dataset", "")
     return Source(name, dataset, (), (with_estimates(cell),), (with_defaults(config),))
 
@@ -186,10 +185,11 @@ def _published_rows(row: Row, first: Row | None) -> list[Row]:
     """The published figures of a row's corpus, preset and varying configuration, held against the reference."""
     config, rows = row.config, []
     for figure in load_published():
+        if (figure["dataset"], figure["preset"]) != (row.dataset, config.get("preset")):
+            continue
         there = as_plain(make_config(figure["preset"], figure["dataset"], **figure["config"]))
         there = {name: value for name, value in there.items() if name not in _NO_PROTOCOL}
-        same = all(identity(there[name]) == identity(value) for name, value in row.values.items() if name in there)
-        if (figure["dataset"], figure["preset"]) != (row.dataset, config.get("preset")) or not same:
+        if any(identity(there[name]) != identity(value) for name, value in row.values.items() if name in there):
             continue
         differs = [
             f"{name} {show(value)} there, {show(config[name])} here"
@@ -249,7 +249,7 @@ def compare_text(rows: Sequence[Row]) -> str:
         left = len(groups) - len(matched)
         shown = "left out" if matched else "shown alone"
         below[f"configurations without a counterpart in another source, {shown}: {left}"] = None
-    if any(kind_of(row.config) != "word" for row in rows):
+    if any(row.config["tokenizer"] != "word" for row in rows):
         below["perplexity and nats are per word, for runs on characters or BPE too"] = None
     below[
         "diff: source minus reference (below 0: the source is better), 95 % interval; p adjusted by Holm's method"

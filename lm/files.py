@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-# Of the repository.
+# The folder of the repository.
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -26,11 +26,11 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any], *, previous: Path
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with naming(path), open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
         with naming(path):
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
             if previous and path.exists():
                 os.replace(path, previous)
             os.replace(temporary, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -125,13 +126,17 @@ def read_config(run_dir: Path) -> dict[str, Any]:
         raise ConfigError(f"--finetune: {run_dir} is neither a run directory nor an export ({error})") from None
 
 
-def _resumed(source: str, options: RunOptions) -> Path | None:
-    """The run directory to resume that is fine-tuning `source`, which may be gone by now; None: there is none."""
-    named = {"": "", "auto": options.out_dir}.get(options.resume, Path(options.resume).parent.parent)
-    try:
-        return Path(named) if named and read_config(Path(named))["finetune"] == source else None
-    except ConfigError:
-        return None
+def _config_to_tune(source: str, options: RunOptions) -> dict[str, Any]:
+    """What completes the flags of fine-tuning: the configuration of `source`, or of the run that is resumed.
+
+    That run's own will do, and `source` may be gone by now. Raises ConfigError where there is neither.
+    """
+    home = options.out_dir if options.resume == "auto" else options.resume and Path(options.resume).parent.parent
+    if home:
+        with contextlib.suppress(ConfigError):
+            if (own := read_config(Path(home)))["finetune"] == source:
+                return own
+    return read_config(Path(source))
 
 
 def parse_train_args(
@@ -158,7 +163,7 @@ def parse_train_args(
     if source := given.get("finetune"):
         if preset:
             raise ConfigError("--preset: fine-tuning starts from the configuration of the run; change it flag by flag")
-        before = read_config(_resumed(source, options) or Path(source))
+        before = _config_to_tune(source, options)
         preset, trained_on = before.pop("preset"), before.pop("dataset")
         dataset, data = dataset or trained_on, data or before["data"] or None
         given = before | given

@@ -261,8 +261,8 @@ def main() -> None:
     _check(arguments)
     model, config, trained = load_model(arguments.run_dir, pick_device(arguments.device))
     tokenizer = tokenization_of(config).load(arguments.run_dir / "tokenizer.json")
-    known = trained.get("vocabulary", tokenizer.fingerprint())
-    if tokenizer.vocab_size != model.encoder.num_embeddings or tokenizer.fingerprint() != known:
+    found = tokenizer.fingerprint()
+    if tokenizer.vocab_size != model.encoder.num_embeddings or trained.get("vocabulary", found) != found:
         raise CheckpointError(f"{arguments.run_dir / 'tokenizer.json'}: belongs to another model than the one there")
     (_generate if arguments.score is None else _score)(arguments, model, tokenizer)
 

@@ -622,7 +622,9 @@ def test_runs_on_another_text_of_the_same_name_are_set_apart_and_not_tested(tmp_
 def test_a_diverged_run_has_nothing_to_compare(tmp_path):
     a = write_run(tmp_path / "x", record(1, 4.5, test=4.45))
     b = write_run(tmp_path / "y", record(1, None, status="diverged"))
-    assert compare([a, b])[1].verdict == "nothing to compare"
+    rows = compare([a, b])
+    assert rows[1].verdict == "nothing to compare"
+    assert "without a result: seed 1: diverged\n" in compare_text(rows)
 
 
 def test_published_figures_meet_the_cell_of_their_protocol_and_no_other(tmp_path):
