@@ -55,6 +55,12 @@ def settled(study: Study) -> dict[str, dict[str, Any]]:
         raise ConfigError(f"{study.ledger}: a line that lm.sweep cannot read ({error}); restore or delete it") from None
 
 
+def finished(job: Job) -> dict[str, Any] | None:
+    """The result in the run's directory, if it is completed."""
+    result = read_result(job)
+    return result if result and result["status"] == "completed" else None
+
+
 class Sweep:
     """The runs of one study: which are missing, where they are computed, and their way into the ledger."""
 
@@ -108,7 +114,7 @@ class Sweep:
             CorpusError: the corpus cannot be had; nothing was started.
             Interrupted: a stop signal; the runs have saved their checkpoints.
         """
-        todo = deque(self.missing(jobs))
+        todo = deque(sorted(self.missing(jobs), key=lambda job: not finished(job)))  # those are only to be entered
         if not todo:
             return
         texts = {(c.dataset, c.data, c.tokenizer, c.bpe_vocab_size): c for c in (job.config for job in todo)}
@@ -171,10 +177,8 @@ class Sweep:
         self.results |= settled(self.study)
         if self.status(job) in _SETTLED:
             return f"{self.status(job)}, by another sweep"
-        result = read_result(job)
-        if not result or result["status"] != "completed":
-            return ""
-        return self._enter(outcome_of(job, 0), result)
+        result = finished(job)
+        return self._enter(outcome_of(job, 0), result) if result else ""
 
     def _settle(self, outcome: Outcome) -> str:
         """Enter how a run ended into the ledger, or among the failures; returns it in words."""

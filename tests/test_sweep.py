@@ -134,6 +134,16 @@ def test_runs_that_are_complete_are_only_entered_when_the_ledger_is_lost(undistu
     assert figures(undisturbed) == before
 
 
+def test_a_run_that_is_complete_is_entered_before_another_is_computed(start, corpus, tmp_path):
+    study = write_study(tmp_path / "results" / "s", corpus, grid="", seeds=(2,), epochs=1)
+    end(start(tmp_path, study, "--no-report"))
+    (study / "runs.jsonl").unlink()
+    text = (study / "study.toml").read_text()
+    (study / "study.toml").write_text(text.replace("seeds = [2]", "seeds = [1, 2]"))
+    end(start(tmp_path, study, "--jobs=1", "--no-report"))
+    assert [record["seed"] for record in read_ledger(study / "runs.jsonl")] == [2, 1]
+
+
 def test_killed_twice_and_continued_it_gives_the_same_figures(start, corpus, undisturbed, tmp_path):
     study = write_study(tmp_path / "results" / "s", corpus)
     for done in (1, 4):
