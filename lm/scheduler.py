@@ -114,7 +114,9 @@ class Sweep:
             CorpusError: the corpus cannot be had; nothing was started.
             Interrupted: a stop signal; the runs have saved their checkpoints.
         """
-        todo = deque(sorted(self.missing(jobs), key=lambda job: not finished(job)))  # those are only to be entered
+        todo = deque(
+            sorted(self.missing(jobs), key=lambda job: not finished(job))
+        )  # complete ones first: only to enter
         if not todo:
             return
         texts = {(c.dataset, c.data, c.tokenizer, c.bpe_vocab_size): c for c in (job.config for job in todo)}
