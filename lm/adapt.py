@@ -57,8 +57,8 @@ class Dynamic:
     """Update rule, its learning rate and decay towards the trained weights, and the words of a segment (a column).
 
     The defaults were chosen on valid of PTB, on models of 2x200 after 6 and 40 epochs of training: perplexity 99.09
-    and 80.10, without learning 114.64 and 88.63. At twice their learning rate it is 98.30 and 79.73, at four times on
-    the first model no better than without learning, and at eight times it diverges.
+    and 80.10, without learning 114.64 and 88.63. Twice their learning rate is better still, 98.30 and 79.73, but too
+    near to where it fails: four times is on the first model no better than no learning, and eight times diverges.
     """
 
     rule: str = "rms"

@@ -56,7 +56,7 @@ def settled(study: Study) -> dict[str, dict[str, Any]]:
 
 
 def finished(job: Job) -> dict[str, Any] | None:
-    """The result in the run's directory, if it is completed."""
+    """The result in the run's directory, if the run is complete."""
     result = read_result(job)
     return result if result and result["status"] == "completed" else None
 
@@ -114,9 +114,8 @@ class Sweep:
             CorpusError: the corpus cannot be had; nothing was started.
             Interrupted: a stop signal; the runs have saved their checkpoints.
         """
-        todo = deque(
-            sorted(self.missing(jobs), key=lambda job: not finished(job))
-        )  # complete ones first: only to enter
+        # What is complete comes first: it is only to be entered.
+        todo = deque(sorted(self.missing(jobs), key=lambda job: finished(job) is None))
         if not todo:
             return
         texts = {(c.dataset, c.data, c.tokenizer, c.bpe_vocab_size): c for c in (job.config for job in todo)}
