@@ -61,12 +61,12 @@ def _timed(call: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
     return wrapper
 
 
-def random_run(config: TrainConfig, vocab_size: int) -> Run:
-    """A training run on the CPU whose text, 400 windows of it, is random words."""
+def random_run(config: TrainConfig, vocab_size: int, device: torch.device = _CPU) -> Run:
+    """A training run whose text, 400 windows of it, is random words."""
     tokens = config.batch_size * (config.bptt * 400 + 1)
     ids = np.random.default_rng(0).integers(0, vocab_size, tokens).astype(np.int32)
     corpus = SimpleNamespace(source="random words", vocab_size=vocab_size, splits=dict.fromkeys(SPLITS, ids))
-    return Run(config, corpus, _CPU)
+    return Run(config, corpus, device)
 
 
 def _our_step(config: TrainConfig, vocab_size: int) -> tuple[Callable[[], Any], dict[str, list[float]]]:

@@ -35,11 +35,14 @@ class IntervalMeans:
         self._updates = self._targets = 0
 
     def add(self, loss: Tensor, terms: dict[str, Tensor], norm: Tensor, max_norm: float, targets: int) -> None:
-        """Add one update; its loss is weighted with its number of targets."""
+        """Add the values of one update, its loss weighted with its number of targets; `count` it as well."""
         clipped = norm > max_norm if max_norm else torch.zeros_like(norm)
         zero = torch.zeros_like(loss)
         row = [loss * targets, terms.get("ar", zero), terms.get("tar", zero), norm, clipped]
         self._sums += torch.stack([value.detach().to(torch.float64) for value in row])
+
+    def count(self, targets: int) -> None:
+        """Count one update of so many targets; apart from `add`, which may be replayed on the device without Python."""
         self._updates += 1
         self._targets += targets
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from lm.config import TrainConfig
@@ -126,6 +127,21 @@ class AWDLSTM(nn.Module):
 def detach(state: State) -> State:
     """Cut the state from the graph of the window that computed it."""
     return [tuple(tensor.detach() for tensor in layer) for layer in state]
+
+
+@torch.no_grad()
+def carry_state(kept: State, state: State) -> None:
+    """Copy `state` into the tensors of `kept`, where the next window starts."""
+    for places, layer in zip(kept, state, strict=True):
+        for place, tensor in zip(places, layer, strict=True):
+            place.copy_(tensor)
+
+
+def reset_state(kept: State) -> None:
+    """Zero a state in place, for the top of a text."""
+    for places in kept:
+        for place in places:
+            place.zero_()
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,13 +20,26 @@ _CYCLE_WARMUP, _CYCLE_START, _CYCLE_END = 0.3, 25.0, 1e4
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD, Adam or AdamW over all parameters, one pass over memory a step (`fused`)."""
+    """SGD, Adam or AdamW over all parameters, one pass over memory a step (`fused`), fit for a CUDA graph on CUDA."""
     parameters = list(model.parameters())
+    on_cuda = parameters[0].is_cuda
+    rate = torch.tensor(config.lr, device=parameters[0].device) if on_cuda else config.lr
     if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, config.lr, weight_decay=config.wdecay, fused=True)
+        return torch.optim.SGD(parameters, rate, weight_decay=config.wdecay, fused=True)
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     betas = (config.adam_beta1, config.adam_beta2)
-    return kind(parameters, config.lr, betas, weight_decay=config.wdecay, fused=True)
+    # The first step of a shape runs outside a graph, which PyTorch takes for a mistake.
+    warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
+    return kind(parameters, rate, betas, weight_decay=config.wdecay, fused=True, capturable=on_cuda)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of the next step, where a CUDA graph would read it if there is one."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def clipped_step(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:

@@ -14,8 +14,9 @@ from lm.batching import BPTTWindows, batchify, check_columns
 from lm.config import TrainConfig, as_plain, resume_conflicts, with_defaults
 from lm.corpus import Corpus
 from lm.errors import CheckpointError, ConfigError
+from lm.graphs import CUDAGraphs
 from lm.metrics import IntervalMeans
-from lm.model import AWDLSTM
+from lm.model import AWDLSTM, carry_state
 from lm.optim import NTASGD, LearningRate, build_optimizer
 from lm.runtime import (
     pick_precision,
@@ -66,6 +67,7 @@ class Run:
         self.targets_per_epoch = (len(columns_NB) - 1) * config.batch_size
         self.hidden = self.model.initial_state(config.batch_size)
         self.means = IntervalMeans(device)
+        self.graphs = CUDAGraphs(device)
         self.progress = Progress()
         self.rate = config.lr  # of the last update, before its scaling by window length
 
@@ -146,11 +148,13 @@ class Run:
         if "optimizer" not in state:
             raise CheckpointError("--resume: this checkpoint holds weights only; continue from a last.pt")
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        # The settings stay this device's; the rate among them is set before every update.
+        settings = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": settings})
         self.averaging.load_state_dict(state["averaging"], self.model)
         self.learning_rate.load_state_dict(state["learning_rate"])
         self.windows.load_state_dict(state["windows"])
-        self.hidden = [tuple(tensor.to(self.device) for tensor in layer) for layer in state["hidden"]]
+        carry_state(self.hidden, state["hidden"])
         self.means.load_state_dict(state["means"])
         self.progress = Progress(**state["progress"])
         between_epochs, epoch = self.windows.at_start, self.progress.epoch

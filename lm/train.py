@@ -7,6 +7,7 @@ test of the best checkpoint.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lm.batching import Window
 from lm.checkpoint import fitting, load_checkpoint, load_latest
@@ -26,8 +28,8 @@ from lm.evaluate import Evaluation, evaluate
 from lm.export import load_trained
 from lm.flags import parse_train_args
 from lm.metrics import LARGEST_LOSS, RunLog, log_to, perplexity
-from lm.model import count_parameters, detach
-from lm.optim import check_finite, clipped_step
+from lm.model import carry_state, count_parameters, reset_state
+from lm.optim import check_finite, clipped_step, set_rate
 from lm.regularization import regularization_terms
 from lm.run import Run
 from lm.rundir import RunDir, choose_run_dir, finished_result
@@ -37,32 +39,34 @@ from lm.units import figures_text, split_figures, summary
 logger = logging.getLogger("lm.train")
 
 
-def update(run: Run, window: Window) -> None:
-    """One step of truncated backpropagation through time."""
-    config, progress, model = run.config, run.progress, run.model
-    run.rate = run.learning_rate.at(run.fraction(window.fraction))
-    run.optimizer.param_groups[0]["lr"] = run.rate * window.lr_scale
-
-    output = model(window.tokens_TB, run.hidden)
-    loss = model.loss(output, window.targets_TB)
+def gradient_step(run: Run, tokens_TB: Tensor, targets_TB: Tensor) -> None:
+    """Loss + AR + TAR of one window, their gradient, and the step it makes; all of it on the run's device."""
+    config, model = run.config, run.model
+    output = model(tokens_TB, run.hidden)
+    loss = model.loss(output, targets_TB)
     terms = regularization_terms(
         output.raw, output.dropped, config.alpha, config.beta, config.ar_norm, config.ar_layers
     )
-    total = loss
-    for term in terms.values():
-        total = total + term
+    total = sum(terms.values(), start=loss)
 
     run.optimizer.zero_grad()
     total.backward()
     norm = clipped_step(run.optimizer, config.clip)
     if run.device.type == "cpu":  # on a GPU this would wait for the device: `check_means` looks now and then
-        check_finite(total.item(), norm.item(), progress.step + 1)
-    run.averaging.after_update(model)
+        check_finite(total.item(), norm.item(), run.progress.step + 1)
+    run.means.add(loss, terms, norm, config.clip, targets_TB.numel())
+    carry_state(run.hidden, output.state)
 
-    run.hidden = detach(output.state)
-    run.means.add(loss, terms, norm, config.clip, window.targets_TB.numel())
-    progress.step += 1
-    progress.tokens += window.targets_TB.numel()
+
+def update(run: Run, window: Window) -> None:
+    """One step of truncated backpropagation through time."""
+    run.rate = run.learning_rate.at(run.fraction(window.fraction))
+    set_rate(run.optimizer, run.rate * window.lr_scale)
+    run.graphs(functools.partial(gradient_step, run), window.tokens_TB, window.targets_TB)
+    run.averaging.after_update(run.model)
+    run.means.count(window.targets_TB.numel())
+    run.progress.step += 1
+    run.progress.tokens += window.targets_TB.numel()
 
 
 def train_epoch(run: Run, run_dir: RunDir, options: RunOptions, log: RunLog, stop: StopSignals) -> None:
@@ -131,7 +135,7 @@ def end_epoch(run: Run, run_dir: RunDir, log: RunLog, stop: StopSignals) -> None
     progress.epoch += 1
     progress.finished = run.is_over()
     run.windows.rewind()
-    run.hidden = run.model.initial_state(config.batch_size)
+    reset_state(run.hidden)
     run_dir.save_last(run, log.sync())
 
 

@@ -20,6 +20,7 @@ LAYERS = [
         "regularization",
         "checkpoint",
         "metrics",
+        "graphs",
         "ledger",
         "study",
         "figures",
