@@ -32,12 +32,15 @@ from lm.flags import Parser
 from lm.lstm import choose_kernel, pack_linear
 from lm.plain import PlainLM, plain_step
 from lm.run import Run
-from lm.runtime import cpu_name, keep_freed_memory, peak_rss_mb, pick_precision
+from lm.runtime import cpu_name, keep_freed_memory, peak_memory, pick_device, pick_precision
 from lm.train import update
 
+Step = Callable[[], Any]
+
 _CPU = torch.device("cpu")
-# Steps in a row before the other program's turn: enough that the first, whose caches are cold, does not count.
-_STEPS_A_TURN = 3
+# Steps in a row before the other program's turn, of which the first, whose caches are cold, does not count. A GPU's
+# work is waited for at the end of a turn only, as training does, so a turn must be long beside that.
+_STEPS_A_TURN = {"cpu": 3, "cuda": 101}
 # Configurations of the table in results/speed: label, preset, corpus, changed fields.
 _GROWTH: list[tuple[str, str, str, dict[str, Any]]] = [
     ("awd-lstm, PTB", "awd-lstm", "ptb", {}),
@@ -69,14 +72,16 @@ def random_run(config: TrainConfig, vocab_size: int, device: torch.device = _CPU
     return Run(config, corpus, device)
 
 
-def _our_step(config: TrainConfig, vocab_size: int) -> tuple[Callable[[], Any], dict[str, list[float]]]:
-    """The program's own `update` on random text, and the times of its phases, one entry a step."""
+def _our_step(config: TrainConfig, vocab_size: int, device: torch.device) -> tuple[Step, dict[str, list[float]]]:
+    """The program's own `update` on random text and, on a CPU, the times of its phases, one entry a step."""
     keep_freed_memory()
-    run = random_run(config, vocab_size)
-    phases: dict[str, list[float]] = {"forward": [], "loss": [], "update": []}
-    run.model.forward = _timed(run.model.forward, phases["forward"])
-    run.model.loss = _timed(run.model.loss, phases["loss"])
-    run.optimizer.step = _timed(run.optimizer.step, phases["update"])
+    run = random_run(config, vocab_size, device)
+    phases: dict[str, list[float]] = {}
+    if device.type == "cpu":
+        phases = {"forward": [], "loss": [], "update": []}
+        run.model.forward = _timed(run.model.forward, phases["forward"])
+        run.model.loss = _timed(run.model.loss, phases["loss"])
+        run.optimizer.step = _timed(run.optimizer.step, phases["update"])
 
     def step() -> None:
         for spent in phases.values():
@@ -89,30 +94,36 @@ def _our_step(config: TrainConfig, vocab_size: int) -> tuple[Callable[[], Any], 
     return step, phases
 
 
-def _plain_step(config: TrainConfig, vocab_size: int) -> tuple[Callable[[], Any], dict[str, list[float]]]:
+def _plain_step(config: TrainConfig, vocab_size: int, device: torch.device) -> tuple[Step, dict[str, list[float]]]:
     torch.manual_seed(config.seed)
-    model = PlainLM(vocab_size, config)
+    with device:
+        model = PlainLM(vocab_size, config)
+        data = torch.randint(vocab_size, (config.bptt + 1, config.batch_size))
     optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, weight_decay=config.wdecay)
-    data = torch.randint(vocab_size, (config.bptt + 1, config.batch_size))
     return lambda: plain_step(model, optimizer, data[:-1], data[1:]), {}
 
 
-def _worker(connection: Connection, ours: bool, config: TrainConfig, vocab_size: int, threads: int) -> None:
-    """Answer each `True` with the durations of a turn's steps, `False` with phases and peak memory."""
+def _worker(connection: Connection, ours: bool, config: TrainConfig, vocab_size: int, threads: int, name: str) -> None:
+    """Answer each `True` with the mean duration of a turn's steps, `False` with phases and peak memory."""
     torch.set_num_threads(threads)
-    step, phases = (_our_step if ours else _plain_step)(config, vocab_size)
-    for _ in range(_STEPS_A_TURN):
+    device = pick_device(name) if ours else torch.device(name)
+    step, phases = (_our_step if ours else _plain_step)(config, vocab_size, device)
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    steps = _STEPS_A_TURN[device.type]
+    for _ in range(steps):
         step()
     for spent in phases.values():
         spent.clear()
     while connection.recv():
-        times = []
-        for _ in range(_STEPS_A_TURN):
-            started = time.perf_counter()
+        step()
+        wait()
+        started = time.perf_counter()
+        for _ in range(steps - 1):
             step()
-            times.append(time.perf_counter() - started)
-        connection.send(times[1:])
-    connection.send(({name: statistics.median(spent) for name, spent in phases.items()}, peak_rss_mb()))
+        wait()
+        connection.send((time.perf_counter() - started) / (steps - 1))
+    memory = peak_memory(device)
+    connection.send(({name: statistics.median(spent) for name, spent in phases.items()}, memory))
     connection.close()
 
 
@@ -156,7 +167,7 @@ def gflop(config: TrainConfig, vocab_size: int) -> float:
     return sum(2e-9 * count * m * k * n for count, m, k, n in products(config, vocab_size))
 
 
-def measure(config: TrainConfig, vocab_size: int, turns: int, threads: int) -> dict[str, Any]:
+def measure(config: TrainConfig, vocab_size: int, turns: int, threads: int, device: str = "cpu") -> dict[str, Any]:
     """Take turns between our step and plain PyTorch's; returns the figures that `--json` prints."""
     keep_freed_memory()
     torch.set_num_threads(threads)  # for the products alone; each worker sets its own
@@ -165,44 +176,57 @@ def measure(config: TrainConfig, vocab_size: int, turns: int, threads: int) -> d
     workers = []
     for ours in (True, False):
         here, there = context.Pipe()
-        process = context.Process(target=_worker, args=(there, ours, config, vocab_size, threads), daemon=True)
+        process = context.Process(target=_worker, args=(there, ours, config, vocab_size, threads, device), daemon=True)
         process.start()
         there.close()  # else this process would wait for ever for a worker that has died
         workers.append((here, process))
     times: list[list[float]] = [[], []]
     for _ in range(turns):
         for (connection, _), spent in zip(workers, times, strict=True):
-            spent.append(statistics.median(_ask(connection, True)))
+            spent.append(_ask(connection, True))
     reports = []
     for connection, process in workers:
         reports.append(_ask(connection, False))
         process.join()
     (phases, memory), (_, plain_memory) = reports
     seconds, plain_seconds = (statistics.median(spent) for spent in times)
-    phases["backward and the rest"] = seconds - sum(phases.values())
-    precision = pick_precision(config.precision, _CPU)
-    kernel, _ = choose_kernel(config.kernel, config.model, precision, _CPU, torch.float32, config.nhid)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    gemm, tokens = gemm_seconds(config, vocab_size, dtype), config.batch_size * config.bptt
-    return {
+    tokens, place = config.batch_size * config.bptt, torch.device(device)
+    precision = pick_precision(config.precision, place)
+    kernel, _ = choose_kernel(config.kernel, config.model, precision, place, torch.float32, config.nhid)
+    row = {
         "tokens_per_s": round(tokens / seconds), "seconds_per_step": seconds,
         "plain_tokens_per_s": round(tokens / plain_seconds), "plain_seconds_per_step": plain_seconds,
         "ratio": statistics.median(p / o for o, p in zip(*times, strict=True)),
-        "gemm_seconds": gemm, "gemm_ratio": seconds / gemm,
-        "gemm_gflop": gflop(config, vocab_size), "peak_rss_mb": round(memory), "plain_peak_rss_mb": round(plain_memory),
-        "phases": phases, "kernel": kernel, "precision": precision, "threads": threads,
-        "cpu": cpu_name(), "torch": torch.__version__, "turns": turns,
+        "kernel": kernel, "precision": precision, "threads": threads, "cpu": cpu_name(), "torch": torch.__version__,
+        "turns": turns,
     }  # fmt: skip
+    for name in memory:
+        row |= {name: round(memory[name]), f"plain_{name}": round(plain_memory[name])}
+    if device == "cuda":
+        return row | {"gpu": torch.cuda.get_device_name()}
+    phases["backward and the rest"] = seconds - sum(phases.values())
+    gemm = gemm_seconds(config, vocab_size, torch.bfloat16 if precision == "bf16" else torch.float32)
+    products = {"gemm_seconds": gemm, "gemm_ratio": seconds / gemm, "gemm_gflop": gflop(config, vocab_size)}
+    return row | products | {"phases": phases}
 
 
 def text(label: str, row: dict[str, Any]) -> str:
     """One measurement as a line."""
+    gemm = ""
+    if "gemm_seconds" in row:
+        gemm = f"products alone {row['gemm_seconds'] * 1e3:6.0f} ms ({row['gemm_ratio']:.2f} x)   "
+    peak, plain_peak = _peaks(row)
     return (
-        f"{label:22} {row['seconds_per_step'] * 1e3:7.0f} ms {row['tokens_per_s']:8,} tokens/s in {row['precision']}   "
-        f"plain in fp32 {row['plain_seconds_per_step'] * 1e3:7.0f} ms {row['plain_tokens_per_s']:8,} tokens/s   "
-        f"{row['ratio']:5.2f} x   products alone {row['gemm_seconds'] * 1e3:6.0f} ms ({row['gemm_ratio']:.2f} x)   "
-        f"peak {row['peak_rss_mb']:,} MB, plain {row['plain_peak_rss_mb']:,} MB"
+        f"{label:22} {row['seconds_per_step'] * 1e3:7.1f} ms {row['tokens_per_s']:8,} tokens/s in {row['precision']}   "
+        f"plain in fp32 {row['plain_seconds_per_step'] * 1e3:7.1f} ms {row['plain_tokens_per_s']:8,} tokens/s   "
+        f"{row['ratio']:5.2f} x   {gemm}peak {peak:,} MB, plain {plain_peak:,} MB"
     )
+
+
+def _peaks(row: dict[str, Any]) -> tuple[int, int]:
+    """Peak memory in MB of both programs, on the GPU if that is where they ran."""
+    name = "peak_gpu_mb" if "gpu" in row else "peak_rss_mb"
+    return row[name], row[f"plain_{name}"]
 
 
 def write_table(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
@@ -230,7 +254,7 @@ def write_table(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
 def _section(measurement: dict[str, Any]) -> list[str]:
     rows = measurement["rows"]
     first = next(iter(rows.values()))
-    machine = f"{first['cpu']}, {first['threads']} threads, PyTorch {first['torch']}"
+    machine = f"{first.get('gpu') or first['cpu']}, {first['threads']} threads, PyTorch {first['torch']}"
     lines = [
         f"## {measurement['date']}\n",
         f"{machine}; ours in {first['precision']}, plain in fp32; {first['turns']} turns.\n",
@@ -239,11 +263,15 @@ def _section(measurement: dict[str, Any]) -> list[str]:
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for label, row in rows.items():
+        gemm = "| | | "
+        if "gemm_seconds" in row:
+            rate = row["gemm_gflop"] / row["gemm_seconds"]
+            gemm = f"| {row['gemm_seconds'] * 1e3:.0f} | {rate:.0f} | {row['gemm_ratio']:.2f}"
+        peak, plain_peak = _peaks(row)
         lines.append(
-            f"| {label} | {row['seconds_per_step'] * 1e3:.0f} | {row['tokens_per_s']:,} "
-            f"| {row['plain_tokens_per_s']:,} | {row['ratio']:.2f} | {row['gemm_seconds'] * 1e3:.0f} "
-            f"| {row['gemm_gflop'] / row['gemm_seconds']:.0f} | {row['gemm_ratio']:.2f} | {row['peak_rss_mb']:,} "
-            f"| {row['plain_peak_rss_mb']:,} |"
+            f"| {label} | {row['seconds_per_step'] * 1e3:.{0 if 'gemm_seconds' in row else 1}f} "
+            f"| {row['tokens_per_s']:,} | {row['plain_tokens_per_s']:,} | {row['ratio']:.2f} {gemm} "
+            f"| {peak:,} | {plain_peak:,} |"
         )
     return lines
 
@@ -274,6 +302,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of each program")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     parser.add_argument("--kernel", choices=["auto", "native", "fused"], default="auto")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where both programs compute")
     parser.add_argument("--table", metavar="DIR", help="measure growth with size as well; add it to the table in DIR")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     arguments = parser.parse_args()
@@ -281,10 +310,12 @@ def main() -> None:
         raise ConfigError("--preset: the plain program knows SGD only")
     if min(arguments.turns, arguments.threads) < 1:
         raise ConfigError("--turns and --threads: must be at least 1")
+    pick_device(arguments.device)
     chosen, rows = [(arguments.preset, arguments.preset, arguments.dataset, {})], {}
     for label, preset, dataset, changes in _GROWTH if arguments.table else chosen:
         config = make_config(preset, dataset, **changes, precision=arguments.precision, kernel=arguments.kernel)
-        rows[label] = measure(config, known_corpora()[dataset].vocab_size, arguments.turns, arguments.threads)
+        vocab_size = known_corpora()[dataset].vocab_size
+        rows[label] = measure(config, vocab_size, arguments.turns, arguments.threads, arguments.device)
         if not arguments.json:
             sys.stdout.write(text(label, rows[label]) + "\n")
             sys.stdout.flush()

@@ -33,7 +33,7 @@ class PlainLM(nn.Module):
 
     def loss(self, tokens_TB: Tensor, targets_TB: Tensor) -> Tensor:
         """Cross entropy with AR and TAR of a window that follows the last one."""
-        config, rows = self.config, torch.ones(self.encoder.num_embeddings, 1)
+        config, rows = self.config, self.encoder.weight.new_ones(self.encoder.num_embeddings, 1)
         x = F.embedding(tokens_TB, self.encoder.weight * F.dropout(rows, config.dropoute))
         x = self._mask(x, config.dropouti)
         for layer, rnn in enumerate(self.rnns):
@@ -51,11 +51,11 @@ class PlainLM(nn.Module):
         return loss
 
 
-def plain_step(model: PlainLM, optimizer: torch.optim.Optimizer, tokens_TB: Tensor, targets_TB: Tensor) -> float:
-    """One update; returns the loss."""
+def plain_step(model: PlainLM, optimizer: torch.optim.Optimizer, tokens_TB: Tensor, targets_TB: Tensor) -> Tensor:
+    """One update; returns the loss, without waiting for it."""
     optimizer.zero_grad()
     loss = model.loss(tokens_TB, targets_TB)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), model.config.clip)
     optimizer.step()
-    return loss.item()
+    return loss.detach()
