@@ -32,7 +32,7 @@ def trained(device, updates, graphs, **values):
         assert recorded
     return {
         "weights": run.model.state_dict(),
-        "hidden": run.hidden,
+        "hidden": [list(layer) for layer in run.hidden],
         "means": run.means.state_dict(),
         "optimizer": run.optimizer.state_dict()["state"],
         "rng": rng_state(device),
