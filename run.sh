@@ -81,7 +81,11 @@ case ${1:-quick} in
     setup
     shift
     # A worker a CPU, of which more than four would mostly import PyTorch; a file's tests share what they train.
-    exec python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"
+    python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"
+    # Those do not see GPUs (tests/conftest.py).
+    if [ $# -eq 0 ] && nvidia-smi >/dev/null 2>&1; then
+      exec python -m pytest -m gpu
+    fi
     ;;
   study)
     [ $# -ge 2 ] || usage

@@ -33,6 +33,7 @@ from lm.lstm import choose_kernel, pack_linear
 from lm.plain import PlainLM, plain_step
 from lm.run import Run
 from lm.runtime import cpu_name, keep_freed_memory, peak_memory, pick_device, pick_precision
+from lm.speed import text, write_table
 from lm.train import update
 
 Step = Callable[[], Any]
@@ -208,89 +209,6 @@ def measure(config: TrainConfig, vocab_size: int, turns: int, threads: int, devi
     gemm = gemm_seconds(config, vocab_size, torch.bfloat16 if precision == "bf16" else torch.float32)
     products = {"gemm_seconds": gemm, "gemm_ratio": seconds / gemm, "gemm_gflop": gflop(config, vocab_size)}
     return row | products | {"phases": phases}
-
-
-def text(label: str, row: dict[str, Any]) -> str:
-    """One measurement as a line."""
-    gemm = ""
-    if "gemm_seconds" in row:
-        gemm = f"products alone {row['gemm_seconds'] * 1e3:6.0f} ms ({row['gemm_ratio']:.2f} x)   "
-    peak, plain_peak = _peaks(row)
-    return (
-        f"{label:22} {row['seconds_per_step'] * 1e3:7.1f} ms {row['tokens_per_s']:8,} tokens/s in {row['precision']}   "
-        f"plain in fp32 {row['plain_seconds_per_step'] * 1e3:7.1f} ms {row['plain_tokens_per_s']:8,} tokens/s   "
-        f"{row['ratio']:5.2f} x   {gemm}peak {peak:,} MB, plain {plain_peak:,} MB"
-    )
-
-
-def _peaks(row: dict[str, Any]) -> tuple[int, int]:
-    """Peak memory in MB of both programs, on the GPU if that is where they ran."""
-    name = "peak_gpu_mb" if "gpu" in row else "peak_rss_mb"
-    return row[name], row[f"plain_{name}"]
-
-
-def write_table(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
-    """Add a measurement to `speed.json` in `folder`; write README.md with a table for each, and a plot of the new."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "speed.json"
-    measured = json.loads(path.read_text()) if path.exists() else []
-    measured.append({"date": time.strftime("%Y-%m-%d"), "rows": rows})
-    path.write_text(json.dumps(measured, indent=1) + "\n")
-    lines = [
-        "# Speed of a training step\n",
-        f"Each measurement is one `python -m lm.bench --table {folder}`: medians over turns, in which both programs "
-        "alternate; the ratio is the median of those of the turns. The products are the step's matrix products, at "
-        "their shapes, with nothing else. Plain PyTorch runs as it comes; ours also keeps freed memory "
-        "(`keep_freed_memory` in `lm/runtime.py`), a part of the gain that any program could have.\n",
-        "How fast the products alone run, in GFLOP/s, shows what the CPU gives, and decides most of the ratio: virtual "
-        "machines of one name have CPUs of several generations. Where bf16 products gain less over fp32, so do we.",
-    ]
-    newest, *older = map(_section, reversed(measured))
-    lines += ["", *newest, "", "![tokens per second](speed.png)", *itertools.chain(*(["", *rows] for rows in older))]
-    (folder / "README.md").write_text("\n".join(lines) + "\n")
-    _plot(folder / "speed.png", rows)
-
-
-def _section(measurement: dict[str, Any]) -> list[str]:
-    rows = measurement["rows"]
-    first = next(iter(rows.values()))
-    machine = f"{first.get('gpu') or first['cpu']}, {first['threads']} threads, PyTorch {first['torch']}"
-    lines = [
-        f"## {measurement['date']}\n",
-        f"{machine}; ours in {first['precision']}, plain in fp32; {first['turns']} turns.\n",
-        "| | ms a step | tokens/s | plain: tokens/s | ratio | products alone: ms | GFLOP/s | step / products "
-        "| peak MB | plain: peak MB |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for label, row in rows.items():
-        gemm = "| | | "
-        if "gemm_seconds" in row:
-            rate = row["gemm_gflop"] / row["gemm_seconds"]
-            gemm = f"| {row['gemm_seconds'] * 1e3:.0f} | {rate:.0f} | {row['gemm_ratio']:.2f}"
-        peak, plain_peak = _peaks(row)
-        lines.append(
-            f"| {label} | {row['seconds_per_step'] * 1e3:.{0 if 'gemm_seconds' in row else 1}f} "
-            f"| {row['tokens_per_s']:,} | {row['plain_tokens_per_s']:,} | {row['ratio']:.2f} {gemm} "
-            f"| {peak:,} | {plain_peak:,} |"
-        )
-    return lines
-
-
-def _plot(path: Path, rows: dict[str, dict[str, Any]]) -> None:
-    from lm.figures import new_figure, save_png  # matplotlib takes half a second to import
-
-    figure = new_figure((8, 0.55 * len(rows) + 1.2))
-    axes, places = figure.add_subplot(), np.arange(len(rows))
-    for shift, key, label in ((-0.2, "tokens_per_s", "this project"), (0.2, "plain_tokens_per_s", "plain PyTorch")):
-        bars = axes.barh(places + shift, [row[key] for row in rows.values()], 0.38, label=label)
-        axes.bar_label(bars, fmt="{:,.0f}", padding=3)
-    axes.set_yticks(places, rows)
-    axes.invert_yaxis()
-    axes.margins(x=0.12)
-    axes.set_xlabel("tokens per second of training")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    save_png(figure, path)
 
 
 def main() -> None:

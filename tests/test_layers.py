@@ -29,7 +29,7 @@ LAYERS = [
     {"run", "rundir", "evaluate", "adapt", "tune", "score", "generate", "units", "look", "export"},
     {"train"},
     {"stats", "tables", "cells", "analysis", "answer", "plots", "compare", "report"},
-    {"studyfile", "live", "executors", "cluster", "search", "scheduler", "sweep", "bench"},
+    {"studyfile", "live", "executors", "cluster", "search", "scheduler", "sweep", "speed", "bench"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
