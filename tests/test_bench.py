@@ -66,3 +66,18 @@ def test_a_measurement_has_the_documented_figures_and_makes_a_table_and_a_plot(t
     assert table.count("| tiny |") == 2
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
     assert "tokens/s" in text("tiny", row)
+
+
+def test_a_measurement_on_a_gpu_has_its_own_memory_and_plot_and_no_products(tmp_path):
+    row = {
+        "tokens_per_s": 500_000, "seconds_per_step": 0.0014, "plain_tokens_per_s": 100_000,
+        "plain_seconds_per_step": 0.007, "ratio": 5.0, "precision": "bf16", "cpu": "some CPU", "gpu": "some GPU",
+        "torch": "2.13.0", "turns": 3, "peak_rss_mb": 1300, "plain_peak_rss_mb": 1400, "peak_gpu_mb": 115,
+        "plain_peak_gpu_mb": 172,
+    }  # fmt: skip
+    write_table(tmp_path, {"tiny": row})
+    table = (tmp_path / "README.md").read_text()
+    assert "| tiny | 1.4 | 500,000 | 100,000 | 5.00 | 115 | 172 |" in table
+    assert "some GPU" in table and "products alone" not in table
+    assert (tmp_path / "speed-gpu.png").exists() and not (tmp_path / "speed.png").exists()
+    assert "products" not in text("tiny", row)
