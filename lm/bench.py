@@ -107,7 +107,7 @@ def _plain_step(config: TrainConfig, vocab_size: int, device: torch.device) -> t
 def _worker(connection: Connection, ours: bool, config: TrainConfig, vocab_size: int, threads: int, name: str) -> None:
     """Answer each `True` with the mean duration of a turn's steps, `False` with phases and peak memory."""
     torch.set_num_threads(threads)
-    device = pick_device(name) if ours else torch.device(name)
+    device = pick_device(name) if ours else torch.device(name)  # plain PyTorch keeps its settings, TF32 in cuDNN
     step, phases = (_our_step if ours else _plain_step)(config, vocab_size, device)
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     steps = _STEPS_A_TURN[device.type]
@@ -123,8 +123,7 @@ def _worker(connection: Connection, ours: bool, config: TrainConfig, vocab_size:
             step()
         wait()
         connection.send((time.perf_counter() - started) / (steps - 1))
-    memory = peak_memory(device)
-    connection.send(({name: statistics.median(spent) for name, spent in phases.items()}, memory))
+    connection.send(({phase: statistics.median(spent) for phase, spent in phases.items()}, peak_memory(device)))
     connection.close()
 
 

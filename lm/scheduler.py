@@ -56,9 +56,10 @@ def settled(study: Study) -> dict[str, dict[str, Any]]:
 
 
 def finished(job: Job) -> dict[str, Any] | None:
-    """The result in the run's directory, if the run is complete."""
+    """The result in the run's directory, if it has all that is asked for: one that a run by hand left may lack test."""
     result = read_result(job)
-    return result if result and result["status"] == "completed" else None
+    complete = result and result["status"] == "completed" and (job.rung or result["test_loss"] is not None)
+    return result if complete else None
 
 
 class Sweep:

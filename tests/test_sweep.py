@@ -144,6 +144,20 @@ def test_a_run_that_is_complete_is_entered_before_another_is_computed(start, cor
     assert [record["seed"] for record in read_ledger(study / "runs.jsonl")] == [2, 1]
 
 
+def test_a_run_that_was_made_by_hand_without_a_test_is_tested_before_it_is_entered(start, cli, corpus, tmp_path):
+    study = write_study(tmp_path / "results" / "s", corpus, grid="", seeds=(2,), epochs=1)
+    out, _ = end(start(tmp_path, study, "--dry-run", "--json"))
+    (missing,) = json.loads(out)["missing"]
+    command = shlex.split(missing["command"].replace("--out-dir=", f"--out-dir={tmp_path}/"))
+    done = cli(*(word.removeprefix("lm.") for word in command[2:]), "--no-eval-test")
+    assert done.returncode == 0, done.stderr
+    (record,) = [json.loads(path.read_text()) for path in tmp_path.glob("runs/s/*/result.json")]
+    assert record["test_loss"] is None
+    end(start(tmp_path, study, "--no-report"))
+    (entered,) = read_ledger(study / "runs.jsonl")
+    assert entered["test_ppl"] > 1 and entered["valid_loss"] == record["valid_loss"]
+
+
 def test_killed_twice_and_continued_it_gives_the_same_figures(start, corpus, undisturbed, tmp_path):
     study = write_study(tmp_path / "results" / "s", corpus)
     for done in (1, 4):
