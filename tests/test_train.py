@@ -167,6 +167,20 @@ def test_a_run_that_is_lengthened_ends_as_one_that_was_long_from_the_start(cli, 
     assert "--epochs" in shortened.stderr
 
 
+def test_what_an_optimizer_on_a_gpu_keeps_besides_is_not_in_the_way_on_a_cpu(train_here, corpus_dir, tmp_path):
+    def flags(name, epochs):
+        common = ("--data", corpus_dir, *TINY, "--optimizer=adamw", "--lr=0.01", "--no-tensorboard", "--no-eval-test")
+        return (*common, f"--epochs={epochs}", "--out-dir", tmp_path / name, "--resume=auto")
+
+    train_here(*flags("straight", 2))
+    train_here(*flags("moved", 1))
+    state = load_checkpoint(tmp_path / "moved/ckpt/last.pt")
+    state["optimizer"]["param_groups"][0] |= {"lr": torch.tensor(0.01), "capturable": True}
+    save_checkpoint(tmp_path / "moved/ckpt/last.pt", {k: v for k, v in state.items() if k != "format"})
+    train_here(*flags("moved", 2))
+    assert same(weights(tmp_path / "moved"), weights(tmp_path / "straight"))
+
+
 def test_resuming_from_a_checkpoint_continues_the_run_it_lies_in_and_no_other(cli, corpus_dir, tmp_path):
     common = ("train", "--data", corpus_dir, *TINY, "--no-tensorboard", "--no-eval-test", "--epochs=2")
     assert cli(*common, "--max-steps=10", "--out-dir", tmp_path / "a").returncode == 0
