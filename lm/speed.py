@@ -96,6 +96,7 @@ def _plot(path: Path, rows: dict[str, dict[str, Any]]) -> None:
         axes.bar_label(bars, fmt="{:,.0f}", padding=3)
     axes.set_yticks(places, rows)
     axes.invert_yaxis()
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.margins(x=0.12)
     axes.set_xlabel("tokens per second of training")
     axes.legend(frameon=False)
