@@ -137,13 +137,6 @@ def carry_state(kept: State, state: State) -> None:
             place.copy_(tensor)
 
 
-def reset_state(kept: State) -> None:
-    """Zero a state in place, for the top of a text."""
-    for places in kept:
-        for place in places:
-            place.zero_()
-
-
 def count_parameters(model: nn.Module) -> int:
     """Number of trained values; tied ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -17,7 +17,7 @@ from typing import Any
 
 from lm.cells import cell_name, loss_of
 from lm.cluster import RayExecutor
-from lm.config import TrainConfig, as_plain, config_from_dict, config_id
+from lm.config import RunOptions, TrainConfig, as_plain, config_from_dict, config_id
 from lm.corpus import configured_corpus, identify
 from lm.errors import ConfigError, DivergedError, Interrupted, LMError
 from lm.executors import (
@@ -34,6 +34,7 @@ from lm.executors import (
 from lm.files import take_lock
 from lm.ledger import append_ledger, read_ledger
 from lm.live import LiveView
+from lm.rundir import finished_result
 from lm.runtime import StopSignals
 from lm.study import Study
 
@@ -57,9 +58,7 @@ def settled(study: Study) -> dict[str, dict[str, Any]]:
 
 def finished(job: Job) -> dict[str, Any] | None:
     """The result in the run's directory, if it has all that is asked for: one that a run by hand left may lack test."""
-    result = read_result(job)
-    complete = result and result["status"] == "completed" and (job.rung or result["test_loss"] is not None)
-    return result if complete else None
+    return finished_result(job.config, job.run_dir, RunOptions(resume="auto", eval_test=not job.rung))
 
 
 class Sweep:

@@ -28,7 +28,7 @@ from lm.evaluate import Evaluation, evaluate
 from lm.export import load_trained
 from lm.flags import parse_train_args
 from lm.metrics import LARGEST_LOSS, RunLog, log_to, perplexity
-from lm.model import carry_state, count_parameters, reset_state
+from lm.model import carry_state, count_parameters
 from lm.optim import check_finite, clipped_step, set_rate
 from lm.regularization import regularization_terms
 from lm.run import Run
@@ -135,7 +135,7 @@ def end_epoch(run: Run, run_dir: RunDir, log: RunLog, stop: StopSignals) -> None
     progress.epoch += 1
     progress.finished = run.is_over()
     run.windows.rewind()
-    reset_state(run.hidden)
+    carry_state(run.hidden, run.model.initial_state(config.batch_size))
     run_dir.save_last(run, log.sync())
 
 
