@@ -25,19 +25,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from lm.cards import SPLITS, known_corpora
-from lm.config import TrainConfig, make_config
-from lm.errors import ConfigError, LMError, run_cli
-from lm.flags import Parser
-from lm.lstm import choose_kernel, pack_linear
-from lm.plain import PlainLM, plain_step
-from lm.run import Run
-from lm.runtime import cpu_name, keep_freed_memory, peak_memory, pick_device, pick_precision
-from lm.speed import text, write_table
+from lm.base.device import keep_freed_memory, peak_memory, pick_device, pick_precision
+from lm.base.errors import ConfigError, LMError, run_cli
+from lm.base.provenance import cpu_name
+from lm.config.flags import Parser
+from lm.config.schema import TrainConfig
+from lm.config.values import make_config
+from lm.nn.kernels.choose import choose_kernel
+from lm.nn.plain import PlainLM, plain_step
+from lm.nn.products import pack_linear
+from lm.tables.speed import text, write_table
+from lm.text.cards import SPLITS, known_corpora
 from lm.train import update
+from lm.training.run import Run
 
 Step = Callable[[], Any]
-
 _CPU = torch.device("cpu")
 # Steps in a row before the other program's turn, of which the first, whose caches are cold, does not count. A GPU's
 # work is waited for at the end of a turn only, as training does, so a turn must be long beside that.

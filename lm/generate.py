@@ -11,143 +11,25 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from lm.corpus import tokenization_of
-from lm.errors import CheckpointError, ConfigError, run_cli
-from lm.evaluate import load_model
-from lm.flags import Parser
-from lm.model import AWDLSTM, State
-from lm.runtime import pick_device
-from lm.score import score_text
-from lm.tokenizer import EOS, TextTokenizer, check_text, detokenize, read_text, split_words
+from lm.base.device import pick_device
+from lm.base.errors import CheckpointError, ConfigError, run_cli
+from lm.base.names import flag
+from lm.base.rundir import RunDir
+from lm.config.flags import Parser
+from lm.nn.model import AWDLSTM
+from lm.scoring.loading import load_model
+from lm.scoring.sampling import Sampling, beam_search, sample
+from lm.scoring.score import score_text
+from lm.text.detokenize import detokenize
+from lm.text.reading import check_text, read_text, split_words
+from lm.text.tokenization import tokenization_of
+from lm.text.tokenizer import EOS, TextTokenizer
 
 logger = logging.getLogger("lm.generate")
-
 # Tokens, samples or hypotheses: more would fill the memory before anything is said.
 _MOST = 1_000_000
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Which words can be drawn, and how often: temperature first, then the `top_k`, then the `top_p` cut."""
-
-    temperature: float = 1.0
-    top_k: int = 0
-    """0: every word"""
-    top_p: float = 1.0
-
-
-@dataclass(frozen=True)
-class Continuation:
-    """Generated token ids and their log-probability in nats, summed, under the model itself: uncut, temperature 1."""
-
-    ids: list[int]
-    logprob: float
-
-
-def next_word_probabilities(logits_BV: Tensor, sampling: Sampling, forbidden: Sequence[int] = ()) -> Tensor:
-    """Probabilities (B, V) of the next word over the whole vocabulary, in float64; each row sums to 1.
-
-    Args:
-        logits_BV: the decoder's output.
-        sampling: `top_k` keeps the k likeliest words, of equal ones those with lower ids; `top_p` then keeps the
-            smallest set of likeliest words whose probability reaches p (nucleus, Holtzman et al. 2019, sec. 3.1).
-        forbidden: ids of words that are never drawn; taken out before the cuts.
-    """
-    logits = logits_BV.double().index_fill(
-        1, torch.tensor(forbidden, dtype=torch.int64, device=logits_BV.device), -math.inf
-    )
-    logits = (logits - logits.amax(1, keepdim=True)) / sampling.temperature  # exp cannot overflow at a low one
-    ranked, words = logits.sort(dim=1, descending=True, stable=True)
-    p = torch.softmax(ranked, 1)
-    if sampling.top_k:
-        p[:, sampling.top_k :] = 0
-        p /= p.sum(1, keepdim=True)
-    if sampling.top_p < 1:  # at 1 rounding of the sum would cut the tail
-        p[p.cumsum(1) - p >= sampling.top_p] = 0
-        p /= p.sum(1, keepdim=True)
-    return torch.zeros_like(p).scatter_(1, words, p)
-
-
-def _columns(state: State, columns_B: Tensor) -> State:
-    return [tuple(tensor.index_select(0, columns_B) for tensor in layer) for layer in state]
-
-
-def _advance(model: AWDLSTM, tokens_TB: Tensor, state: State) -> tuple[Tensor, State]:
-    """Logits (B, V) of the word after `tokens_TB`, and the state there."""
-    output = model(tokens_TB, state)
-    return model.decoder(output.dropped[-1][-1]), output.state
-
-
-@torch.no_grad()
-def sample(
-    model: AWDLSTM,
-    context: Sequence[int],
-    tokens: int,
-    sampling: Sampling,
-    seeds: Sequence[int],
-    forbidden: Sequence[int] = (),
-) -> list[Continuation]:
-    """Draw one continuation of `context` for each seed, hidden state carried from word to word.
-
-    Args:
-        model: in evaluation mode; computed in fp32.
-        context: ids that come first, at least one (`<eos>` for the start of a line).
-        tokens: words to draw, `<eos>` included.
-        sampling: see `next_word_probabilities`.
-        seeds: each continuation has its own generator, so it is the same alone and among others.
-        forbidden: ids that are never drawn.
-    """
-    device, generators = model.decoder.bias.device, [torch.Generator().manual_seed(seed) for seed in seeds]
-    rows, logprob_B = torch.arange(len(seeds)), torch.zeros(len(seeds), dtype=torch.float64)
-    drawn: list[Tensor] = []
-    with model.exact():
-        logits, state = _advance(model, torch.tensor(context, device=device).unsqueeze(1), model.initial_state(1))
-        logits, state = logits.expand(len(seeds), -1), _columns(state, torch.zeros_like(rows, device=device))
-        while True:
-            logits = logits.cpu()
-            p = next_word_probabilities(logits, sampling, forbidden)
-            words = torch.cat([torch.multinomial(row, 1, generator=g) for row, g in zip(p, generators, strict=True)])
-            logprob_B += torch.log_softmax(logits.double(), 1)[rows, words]
-            drawn.append(words)
-            if len(drawn) == tokens:
-                break
-            logits, state = _advance(model, words.to(device).unsqueeze(0), state)
-    ids = torch.stack(drawn, 1).tolist()
-    return [Continuation(*pair) for pair in zip(ids, logprob_B.tolist(), strict=True)]
-
-
-@torch.no_grad()
-def beam_search(
-    model: AWDLSTM, context: Sequence[int], tokens: int, width: int, forbidden: Sequence[int] = ()
-) -> list[Continuation]:
-    """Likely continuations of `context`, best first: after each word the `width` likeliest beginnings are kept.
-
-    All have `tokens` words, as `<eos>` ends a line and not the text, so log-probabilities are compared as they are.
-    Width 1 takes the likeliest word each time (greedy). Other arguments as in `sample`.
-    """
-    device = model.decoder.bias.device
-    history_BT = torch.empty(1, 0, dtype=torch.int64, device=device)
-    score_B = torch.zeros(1, dtype=torch.float64, device=device)
-    with model.exact():
-        logits, state = _advance(model, torch.tensor(context, device=device).unsqueeze(1), model.initial_state(1))
-        while True:
-            total_BV = score_B.unsqueeze(1) + torch.log_softmax(logits.double(), 1)
-            total_BV[:, list(forbidden)] = -math.inf
-            candidates = len(score_B) * (logits.shape[1] - len(set(forbidden)))
-            score_B, best = total_BV.flatten().topk(min(width, candidates))
-            origin, words = best // logits.shape[1], best % logits.shape[1]
-            history_BT = torch.cat([history_BT[origin], words.unsqueeze(1)], 1)
-            if history_BT.shape[1] == tokens:
-                break
-            logits, state = _advance(model, words.unsqueeze(0), _columns(state, origin))
-    return [Continuation(*pair) for pair in zip(history_BT.tolist(), score_B.tolist(), strict=True)]
 
 
 def _score(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextTokenizer) -> None:
@@ -196,7 +78,7 @@ def _generate(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextToke
 
 def _build_parser() -> Parser:
     parser = Parser("python -m lm.generate", description="Sample text from a run, or score given text.")
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory of lm.train, or an export")
+    parser.add_argument("run_dir", type=RunDir, metavar="RUN_DIR", help="run directory of lm.train, or an export")
     text = parser.add_argument_group("generating")
     text.add_argument("--prompt", metavar="TEXT", help="text to go on from, at the start of a line (default: none)")
     text.add_argument("--tokens", type=int, metavar="N", help="to generate, <eos> included (default: 200)")
@@ -223,7 +105,7 @@ def _check(arguments: argparse.Namespace) -> None:
     sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 1111}
     search = {"greedy": False, "beam": 0}
     defaults = {"prompt": "", "tokens": 200, "samples": 1, "unk": False, "detokenize": False} | sampling | search
-    given = {name: f"--{name.replace('_', '-')}" for name in defaults if getattr(arguments, name) is not None}
+    given = {name: flag(name) for name in defaults if getattr(arguments, name) is not None}
     if arguments.score is not None and given:
         raise ConfigError(f"{next(iter(given.values()))} is for generating: leave it out with --score")
     if arguments.independent and arguments.score is None:
@@ -232,9 +114,9 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"{drawing[0]} is for sampling: leave it out with {given[min(chosen)]}")
     if len(given.keys() & search) == 2:
         raise ConfigError("--greedy is --beam 1: give one of the two")
-    for name, flag in given.items():
+    for name, spelling in given.items():
         if name in ("tokens", "samples", "beam") and not 1 <= getattr(arguments, name) <= _MOST:
-            raise ConfigError(f"{flag} must be at least 1 and at most {_MOST}, got {getattr(arguments, name)}")
+            raise ConfigError(f"{spelling} must be at least 1 and at most {_MOST}, got {getattr(arguments, name)}")
     for name, value in defaults.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
@@ -260,10 +142,10 @@ def main() -> None:
     arguments = _build_parser().parse_args()
     _check(arguments)
     model, config, trained = load_model(arguments.run_dir, pick_device(arguments.device))
-    tokenizer = tokenization_of(config).load(arguments.run_dir / "tokenizer.json")
+    tokenizer = tokenization_of(config).load(arguments.run_dir.tokenizer)
     found = tokenizer.fingerprint()
     if tokenizer.vocab_size != model.encoder.num_embeddings or trained.get("vocabulary", found) != found:
-        raise CheckpointError(f"{arguments.run_dir / 'tokenizer.json'}: belongs to another model than the one there")
+        raise CheckpointError(f"{arguments.run_dir.tokenizer}: belongs to another model than the one there")
     (_generate if arguments.score is None else _score)(arguments, model, tokenizer)
 
 

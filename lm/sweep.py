@@ -1,4 +1,4 @@
-"""Run a study: every cell of its grid with every seed, one ledger line a finished run.
+"""Run a study: every configuration of its grid with every seed, one ledger line a finished run.
 
 python -m lm.sweep results/ptb-200                                      # what results/ptb-200/study.toml asks
 python -m lm.sweep --preset examples-200 --dataset ptb --alpha 0 1 2 --seed 1 2 3 --out results/ar
@@ -15,15 +15,19 @@ import contextlib
 import json
 import logging
 import sys
+import typing
 from collections.abc import Sequence
+from typing import Any, Literal
 
-from lm import search
-from lm.corpus import identify
-from lm.errors import DivergedError, run_cli
-from lm.executors import Job
-from lm.scheduler import Sweep, SweepFailed, settled
-from lm.study import load_study
-from lm.studyfile import parse_args, save_study, study_from_flags, with_refine
+from lm.base import names
+from lm.base.errors import DivergedError, run_cli
+from lm.config.flags import ALIASES, Parser, flag_groups
+from lm.config.schema import TrainConfig
+from lm.study import search
+from lm.study.executors import Job
+from lm.study.from_flags import SINGLE, save_study, study_from_flags, with_refine
+from lm.study.scheduler import Sweep, SweepFailed, settled
+from lm.study.specification import load_study
 
 logger = logging.getLogger("lm.sweep")
 
@@ -38,7 +42,7 @@ def plan(sweep: Sweep) -> list[Job]:
                 sweep.config(study.baseline | {name: value}, study.seeds[0])
         if "search" in settings:
             search.require_optuna()
-    return [sweep.job(cell, seed) for cell, seed in study.runs()]
+    return [sweep.job(configuration, seed) for configuration, seed in study.runs()]
 
 
 def look_further(sweep: Sweep) -> None:
@@ -94,10 +98,97 @@ def finish(sweep: Sweep, jobs: Sequence[Job], args: argparse.Namespace) -> None:
         raise DivergedError(f"{len(diverged)} runs of {study.path} diverged:\n  " + "\n  ".join(diverged))
 
 
+def parse_args(description: str, arguments: list[str] | None) -> argparse.Namespace:
+    """Parse the command line of a sweep. Raises ConfigError."""
+    parser = Parser(
+        prog="python -m lm.sweep", description=description, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("study", nargs="?", metavar="STUDY_DIR", help="folder with study.toml")
+    parser.add_argument("--out", metavar="DIR", help="folder for a study that the flags below describe")
+    parser.add_argument(
+        "--jobs", type=int, default=0, metavar="N", help="runs at a time (default: one a GPU, or what the CPUs carry)"
+    )
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads of a run (default: 1)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="as in lm.train")
+    parser.add_argument("--executor", choices=("local", "ray"), default="local", help="where to compute")
+    parser.add_argument(
+        "--ray-address",
+        default="",
+        metavar="HOST:PORT",
+        help="head of the Ray cluster (default: a running one, or a new one here)",
+    )
+    parser.add_argument(
+        "--refine", metavar="FIELD", help="coarse to fine over this field, after the grid (see lm.study.search)"
+    )
+    parser.add_argument("--rounds", type=int, metavar="N", help="finer passes of --refine (default: 1)")
+    parser.add_argument(
+        "--search", choices=("random", "hyperband"), help="search by Optuna, after the grid (see lm.study.search)"
+    )
+    parser.add_argument(
+        "--trials", type=int, metavar="N", help="configurations that --search draws (default: every one)"
+    )
+    parser.add_argument(
+        "--runs-dir", default="runs", metavar="DIR", help="run directories land in DIR/STUDY/ (default: runs)"
+    )
+    parser.add_argument(
+        "--report",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write the study's tables and plots at the end",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="list what would run, and stop")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    _grid_flags(parser)
+    args = parser.parse_args(arguments)
+    if bool(args.study) == bool(args.out):
+        parser.error("give STUDY_DIR, or --out DIR and the study's flags")
+    args.refine = args.refine and names.field(args.refine)
+    if args.jobs < 0 or args.threads < 1:
+        parser.error("--jobs: at least 0; --threads: at least 1")
+    return args
+
+
+def _grid_flags(parser: Parser) -> None:
+    """Add a flag for every configuration field; several values make it a field of the grid."""
+    parser.add_argument("--preset", default=argparse.SUPPRESS, metavar="NAME", help="start from a preset")
+    hints = typing.get_type_hints(TrainConfig)
+    for title, fields in flag_groups():
+        group = parser.add_argument_group(f"{title} (several values: a field of the grid)")
+        for field, text in fields:
+            if field.name not in hints:
+                continue
+            hint = hints[field.name]
+            keywords: dict[str, Any] = {"nargs": "+", "type": hint, "metavar": hint.__name__.upper()[:1]}
+            if hint is bool:
+                keywords = {"nargs": "*", "type": _boolean, "metavar": "true|false"}
+                group.add_argument(
+                    names.flag(f"no_{field.name}"), dest=field.name, action="store_const", const=[False],
+                    default=argparse.SUPPRESS,
+                    help=argparse.SUPPRESS,
+                )  # fmt: skip
+            elif typing.get_origin(hint) is Literal:
+                keywords = {"nargs": "+", "choices": typing.get_args(hint)}
+            elif typing.get_origin(hint) is tuple:
+                keywords = {"nargs": "*", "type": int, "metavar": "N"}
+            elif field.name in SINGLE:
+                keywords = {"metavar": "TEXT"}
+            spellings = [names.flag(field.name), *ALIASES.get(field.name, ())]
+            group.add_argument(
+                *spellings, dest=field.name, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **keywords
+            )
+
+
+def _boolean(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text == "true"
+
+
 def main() -> None:
     """Command line."""
     args = parse_args(__doc__ or "", None)
-    study = with_refine(study_from_flags(args, identify) if args.out else load_study(args.study), args)
+    study = with_refine(study_from_flags(args) if args.out else load_study(args.study), args)
     sweep = Sweep(study, args)
     jobs = plan(sweep)
     if args.dry_run:

@@ -19,22 +19,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lm.batching import Window
-from lm.checkpoint import fitting, load_checkpoint, load_latest
-from lm.config import RunOptions, TrainConfig, as_plain
-from lm.corpus import configured_corpus, identify
-from lm.errors import ConfigError, DivergedError, Interrupted, run_cli
-from lm.evaluate import Evaluation, evaluate
-from lm.export import load_trained
-from lm.flags import parse_train_args
-from lm.metrics import LARGEST_LOSS, RunLog, log_to, perplexity
-from lm.model import carry_state, count_parameters
-from lm.optim import check_finite, clipped_step, set_rate
-from lm.regularization import regularization_terms
-from lm.run import Run
-from lm.rundir import RunDir, choose_run_dir, finished_result
-from lm.runtime import StopSignals, keep_freed_memory, peak_memory, pick_device
-from lm.units import figures_text, split_figures, summary
+from lm.base.device import keep_freed_memory, peak_memory, pick_device
+from lm.base.errors import ConfigError, DivergedError, Interrupted, run_cli
+from lm.base.numbers import perplexity
+from lm.base.rundir import RunDir
+from lm.base.signals import StopSignals
+from lm.config.flags import parse_train_args
+from lm.config.schema import RunOptions, TrainConfig
+from lm.config.values import as_plain, make_config
+from lm.nn.model import carry_state, count_parameters
+from lm.nn.regularization import regularization_terms
+from lm.scoring.evaluation import Evaluation, evaluate
+from lm.scoring.loading import load_trained
+from lm.text.batching import Window
+from lm.text.finding import configured_corpus, corpus_name
+from lm.text.units import split_units, summary, units_text
+from lm.training.checkpoint import fitting, load_checkpoint, load_latest
+from lm.training.divergence import check_loss, check_update, check_weights
+from lm.training.log import RunLog, log_to
+from lm.training.optim import clipped_step, set_rate
+from lm.training.results import choose_run_dir, finished_result
+from lm.training.run import Run
+from lm.training.writer import RunWriter
 
 logger = logging.getLogger("lm.train")
 
@@ -45,15 +51,15 @@ def gradient_step(run: Run, tokens_TB: Tensor, targets_TB: Tensor) -> None:
     output = model(tokens_TB, run.hidden)
     loss = model.loss(output, targets_TB)
     terms = regularization_terms(
-        output.raw, output.dropped, config.alpha, config.beta, config.ar_norm, config.ar_layers
+        output.raw, output.after_dropout, config.alpha, config.beta, config.ar_norm, config.ar_layers
     )
     total = sum(terms.values(), start=loss)
 
     run.optimizer.zero_grad()
     total.backward()
     norm = clipped_step(run.optimizer, config.clip)
-    if run.device.type == "cpu":  # on a GPU this would wait for the device: `check_means` looks now and then
-        check_finite(total.item(), norm.item(), run.progress.step + 1)
+    if run.device.type == "cpu":  # on a GPU this would wait for the device: `check_run` looks now and then
+        check_update(total.item(), norm.item(), run.progress.step + 1)
     run.means.add(loss, terms, norm, config.clip, targets_TB.numel())
     carry_state(run.hidden, output.state)
 
@@ -62,14 +68,14 @@ def update(run: Run, window: Window) -> None:
     """One step of truncated backpropagation through time."""
     run.rate = run.learning_rate.at(run.fraction(window.fraction))
     set_rate(run.optimizer, run.rate * window.lr_scale)
-    run.graphs(functools.partial(gradient_step, run), window.tokens_TB, window.targets_TB)
+    run.cuda_graphs(functools.partial(gradient_step, run), window.tokens_TB, window.targets_TB)
     run.averaging.after_update(run.model)
     run.means.count(window.targets_TB.numel())
     run.progress.step += 1
     run.progress.tokens += window.targets_TB.numel()
 
 
-def train_epoch(run: Run, run_dir: RunDir, options: RunOptions, log: RunLog, stop: StopSignals) -> None:
+def train_epoch(run: Run, writer: RunWriter, options: RunOptions, log: RunLog, stop: StopSignals) -> None:
     """The rest of the current epoch, with its log records and checkpoints."""
     progress, max_steps = run.progress, run.config.max_steps or math.inf
     done = progress.tokens - (progress.epoch - 1) * run.targets_per_epoch
@@ -81,24 +87,21 @@ def train_epoch(run: Run, run_dir: RunDir, options: RunOptions, log: RunLog, sto
         due, stopped = run.means.updates >= options.log_interval, stop.received is not None
         save = progress.step % options.save_every == 0
         if due or save or stopped:  # what is saved must be good; waits for a GPU, whose work is in the time then
-            check_means(run)
+            check_run(run)
         progress.seconds += time.perf_counter() - started
         log.progress(window.targets_TB.numel())
         if due:
             record_step(run, log, (progress.tokens - logged_tokens) / (progress.seconds - logged_seconds))
             logged_tokens, logged_seconds = progress.tokens, progress.seconds
         if save:
-            run_dir.save_last(run, log.sync())
+            writer.save_last(run, log.sync())
         if stopped:
             stop.check()
 
 
-def check_means(run: Run) -> None:
+def check_run(run: Run) -> None:
     """Raise DivergedError if a value since the last record, or what the updates made of a weight, is not finite."""
-    weights = torch.stack([weight.isfinite().all() for weight in run.model.parameters()])  # waits for a GPU once
-    if not (run.means.finite() and weights.all()):
-        step = run.progress.step
-        raise DivergedError(f"up to update {step} a loss, gradient or weight was not finite; try a lower --lr")
+    check_weights(run.model.parameters(), run.means.finite(), run.progress.step)
 
 
 def record_step(run: Run, log: RunLog, tokens_per_s: float) -> None:
@@ -114,20 +117,20 @@ def record_step(run: Run, log: RunLog, tokens_per_s: float) -> None:
     log.progress(0, f"ppl {means['ppl']:.4g}")
 
 
-def end_epoch(run: Run, run_dir: RunDir, log: RunLog, stop: StopSignals) -> None:
+def end_epoch(run: Run, writer: RunWriter, log: RunLog, stop: StopSignals) -> None:
     """Validate, keep the best, and let the validation loss steer learning rate and averaging."""
     config, progress = run.config, run.progress
     started = time.perf_counter()
-    check_means(run)
+    check_run(run)
     model = run.averaging.evaluated(run.model)
     valid = evaluate(model, run.corpus.splits["valid"], config.eval_batch_size, between_windows=stop.check)
     progress.seconds += time.perf_counter() - started
-    check_evaluation(valid, f"valid after epoch {progress.epoch}")
+    check_loss(valid.loss, f"valid after epoch {progress.epoch}", activation=valid.activation)
     log_epoch(run, log, valid)
     if valid.loss < progress.best_loss:
         progress.best_epoch, progress.best_loss = progress.epoch, valid.loss
         progress.best_activation, progress.best_averaged = valid.activation, model is not run.model
-        run_dir.save_best(run, model)
+        writer.save_best(run, model)
     run.learning_rate.end_epoch(progress.epoch, valid.loss)
     if run.averaging.end_epoch(valid.loss) and not config.finetune:
         run.averaging.start(run.model)
@@ -136,23 +139,16 @@ def end_epoch(run: Run, run_dir: RunDir, log: RunLog, stop: StopSignals) -> None
     progress.finished = run.is_over()
     run.windows.rewind()
     carry_state(run.hidden, run.model.initial_state(config.batch_size))
-    run_dir.save_last(run, log.sync())
+    writer.save_last(run, log.sync())
 
 
-def check_evaluation(found: Evaluation, text: str) -> None:
-    """Raise DivergedError if the loss, its perplexity or a statistic of an evaluation is beyond all numbers of JSON."""
-    if not all(map(math.isfinite, found.activation.values())) or not found.loss <= LARGEST_LOSS:
-        rms = found.activation["rms"]
-        raise DivergedError(f"{text}: loss {found.loss:g}, rms of activations {rms:g}: diverged; try a lower --lr")
-
-
-def keep_starting_point(run: Run, run_dir: RunDir, log: RunLog, stop: StopSignals) -> None:
+def keep_starting_point(run: Run, writer: RunWriter, log: RunLog, stop: StopSignals) -> None:
     """Make what fine-tuning starts from the best so far, so that it never ends worse on valid."""
     config, progress = run.config, run.progress
     valid = evaluate(run.model, run.corpus.splits["valid"], config.eval_batch_size, between_windows=stop.check)
-    check_evaluation(valid, f"valid of {config.finetune}")
+    check_loss(valid.loss, f"valid of {config.finetune}", activation=valid.activation)
     progress.best_loss, progress.best_activation = valid.loss, valid.activation
-    run_dir.save_best(run, run.model)
+    writer.save_best(run, run.model)
     log.message(f"fine-tuning {config.finetune}: valid {valid.loss:.4f}  ppl {valid.perplexity:8.2f} at the start")
 
 
@@ -160,7 +156,7 @@ def log_epoch(run: Run, log: RunLog, valid: Evaluation) -> None:
     """Record an epoch's validation."""
     progress, averaged = run.progress, run.averaging.averaged is not None
     rate = run.learning_rate.at(run.fraction(1.0))
-    figures = split_figures(run.corpus, "valid", valid.loss)
+    figures = split_units(run.corpus, "valid", valid.loss)
     values = {
         "epoch": progress.epoch, "lr": rate, "valid_loss": valid.loss, "valid_ppl": valid.perplexity,
         "averaged": averaged, "activation": valid.activation, "seconds": round(progress.seconds, 2),
@@ -171,7 +167,7 @@ def log_epoch(run: Run, log: RunLog, valid: Evaluation) -> None:
         f"epoch {progress.epoch:3}/{run.config.epochs}  lr {rate:<8.4g} valid {valid.loss:.4f}  "
         f"ppl {valid.perplexity:8.2f}{'*' if valid.loss < progress.best_loss else ' '} "
         f"rms h {valid.activation['rms']:.3f}  rms dh {valid.activation['temporal_rms']:.3f}  "
-        f"{progress.seconds:6.0f} s{'  (averaged)' if averaged else ''}{figures_text(figures)}"
+        f"{progress.seconds:6.0f} s{'  (averaged)' if averaged else ''}{units_text(figures)}"
     )
 
 
@@ -184,7 +180,7 @@ def final_scores(run: Run, run_dir: RunDir, options: RunOptions, stop: StopSigna
 
     def score(split: str, columns: int, tokens: int | None = None) -> float:
         found = evaluate(run.model, corpus.splits[split][:tokens], columns, between_windows=stop.check)
-        check_evaluation(found, split)
+        check_loss(found.loss, split, activation=found.activation)
         return found.loss
 
     scores = {"train_loss": score("train", config.eval_batch_size, config.eval_train_tokens or None)}
@@ -194,7 +190,7 @@ def final_scores(run: Run, run_dir: RunDir, options: RunOptions, stop: StopSigna
             scores["test_batch1_loss"] = score("test", 1)
     figures = {}
     for name, loss in (scores | {"valid_loss": run.progress.best_loss}).items():
-        units = {"ppl": perplexity(loss)} | split_figures(corpus, name.split("_")[0], loss)
+        units = {"ppl": perplexity(loss)} | split_units(corpus, name.split("_")[0], loss)
         figures |= {name.replace("loss", unit): value for unit, value in units.items()}
     return scores | figures
 
@@ -212,9 +208,8 @@ def open_run(config: TrainConfig, options: RunOptions, device: torch.device, run
         state = load_checkpoint(source)
     if state is None:
         if config.finetune:
-            trained = load_trained(Path(config.finetune))
             with fitting(Path(config.finetune)):
-                run.finetune_from(trained)
+                run.finetune_from(load_trained(RunDir(Path(config.finetune))))
         return run, 0
     with fitting(source):
         run.load_state_dict(state)
@@ -233,11 +228,15 @@ def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
         DivergedError: a non-finite loss or gradient; result.json says `diverged`, checkpoints are the last good ones.
         Interrupted: SIGINT or SIGTERM; everything is saved, `--resume auto` continues.
     """
-    path = choose_run_dir(config, options)
-    run_dir = RunDir(path, options.save)
-    if result := finished_result(config, path, options):
-        logger.info("%s is complete: nothing to do", path)
-        run_dir.copy_best()
+    run_dir = choose_run_dir(config, options)
+    writer = RunWriter(run_dir, options.save)
+    if run_dir.config.exists() and not options.resume:
+        raise ConfigError(
+            f"--out-dir: {run_dir} holds a run already: continue it with --resume auto, or choose another"
+        )
+    if result := finished_result(run_dir, config, tested=options.eval_test):
+        logger.info("%s is complete: nothing to do", run_dir)
+        writer.copy_best()
         return result
     keep_freed_memory()
     if options.threads:
@@ -249,43 +248,50 @@ def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
     logger.info(
         "%s: %s tokens, %s types; %s parameters; %s, %s, %d threads; %s",
         run.corpus.name, f"{len(run.corpus.splits['train']):,}", f"{run.corpus.vocab_size:,}",
-        f"{count_parameters(run.model):,}", device, run.model.precision, torch.get_num_threads(), path,
+        f"{count_parameters(run.model):,}", device, run.model.precision, torch.get_num_threads(), run_dir,
     )  # fmt: skip
     if options.dry_run:
         return {}
     with (
-        run_dir.locked(),
-        log_to(path / "train.log"),
-        RunLog(path, position=log_position, step=run.progress.step, tensorboard=options.tensorboard) as log,
+        writer.locked(),
+        log_to(run_dir.log),
+        RunLog(run_dir, position=log_position, step=run.progress.step, tensorboard=options.tensorboard) as log,
         StopSignals() as stop,
     ):
         try:
-            run_dir.prepare(run)
+            writer.prepare(run)
             if config.finetune and run.progress.step == 0:
-                keep_starting_point(run, run_dir, log, stop)
+                keep_starting_point(run, writer, log, stop)
             while not run.progress.finished:
-                train_epoch(run, run_dir, options, log, stop)
-                end_epoch(run, run_dir, log, stop)
-            run_dir.copy_best()
-            result = run_dir.write_result(run, "completed", final_scores(run, run_dir, options, stop))
+                train_epoch(run, writer, options, log, stop)
+                end_epoch(run, writer, log, stop)
+            writer.copy_best()
+            result = writer.write_result(run, "completed", final_scores(run, run_dir, options, stop))
         except Interrupted as interruption:
             if not run.progress.finished:  # else last.pt is written, and the model may hold the best weights by now
-                run_dir.save_last(run, log.sync())
-            run_dir.write_result(run, "interrupted", {})
-            raise Interrupted(stop.received, f"{interruption}; saved: --resume auto continues {path}") from None
+                writer.save_last(run, log.sync())
+            writer.write_result(run, "interrupted", {})
+            raise Interrupted(stop.received, f"{interruption}; saved: --resume auto continues {run_dir}") from None
         except DivergedError:
-            run_dir.write_result(run, "diverged", {})
+            writer.write_result(run, "diverged", {})
             raise
         final = {f"final/{key}": result[key] for key in ("valid_ppl", "test_ppl", "train_ppl") if result[key]}
         log.hparams(as_plain(config), final)
     return result
 
 
+def configure(argv: list[str] | None) -> tuple[TrainConfig, RunOptions]:
+    """Configuration and options of a command line (None: that of this process). Raises ConfigError, CorpusError."""
+    given = parse_train_args(argv)
+    for warning in given.warnings:
+        logger.warning(warning)
+    dataset = corpus_name(given.dataset, given.data)  # a preset's values may depend on it
+    return make_config(given.preset, dataset, **given.values), given.options
+
+
 def main() -> None:
     """Command line."""
-    config, options, warnings = parse_train_args(None, identify)
-    for warning in warnings:
-        logger.warning(warning)
+    config, options = configure(None)
     if options.print_config:
         sys.stdout.write(json.dumps(as_plain(config), indent=2) + "\n")
         return

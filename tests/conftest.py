@@ -10,9 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from lm.corpus import identify
-from lm.flags import parse_train_args
-from lm.train import train
+from lm.train import configure, train
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits, and the suite may share the machine
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,7 +76,7 @@ def train_here(work_dir: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(work_dir)
 
     def run(*arguments: object) -> dict:
-        config, options, _ = parse_train_args([str(argument) for argument in arguments], identify)
+        config, options = configure([str(argument) for argument in arguments])
         return train(config, options)
 
     return run

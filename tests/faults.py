@@ -109,7 +109,7 @@ def _hook_windows(hook: Hook) -> None:
     """Put the hook before every window's computation."""
     import torch
 
-    from lm.batching import BPTTWindows
+    from lm.text.batching import BPTTWindows
 
     real = BPTTWindows.__next__
 
@@ -123,7 +123,7 @@ def _hook_windows(hook: Hook) -> None:
 
 def _child(request: dict[str, Any], pipes: list[int]) -> None:
     """Become the training run that was asked for, with pipes for stdout, stderr and calls; does not return."""
-    from lm.errors import run_cli
+    from lm.base.errors import run_cli
     from lm.train import main
 
     os.chdir(request["folder"])

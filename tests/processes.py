@@ -13,9 +13,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from lm.base.device import set_determinism
 from lm.bench import random_run
-from lm.config import make_config
-from lm.runtime import set_determinism
+from lm.config.values import make_config
 from lm.train import update
 from tests.faults import ENVIRONMENT
 from tests.rundir import checkpoint, event_steps

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from lm.runtime import cpu_name
+from lm.base.provenance import cpu_name
 from tests import processes
 from tests import trials as cases
 from tests.conftest import write_corpus

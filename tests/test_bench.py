@@ -5,13 +5,14 @@ import multiprocessing
 import pytest
 import torch
 
-from lm.bench import gflop, measure, text, write_table
-from lm.config import make_config
-from lm.errors import LMError
-from lm.model import AWDLSTM
-from lm.plain import PlainLM
-from lm.regularization import regularization_terms
-from tests.test_model import NO_DROPOUT
+from lm.base.errors import LMError
+from lm.bench import gflop, measure
+from lm.config.values import make_config
+from lm.nn.model import AWDLSTM
+from lm.nn.plain import PlainLM
+from lm.nn.regularization import regularization_terms
+from lm.tables.speed import text, write_table
+from tests.nn.test_model import NO_DROPOUT
 
 CONFIG = make_config(emsize=8, nhid=12, nlayers=2, batch_size=3, bptt=5)
 
@@ -26,7 +27,7 @@ def test_the_plain_program_computes_what_ours_does():
     plain.load_state_dict({names[name]: tensor for name, tensor in ours.state_dict().items()})
     ids = torch.randint(20, (6, 3))
     output = ours(ids[:-1], ours.initial_state(3))
-    terms = regularization_terms(output.raw, output.dropped, config.alpha, config.beta)
+    terms = regularization_terms(output.raw, output.after_dropout, config.alpha, config.beta)
     total = ours.loss(output, ids[1:]) + terms["ar"] + terms["tar"]
     assert torch.isclose(total, plain.loss(ids[:-1], ids[1:]), rtol=1e-5)
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from lm.evaluate import evaluate
-from lm.model import AWDLSTM
-from tests.test_model import V, tiny
+from lm.nn.model import AWDLSTM
+from lm.scoring.evaluation import evaluate
+from tests.nn.test_model import V, tiny
 
 
 @pytest.fixture

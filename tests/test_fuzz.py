@@ -19,14 +19,18 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lm import train
-from lm.checkpoint import load_checkpoint
-from lm.config import Bounds, RunOptions, TrainConfig, make_config
-from lm.corpus import load_corpus
-from lm.errors import ConfigError, CorpusError, DivergedError, Interrupted
-from lm.evaluate import load_run, protocol_columns, split_report
-from lm.executors import train_arguments
-from lm.flags import parse_train_args
-from lm.subword import Tokenization
+from lm.base.errors import ConfigError, CorpusError, DivergedError, Interrupted
+from lm.base.rundir import RunDir
+from lm.config.bounds import Bounds
+from lm.config.flags import parse_train_args
+from lm.config.schema import RunOptions, TrainConfig
+from lm.config.values import make_config
+from lm.scoring.evaluation import protocol_columns, split_report
+from lm.scoring.loading import load_run
+from lm.study.executors import train_arguments
+from lm.text.finding import load_corpus
+from lm.text.tokenization import Tokenization
+from lm.training.checkpoint import load_checkpoint
 
 settings.register_profile(
     "fuzz", max_examples=int(os.environ.get("LM_FUZZ_EXAMPLES", "15")), deadline=None, derandomize=True,
@@ -94,8 +98,8 @@ def quick(tmp_path_factory):
     """Spare what takes most of a tiny run's time and cannot depend on the configuration."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("quick"))
-        patch.setattr("lm.rundir.git_state", dict)
-        patch.setattr("lm.files.os.fsync", lambda descriptor: None)
+        patch.setattr("lm.training.writer.git_state", dict)
+        patch.setattr("lm.base.files.os.fsync", lambda descriptor: None)
         yield
 
 
@@ -147,7 +151,7 @@ def test_any_valid_configuration_trains_saves_resumes_and_evaluates(config, text
             assert resumed[name] == result[name], name
         one, other = (load_checkpoint(run / "ckpt" / "last.pt")["model"] for run in (straight, stopped))
         assert all(torch.equal(one[name], other[name]) for name in one)
-        model, loaded, corpus = load_run(stopped, torch.device("cpu"))
+        model, loaded, corpus = load_run(RunDir(stopped), torch.device("cpu"))
         assert loaded == config
         report = split_report(model, corpus, "valid", protocol_columns(config, "valid"))
         assert report["loss"] == pytest.approx(result["valid_loss"], rel=1e-5)  # may compute by another kernel

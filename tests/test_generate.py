@@ -8,13 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm.corpus import load_corpus
-from lm.evaluate import evaluate
-from lm.generate import Sampling, beam_search, next_word_probabilities, sample
-from lm.model import AWDLSTM
-from lm.score import score_continuous, score_independent, score_text
-from lm.tokenizer import WordTokenizer, detokenize
-from tests.test_model import V, tiny
+from lm.nn.model import AWDLSTM
+from lm.scoring.evaluation import evaluate
+from lm.scoring.sampling import Sampling, beam_search, next_word_probabilities, sample
+from lm.scoring.score import score_continuous, score_independent, score_text
+from lm.text.detokenize import detokenize
+from lm.text.finding import load_corpus
+from lm.text.words import WordTokenizer
+from tests.nn.test_model import V, tiny
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_a_wide_beam_finds_what_exhaustive_search_finds():
         for ids in itertools.product(range(vocabulary), repeat=length):
             text = torch.tensor([*context, *ids]).unsqueeze(1)
             output = model(text[:-1], model.initial_state(1))
-            log_p = torch.log_softmax(model.decoder(output.dropped[-1][:, 0]).double(), 1)
+            log_p = torch.log_softmax(model.decoder(output.after_dropout[-1][:, 0]).double(), 1)
             every[ids] = sum(log_p[len(context) - 1 + t, ids[t]].item() for t in range(length))
     ranked = sorted(every, key=every.get, reverse=True)
     found = beam_search(model, context, length, vocabulary**length)
@@ -238,7 +239,7 @@ def test_scoring_the_test_split_by_the_command_line_gives_its_perplexity(cli, ti
     ],
 )
 def test_a_flag_that_makes_no_sense_is_named(flags, named, monkeypatch):
-    from lm.errors import ConfigError
+    from lm.base.errors import ConfigError
     from lm.generate import main
 
     monkeypatch.setattr("sys.argv", ["lm.generate", "nowhere", *flags])

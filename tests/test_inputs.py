@@ -17,15 +17,16 @@ import pytest
 import torch
 
 from lm import bench, evaluate, generate, sweep, train
-from lm.checkpoint import load_checkpoint, save_checkpoint
-from lm.compare import compare, compare_text
-from lm.config import RunOptions, TrainConfig
-from lm.corpus import identify, load_corpus
-from lm.errors import ConfigError, LMError, run_cli
-from lm.flags import Parser, parse_train_args
-from lm.report import report, report_text
-from lm.scheduler import settled
-from lm.study import load_study
+from lm.base.errors import ConfigError, LMError, run_cli
+from lm.config.flags import Parser
+from lm.config.schema import RunOptions, TrainConfig
+from lm.study.scheduler import settled
+from lm.study.specification import load_study
+from lm.tables.compare import compare, compare_text
+from lm.tables.page import report, report_text
+from lm.text.finding import load_corpus
+from lm.train import configure
+from lm.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.conftest import TINY
 from tests.test_report import LOSSES, records_of, write_study
 
@@ -44,7 +45,7 @@ def write_splits(folder, **splits):
 def ending(monkeypatch, capsys, tmp_path):
     """Run a command in this process; returns its exit code and what it printed on stderr."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lm.rundir.git_state", dict)  # asks git, which takes its time
+    monkeypatch.setattr("lm.training.writer.git_state", dict)  # asks git, which takes its time
 
     def run(module, *arguments):
         monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
@@ -61,7 +62,7 @@ def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("finished"))
         flags = ["--data", str(write_splits(Path.cwd() / "own")), *SHORT]
-        config, options, _ = parse_train_args([*flags, "--out-dir", str(Path.cwd() / "run")], identify)
+        config, options = configure([*flags, "--out-dir", str(Path.cwd() / "run")])
         train.train(config, options)
         yield Path(options.out_dir), flags
 
@@ -302,15 +303,15 @@ NEVER = ["-1", "nan", "inf", "-inf", "1e400", "", "x", "0x10"]
 @pytest.mark.parametrize("name", NUMERIC)
 def test_a_numeric_flag_at_its_edges_is_refused_by_name_or_works(name, finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lm.rundir.git_state", dict)
+    monkeypatch.setattr("lm.training.writer.git_state", dict)
     flag, common = f"--{name.replace('_', '-')}", [*finished[1], "--no-eval-test"]
     for value in (*NEVER, "9" * 400):
         with pytest.raises(ConfigError, match=rf"{flag}\b"):
-            parse_train_args([*common, f"{flag}={value}"], identify)
+            configure([*common, f"{flag}={value}"])
     for value in ("0", "1", str(2**31 - 1), "1e30"):
         code, said = 0, ""
         try:
-            config, options, _ = parse_train_args([*common, f"--out-dir={value}", f"{flag}={value}"], identify)
+            config, options = configure([*common, f"--out-dir={value}", f"{flag}={value}"])
             train.train(config, options)
         except LMError as error:
             code, said = error.exit_code, str(error)
@@ -348,7 +349,7 @@ def test_numeric_flags_of_the_other_commands_are_refused_by_name(module, usual, 
 def test_messages_of_this_program_are_shown_and_no_others(environment):
     program = """
 import logging
-from lm.errors import run_cli
+from lm.base.errors import run_cli
 levels = {10: " detail", 20: " message", 30: " warning"}
 names = ("lm.corpus", "httpx")
 run_cli(lambda: [logging.getLogger(n).log(i, n + levels[i]) for n in names for i in levels])
@@ -383,7 +384,7 @@ KEYS = [(key,) for key in records_of(LOSSES)[0]] + [("config", "alpha"), ("confi
 
 @pytest.mark.parametrize("key", KEYS, ids=" ".join)
 def test_a_strange_value_in_a_ledger_or_result_is_shown_or_named(key, tmp_path, monkeypatch):
-    monkeypatch.setattr("lm.report.draw_plots", lambda *arguments: [])
+    monkeypatch.setattr("lm.tables.page.draw_plots", lambda *arguments: [])
     for number, value in enumerate(STRANGE):
         records = records_of(LOSSES)
         for record in (records[0], records[-1]):

@@ -1,4 +1,4 @@
-"""The layering of the design: a module imports from lower layers only, and importing does nothing."""
+"""The layering of the design: imports go down, between packages as between modules, and importing does nothing."""
 
 import ast
 import subprocess
@@ -8,52 +8,44 @@ from pathlib import Path
 import pytest
 
 LM = Path(__file__).resolve().parent.parent / "lm"
-LAYERS = [
-    {"errors", "files", "presets", "bounds", "config", "runtime"},
-    {
-        "flags",
-        "tokenizer",
-        "cards",
-        "dropout",
-        "loss",
-        "lstm",
-        "regularization",
-        "checkpoint",
-        "metrics",
-        "graphs",
-        "ledger",
-        "study",
-        "figures",
-    },
-    {"pydocs", "subword", "encoded", "corpus", "batching", "model", "optim", "plain"},
-    {"run", "rundir", "evaluate", "adapt", "tune", "score", "generate", "units", "look", "export"},
-    {"train"},
-    {"stats", "tables", "cells", "analysis", "answer", "plots", "compare", "report"},
-    {"studyfile", "live", "executors", "cluster", "search", "scheduler", "sweep", "speed", "bench"},
-]
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+# From the ground up; the commands, modules at the top of lm/, stand above all of them.
+PACKAGES = ["base", "config", "text", "nn", "training", "scoring", "study", "tables", "commands"]
+MODULES = sorted(path for path in LM.rglob("*.py") if path.stem != "__init__")
+
+
+def name_of(module: Path) -> str:
+    return "lm." + ".".join(module.relative_to(LM).with_suffix("").parts)
 
 
 def imported(module: Path) -> set[str]:
-    names = set()
+    """Modules of this project that a module imports anywhere, in functions too."""
+    names = {name_of(path) for path in MODULES}
+    found = set()
     for node in ast.walk(ast.parse(module.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lm"):
-            names |= {node.module.split(".")[1]} if "." in node.module else {alias.name for alias in node.names}
-    return names
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "lm":
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & names
 
 
-MODULES = sorted(path for path in LM.glob("*.py") if path.stem != "__init__")
+def package_of(name: str) -> str:
+    parts = name.split(".")
+    return parts[1] if len(parts) > 2 else "commands"
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
-def test_a_module_imports_no_higher_layer(module):
-    assert module.stem in LEVEL, "give the new module a layer"
+def test_every_module_stands_in_a_package_of_the_design():
+    assert {package_of(name_of(module)) for module in MODULES} == set(PACKAGES)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_a_module_imports_no_higher_package(module):
     for name in imported(module):
-        assert LEVEL[name] <= LEVEL[module.stem], f"{module.stem} imports {name}"
+        assert PACKAGES.index(package_of(name)) <= PACKAGES.index(package_of(name_of(module))), f"imports {name}"
 
 
 def test_imports_have_no_cycle():
-    graph = {module.stem: imported(module) for module in MODULES}
+    graph = {name_of(module): imported(module) for module in MODULES}
     done: set[str] = set()
     while len(done) < len(graph):
         ready = {name for name in graph if name not in done and graph[name] <= done}
@@ -61,8 +53,36 @@ def test_imports_have_no_cycle():
         done |= ready
 
 
+def test_a_package_with_imports_of_its_own_would_load_more_than_is_asked_for():
+    for init in LM.glob("*/**/__init__.py"):
+        tree = ast.parse(init.read_text())
+        assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)], init
+
+
+def loaded_by(module: str, tmp_path: Path) -> set[str]:
+    code = f"import sys, {module}; print(*sorted(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True,
+        env={"PYTHONPATH": str(LM.parent), "PATH": ""},
+    )  # fmt: skip
+    return set(done.stdout.split())
+
+
+def test_training_loads_nothing_of_adaptation_sampling_or_studies(tmp_path):
+    loaded = {name for name in loaded_by("lm.train", tmp_path) if name.startswith("lm.")}
+    assert not {name for name in loaded if package_of(name) in ("study", "tables")}
+    assert {name for name in loaded if package_of(name) == "scoring"} <= {
+        "lm.scoring", "lm.scoring.evaluation", "lm.scoring.loading", "lm.scoring.reading",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("module", ["lm", "lm.report", "lm.corpus"])
+def test_what_needs_no_pytorch_does_not_load_it(module, tmp_path):
+    assert "torch" not in loaded_by(module, tmp_path)
+
+
 def test_importing_every_module_prints_nothing_and_writes_nothing(tmp_path):
-    code = "import importlib\n" + "\n".join(f"importlib.import_module('lm.{m.stem}')" for m in MODULES)
+    code = "import importlib\n" + "\n".join(f"importlib.import_module('{name_of(m)}')" for m in MODULES)
     done = subprocess.run(
         [sys.executable, "-B", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120,
         env={"PYTHONPATH": str(LM.parent), "PATH": ""},

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lm.flags import build_parser, flags_markdown
-from lm.presets import PRESETS
+from lm.config.flags import build_parser, flags_markdown
+from lm.config.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -33,15 +33,15 @@ def test_every_preset_has_a_line_in_the_readme():
 
 
 def test_every_study_is_read_and_its_runs_are_valid_configurations():
-    from lm.config import make_config
-    from lm.study import load_study
+    from lm.config.values import make_config
+    from lm.study.specification import load_study
 
     studies = sorted(ROOT.glob("results/**/study.toml"))
     assert studies
     for file in studies:
         study = load_study(file.parent)
-        for cell, seed in study.runs():
-            make_config(study.preset, study.dataset, **study.flags | cell, seed=seed)
+        for configuration, seed in study.runs():
+            make_config(study.preset, study.dataset, **study.flags | configuration, seed=seed)
 
 
 def test_requirements_pin_what_the_project_names():

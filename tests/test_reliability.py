@@ -7,8 +7,9 @@ import signal
 
 import pytest
 
-from lm.files import LineFile, write_atomic
-from lm.metrics import RunLog, log_to
+from lm.base.files import LineFile, write_atomic
+from lm.base.rundir import RunDir
+from lm.training.log import RunLog, log_to
 from tests import trials as cases
 from tests.conftest import TINY, write_corpus
 from tests.faults import Faults
@@ -181,7 +182,7 @@ def test_a_line_that_does_not_fit_whole_is_cut_off(tmp_path, monkeypatch):
 def test_records_are_on_the_disk_before_a_checkpoint_may_refer_to_them(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
-    with RunLog(tmp_path, tensorboard=False) as log:
+    with RunLog(RunDir(tmp_path), tensorboard=False) as log:
         log.record("step", 1, {"loss": 1.0})
         assert log.sync() == (tmp_path / "metrics.jsonl").stat().st_size
     assert synced == [str(tmp_path / "metrics.jsonl")]

@@ -14,20 +14,23 @@ import numpy as np
 import pytest
 from scipy import optimize, special, stats
 
-from lm.analysis import analyse
-from lm.compare import compare, compare_json, compare_text, load_published
-from lm.config import as_plain, make_config
-from lm.errors import ConfigError, run_cli
-from lm.ledger import append_ledger
-from lm.plots import _activations
-from lm.report import answer, main, report, report_text, unfinished
-from lm.stats import draw_difference, holm, paired_difference, pooled_sd, welch_difference
-from lm.study import load_study
-from lm.tables import verdict
+from lm.base.errors import ConfigError, run_cli
+from lm.config.values import as_plain, make_config
+from lm.report import main
+from lm.study.ledger import append_ledger
+from lm.study.specification import load_study
+from lm.tables.analysis import analyse
+from lm.tables.answer import answer
+from lm.tables.compare import compare, compare_json, compare_text
+from lm.tables.page import report, report_text, unfinished
+from lm.tables.plots import _activations
+from lm.tables.published import load_published
+from lm.tables.stats import draw_difference, holm, paired_difference, pooled_sd, welch_difference
+from lm.tables.text import verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 GRID = "[[grid]]\nalpha = [0, 1, 2]\nbeta = [0, 1]\n"
-# Test losses that are easy to check by hand: cells by (alpha, beta), one value a seed.
+# Test losses that are easy to check by hand: configurations by (alpha, beta), one value a seed.
 LOSSES = {(0, 0): (4.50, 4.52, 4.51), (1, 0): (4.47, 4.48, 4.49), (2, 0): (4.44, 4.47, 4.46)}
 
 
@@ -57,7 +60,7 @@ def write_study(folder, records, *, seeds=(1, 2, 3), body=GRID):
 
 
 def records_of(losses, *, offset=0.04):
-    """Valid losses from a table; test losses lie `offset` below, plus a little that differs by seed and cell."""
+    """Valid losses from a table; test losses lie `offset` below, plus a little that differs by seed and configuration."""
     return [
         record(
             seed,
@@ -75,8 +78,12 @@ def analysis_of(folder, records, **study):
     return analyse(study, records)
 
 
-def cell_of(analysis, **values):
-    return next(cell for cell in analysis.cells if all(cell.values[name] == value for name, value in values.items()))
+def configuration_of(analysis, **values):
+    return next(
+        configuration
+        for configuration in analysis.configurations
+        if all(configuration.values[name] == value for name, value in values.items())
+    )
 
 
 def test_holm_equals_numbers_worked_out_by_hand():
@@ -141,25 +148,29 @@ def test_a_published_figure_is_a_draw_so_a_true_one_is_rejected_in_one_case_of_t
     assert rejected == pytest.approx(0.05, abs=0.012)
 
 
-def test_pooled_sd_weights_cells_by_their_degrees_of_freedom():
+def test_pooled_sd_weights_configurations_by_their_degrees_of_freedom():
     # Variances 0.02 (1 degree of freedom) and 0.01 (2): (0.02 + 2 * 0.01) / 3.
     assert pooled_sd([[0.0, 0.2], [0.0, 0.1, 0.2], [5.0], []]) == pytest.approx(math.sqrt(0.04 / 3))
     assert pooled_sd([[1.0]]) is None
 
 
-def test_cells_hold_mean_sd_and_n_of_perplexity_and_the_gap_in_nats(tmp_path):
-    cell = cell_of(analysis_of(tmp_path, records_of(LOSSES)), alpha=1, beta=0)
+def test_configurations_hold_mean_sd_and_n_of_perplexity_and_the_gap_in_nats(tmp_path):
+    configuration = configuration_of(analysis_of(tmp_path, records_of(LOSSES)), alpha=1, beta=0)
     ppl = np.exp(LOSSES[1, 0])
-    found = cell.estimates["valid_ppl"]
+    found = configuration.estimates["valid_ppl"]
     assert (found.mean, found.sd, found.n) == pytest.approx((ppl.mean(), ppl.std(ddof=1), 3))
-    assert cell.estimates["gap"].mean == pytest.approx(4.48 - math.log(60))
-    assert cell.differences["valid"].mean == pytest.approx(-0.03)
-    assert cell.differences["valid"].p == pytest.approx(stats.ttest_rel(LOSSES[1, 0], LOSSES[0, 0]).pvalue)
+    assert configuration.estimates["gap"].mean == pytest.approx(4.48 - math.log(60))
+    assert configuration.differences["valid"].mean == pytest.approx(-0.03)
+    assert configuration.differences["valid"].p == pytest.approx(stats.ttest_rel(LOSSES[1, 0], LOSSES[0, 0]).pvalue)
 
 
 def test_holm_runs_over_all_comparisons_of_the_study(tmp_path):
     analysis = analysis_of(tmp_path, records_of(LOSSES))
-    found = [cell.differences["test"] for cell in analysis.cells if cell.differences["test"]]
+    found = [
+        configuration.differences["test"]
+        for configuration in analysis.configurations
+        if configuration.differences["test"]
+    ]
     p = sorted(d.p for d in found)
     assert len(p) == 2
     assert sorted(d.p_holm for d in found) == pytest.approx([min(1, 2 * p[0]), max(min(1, 2 * p[0]), p[1])])
@@ -172,7 +183,7 @@ def test_the_choice_is_made_on_valid_even_where_test_says_otherwise(tmp_path):
         record(1, 4.4, test=4.1, config={"alpha": 2.0}),
     ]
     analysis = analysis_of(tmp_path, lines, seeds=[1])
-    assert analysis.cells[analysis.chosen].values["alpha"] == 1.0
+    assert analysis.configurations[analysis.chosen].values["alpha"] == 1.0
     assert analysis.split == "test"
     assert "alpha 1" in answer(analysis)
     assert "+0.2000 nats per token on test" in answer(analysis)
@@ -182,28 +193,28 @@ def test_ties_are_broken_by_the_order_of_the_study(tmp_path):
     lines = [record(1, 4.3, config={"alpha": float(a)}) for a in (2, 1, 0)]
     analysis = analysis_of(tmp_path, lines, seeds=[1])
     assert analysis.chosen == analysis.baseline == 0
-    assert "No cell beats the baseline" in answer(analysis)
+    assert "No configuration beats the baseline" in answer(analysis)
 
 
-def test_a_cell_that_diverged_on_one_seed_is_not_chosen(tmp_path):
+def test_a_configuration_that_diverged_on_one_seed_is_not_chosen(tmp_path):
     lines = records_of({**LOSSES, (2, 0): (4.2, 4.2)})
     lines.append(record(3, None, status="diverged", config={"alpha": 2.0}, error="non-finite loss"))
     analysis = analysis_of(tmp_path, lines)
-    assert analysis.cells[analysis.chosen].values["alpha"] == 1.0
+    assert analysis.configurations[analysis.chosen].values["alpha"] == 1.0
     assert "alpha 2, seed 3: diverged: non-finite loss" in unfinished(analysis)
 
 
-def test_cells_are_ranked_by_what_they_differ_from_the_baseline_on_its_own_seeds(tmp_path):
+def test_configurations_are_ranked_by_what_they_differ_from_the_baseline_on_its_own_seeds(tmp_path):
     lucky = {(0, 0): (4.50, 4.54, 4.55), (1, 0): (4.46, 4.50, 4.51), (2, 0): (4.45,)}
     analysis = analysis_of(tmp_path / "lucky", records_of(lucky))  # alpha 2 has run on the best seed alone
-    assert [analysis.cells[i].values["alpha"] for i in analysis.ranking] == [1, 0]
+    assert [analysis.configurations[i].values["alpha"] for i in analysis.ranking] == [1, 0]
     alone = {(0, 0): (4.50, 4.54, 4.55), (1, 0): (4.46,), (2, 0): (4.47,)}
     analysis = analysis_of(tmp_path / "alone", records_of(alone))
-    assert [analysis.cells[i].values["alpha"] for i in analysis.ranking] == [1, 2, 0]
+    assert [analysis.configurations[i].values["alpha"] for i in analysis.ranking] == [1, 2, 0]
     assert f"against perplexity valid {math.exp(4.5):.2f} / " in answer(analysis)  # that of the common seed
     more = {(0, 0): (4.50,), (1, 0): (4.48, 4.58, 4.60)}
     analysis = analysis_of(tmp_path / "more", records_of(more))
-    assert analysis.cells[analysis.chosen].values["alpha"] == 1
+    assert analysis.configurations[analysis.chosen].values["alpha"] == 1
     assert f"Best on valid: alpha 1, perplexity valid {math.exp(4.48):.2f} / " in answer(analysis)
     assert " (n = 1)" in report_text(analysis)
 
@@ -218,11 +229,11 @@ def test_failed_and_missing_runs_are_listed_and_do_not_count(tmp_path):
     assert "alpha 1, seed 2: failed: killed by signal 9" in listed
     assert "alpha 1, seed 3: completed: no finite valid loss" in listed
     assert "alpha 2, beta 1, seeds 1, 2, 3: not run" in listed
-    assert cell_of(analysis, alpha=1, beta=0).estimates["valid_ppl"].n == 1
+    assert configuration_of(analysis, alpha=1, beta=0).estimates["valid_ppl"].n == 1
     assert "3 of 18 runs" in answer(analysis)
 
 
-def test_one_seed_is_said_to_tell_nothing_and_the_noise_of_other_cells_is_named(tmp_path):
+def test_one_seed_is_said_to_tell_nothing_and_the_noise_of_other_configurations_is_named(tmp_path):
     analysis = analysis_of(tmp_path / "a", records_of({(0, 0): (4.50,), (1, 0): (4.40,)}))
     assert "n = 1" in answer(analysis)
     assert "exceeds" not in answer(analysis)
@@ -254,19 +265,19 @@ def test_the_order_of_the_ledger_does_not_matter(tmp_path):
     assert report_text(analyse(study, lines)) == report_text(analyse(study, shuffled))
 
 
-def test_cells_that_a_refinement_added_follow_the_grid_sorted_by_value(tmp_path):
+def test_configurations_that_a_refinement_added_follow_the_grid_sorted_by_value(tmp_path):
     lines = records_of({(2, 0): (4.4,), (1.5, 0): (4.3,), (0.5, 0): (4.45,), (0, 0): (4.5,)})
     analysis = analysis_of(tmp_path, lines, seeds=[1])
-    assert [cell.values["alpha"] for cell in analysis.cells][-2:] == [0.5, 1.5]
-    assert analysis.cells[analysis.chosen].values["alpha"] == 1.5
+    assert [configuration.values["alpha"] for configuration in analysis.configurations][-2:] == [0.5, 1.5]
+    assert analysis.configurations[analysis.chosen].values["alpha"] == 1.5
 
 
 def test_runs_under_other_flags_are_kept_apart(tmp_path):
     lines = [record(1, 4.5), record(1, 5.5, config={"epochs": 2}), record(1, 4.4, config={"alpha": 1.0})]
     analysis = analysis_of(tmp_path, lines, seeds=[1], body="[flags]\nepochs = 40\n" + GRID)
     assert analysis.fields == ("alpha", "beta", "epochs")
-    assert analysis.cells[analysis.baseline].values["epochs"] == 40
-    assert cell_of(analysis, epochs=2).differences["valid"].mean == pytest.approx(1.0)
+    assert analysis.configurations[analysis.baseline].values["epochs"] == 40
+    assert configuration_of(analysis, epochs=2).differences["valid"].mean == pytest.approx(1.0)
 
 
 def test_a_field_that_follows_from_the_grid_makes_no_column(tmp_path):
@@ -274,7 +285,7 @@ def test_a_field_that_follows_from_the_grid_makes_no_column(tmp_path):
     assert analysis_of(tmp_path, lines, seeds=[1]).fields == ("alpha", "beta")
 
 
-def test_fields_that_are_equal_in_every_cell_are_shown_as_one(tmp_path):
+def test_fields_that_are_equal_in_every_configuration_are_shown_as_one(tmp_path):
     blocks = "".join(f"[[grid]]\nalpha = [0, 2]\ndropout = [{p}]\ndropouth = [{p}]\n" for p in (0.2, 0, 0.4))
     lines = [
         record(1, 4.5 + p - a / 10, config={"alpha": float(a), "dropout": p, "dropouth": p})
@@ -282,10 +293,20 @@ def test_fields_that_are_equal_in_every_cell_are_shown_as_one(tmp_path):
     ]
     analysis = analysis_of(tmp_path / "equal", lines, seeds=[1], body=blocks)
     assert analysis.fields == ("alpha", "dropout")
-    assert [cell.label for cell in analysis.cells[:2]] == ["alpha 0, dropout 0.2", "alpha 2"]
-    assert [cell.label for cell in analysis.cells[4:]] == ["dropout 0.4", "alpha 2, dropout 0.4"]
-    assert [len(cell.runs) for cell in analysis.cells] == [1, 1, 0, 0, 0, 1] and analysis.baseline == 0
-    assert analysis.notes == ("dropout is the value of dropouth as well, in every cell.",)
+    assert [configuration.label for configuration in analysis.configurations[:2]] == ["alpha 0, dropout 0.2", "alpha 2"]
+    assert [configuration.label for configuration in analysis.configurations[4:]] == [
+        "dropout 0.4",
+        "alpha 2, dropout 0.4",
+    ]
+    assert [len(configuration.runs) for configuration in analysis.configurations] == [
+        1,
+        1,
+        0,
+        0,
+        0,
+        1,
+    ] and analysis.baseline == 0
+    assert analysis.notes == ("dropout is the value of dropouth as well, in every configuration.",)
     assert "dropouth" in report_text(analysis)
     lines.append(record(1, 4.4, config={"alpha": 2.0, "dropout": 0.3, "dropouth": 0.1}))
     other = analysis_of(tmp_path / "one_differs", lines, seeds=[1], body=blocks)
@@ -316,13 +337,13 @@ def test_runs_on_characters_and_bpe_are_compared_per_word_and_the_table_says_so(
         per_word(s, 3.9, 1.2, tokenizer="bpe") for s in (1, 2)
     ]
     analysis = analysis_of(tmp_path, words + parts, body=body, seeds=(1, 2))
-    assert analysis.cells[analysis.chosen].label == "tokenizer word"  # of the lowest nats a word, not a token
+    assert analysis.configurations[analysis.chosen].label == "tokenizer word"  # of the lowest nats a word, not a token
     for kind, valid, test in (("word", 4.515, 4.4), ("char", 4.6, 4.14), ("bpe", 4.68, 4.56)):
-        cell = cell_of(analysis, tokenizer=kind)
-        assert cell.mean("valid_loss") == pytest.approx(valid)
-        assert cell.mean("test_ppl") == pytest.approx(math.exp(test))
-        assert cell.mean("gap") == pytest.approx(valid - math.log(60))
-    assert cell_of(analysis, tokenizer="char").mean("valid_bits_per_char") == pytest.approx(1 / math.log(2))
+        configuration = configuration_of(analysis, tokenizer=kind)
+        assert configuration.mean("valid_loss") == pytest.approx(valid)
+        assert configuration.mean("test_ppl") == pytest.approx(math.exp(test))
+        assert configuration.mean("gap") == pytest.approx(valid - math.log(60))
+    assert configuration_of(analysis, tokenizer="char").mean("valid_bits_per_char") == pytest.approx(1 / math.log(2))
     text = report_text(analysis)
     assert "valid ppl/word" in text
     assert "valid bits/char" in text
@@ -367,7 +388,11 @@ def test_an_empty_ledger_gives_a_table_that_says_so(tmp_path):
 def test_a_line_older_than_a_field_stays_apart_from_a_newer_one_that_sets_it(tmp_path):
     old, new = record(1, 4.6, test=4.5), record(1, 4.9, test=4.8, config={"min_lr": 1.0})
     analysis = analysis_of(tmp_path, [old, new])
-    found = {cell.values["min_lr"]: cell.mean("valid_loss") for cell in analysis.cells if cell.runs}
+    found = {
+        configuration.values["min_lr"]: configuration.mean("valid_loss")
+        for configuration in analysis.configurations
+        if configuration.runs
+    }
     assert found == {0.0: 4.6, 1.0: 4.9}
 
 
@@ -376,7 +401,7 @@ def test_the_baseline_of_a_search_has_the_presets_values_and_the_answer_counts_w
              for p, loss in ((0.1, 4.3), (0.2, 4.5), (0.4, 4.4)) for seed in (1, 2)]  # fmt: skip
     pruned = record(1, 4.8, status="pruned", config={"dropout": 0.6})
     analysis = analysis_of(tmp_path, [*lines, pruned], seeds=(1, 2), body="")
-    assert analysis.cells[analysis.baseline].values == {"dropout": 0.2}
+    assert analysis.configurations[analysis.baseline].values == {"dropout": 0.2}
     assert "finished" not in answer(analysis)
     fewer = analysis_of(tmp_path / "fewer", lines[1:3] + lines[4:], seeds=(1, 2), body="")
     assert "So far 1 of 2 runs are finished" in answer(fewer)
@@ -385,7 +410,7 @@ def test_the_baseline_of_a_search_has_the_presets_values_and_the_answer_counts_w
 def test_a_missing_baseline_is_said_and_nothing_is_compared(tmp_path):
     analysis = analysis_of(tmp_path, records_of({(1, 0): (4.4, 4.5)}))
     assert "has not finished yet" in answer(analysis)
-    assert all(cell.differences["test"] is None for cell in analysis.cells)
+    assert all(configuration.differences["test"] is None for configuration in analysis.configurations)
 
 
 @pytest.fixture(scope="module")
@@ -430,7 +455,7 @@ def test_plots_are_png_files_of_a_readable_size_without_software_or_date(full_st
         assert b"tIME" not in data
 
 
-def test_a_cell_far_off_is_marked_at_the_edge_and_does_not_flatten_the_others(tmp_path):
+def test_a_configuration_far_off_is_marked_at_the_edge_and_does_not_flatten_the_others(tmp_path):
     lines = records_of({(0, 0): (4.50,), (1, 0): (4.45,), (0, 1): (4.47,), (2, 0): (5.50,)})
     for line, rms in zip(lines, (0.3, 0.2, 0.25, 0.1), strict=True):
         line["activation"] |= {"rms": rms, "temporal_rms": rms / 2}
@@ -468,10 +493,13 @@ def test_runs_of_changed_or_several_versions_of_the_code_are_named(tmp_path):
 def test_the_csv_file_repeats_the_numbers_of_the_analysis(full_study):
     analysis = report(str(full_study))
     rows = list(csv.DictReader((full_study / "table.csv").open()))
-    assert len(rows) == len(analysis.cells) + 1
-    for row, cell in zip(rows, analysis.cells, strict=False):
-        assert float(row["valid_ppl_mean"]) == pytest.approx(cell.mean("valid_ppl"), rel=1e-5)
-        assert (float(row["alpha"]), float(row["beta"])) == (cell.values["alpha"], cell.values["beta"])
+    assert len(rows) == len(analysis.configurations) + 1
+    for row, configuration in zip(rows, analysis.configurations, strict=False):
+        assert float(row["valid_ppl_mean"]) == pytest.approx(configuration.mean("valid_ppl"), rel=1e-5)
+        assert (float(row["alpha"]), float(row["beta"])) == (
+            configuration.values["alpha"],
+            configuration.values["beta"],
+        )
     assert (rows[-1]["quoted_from"], rows[-1]["test_ppl_mean"]) == ("a README", "87.17")
 
 
@@ -479,8 +507,8 @@ def test_json_is_one_object_without_nan(full_study, capsys):
     main([str(full_study), "--json"])
     found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     (study,) = found["studies"]
-    assert sum(cell["chosen"] for cell in study["cells"]) == 1
-    assert study["cells"][0]["config"] == {"alpha": 0.0, "beta": 0.0}
+    assert sum(configuration["chosen"] for configuration in study["configurations"]) == 1
+    assert study["configurations"][0]["config"] == {"alpha": 0.0, "beta": 0.0}
 
 
 def test_columns_of_the_printed_table_are_aligned(full_study, capsys):
@@ -545,10 +573,13 @@ def test_two_studies_are_matched_on_what_varies_and_paired_where_seeds_agree(tmp
     b = str(write_study(tmp_path / "b", [line | {"config": line["config"] | {"epochs": 50}} for line in lines]))
     rows = compare([a, b])
     row = row_of(rows, b, alpha=1.0, beta=0)
-    cells = [
-        cell_of(analyse(load_study(p), lines), alpha=1, beta=0) for p, lines in ((a, records_of(LOSSES)), (b, lines))
+    configurations = [
+        configuration_of(analyse(load_study(p), lines), alpha=1, beta=0)
+        for p, lines in ((a, records_of(LOSSES)), (b, lines))
     ]
-    ours, theirs = (list(cell.by_seed("test_loss").values()) for cell in (cells[1], cells[0]))
+    ours, theirs = (
+        list(configuration.by_seed("test_loss").values()) for configuration in (configurations[1], configurations[0])
+    )
     assert row.split == "test"
     assert row.difference.mean == pytest.approx(np.mean(ours) - np.mean(theirs))
     assert (row.difference.n, row.difference.p) == (3, pytest.approx(stats.ttest_rel(ours, theirs).pvalue))
@@ -578,14 +609,14 @@ def test_p_values_of_a_comparison_are_adjusted_over_all_its_rows(tmp_path):
     assert [d.p_holm for d in found] == pytest.approx(holm([d.p for d in found]))
 
 
-def test_a_run_is_matched_to_the_cell_of_its_configuration_and_cannot_tell_alone(tmp_path):
+def test_a_run_is_matched_to_the_configuration_of_its_configuration_and_cannot_tell_alone(tmp_path):
     study = str(write_study(tmp_path / "a", records_of(LOSSES)))
     run = write_run(tmp_path / "run", record(9, 4.40, test=4.38, config={"alpha": 2.0}))
     rows = compare([study, run])
     row = row_of(rows, run)
     assert row.values == {"alpha": 2.0, "beta": 0.0}
     assert row.difference.mean == pytest.approx(
-        4.38 - np.mean(list(row_of(rows, study, alpha=2.0, beta=0).cell.by_seed("test_loss").values()))
+        4.38 - np.mean(list(row_of(rows, study, alpha=2.0, beta=0).configuration.by_seed("test_loss").values()))
     )
     assert row.verdict == "n = 1: cannot tell from seed noise"
     assert (
@@ -627,15 +658,15 @@ def test_a_diverged_run_has_nothing_to_compare(tmp_path):
     assert "without a result: seed 1: diverged\n" in compare_text(rows)
 
 
-def test_published_figures_meet_the_cell_of_their_protocol_and_no_other(tmp_path):
+def test_published_figures_meet_the_configuration_of_their_protocol_and_no_other(tmp_path):
     near = {(0, 0): (4.50, 4.51, 4.52), (2, 0): (4.45, 4.46, 4.47)}
     study = str(write_study(tmp_path / "a", records_of(near)))
     quoted = [row for row in compare(["published", study]) if row.quoted_from]
     assert {(row.values["alpha"], row.values["beta"]) for row in quoted} == {(0.0, 0.0)}
-    full = next(row for row in quoted if row.cell.mean("test_ppl") == pytest.approx(87.17))
+    full = next(row for row in quoted if row.configuration.mean("test_ppl") == pytest.approx(87.17))
     assert full.difference.n == 3
     assert "within seed noise" in full.verdict
-    short = next(row for row in quoted if row.cell.mean("test_ppl") == pytest.approx(110.44))
+    short = next(row for row in quoted if row.configuration.mean("test_ppl") == pytest.approx(110.44))
     assert short.difference.p is None
     assert "epochs 6 there, 40 here" in short.verdict
 
@@ -643,12 +674,12 @@ def test_published_figures_meet_the_cell_of_their_protocol_and_no_other(tmp_path
 def test_a_figure_of_another_protocol_is_not_tested_and_says_what_differs(tmp_path):
     other = {"optimizer": "adamw", "lr": 0.001, "dropouti": 0.65, "test_batch_size": 1}
     run = write_run(tmp_path / "x", record(1, 4.5, test=4.47, config=other))
-    row = next(r for r in compare([run, "published"]) if r.cell.mean("test_ppl") == pytest.approx(87.17))
+    row = next(r for r in compare([run, "published"]) if r.configuration.mean("test_ppl") == pytest.approx(87.17))
     assert all(f"{name} " in row.verdict for name in other)
     assert row.difference.p is None
 
 
-def test_a_cell_that_has_not_run_meets_its_published_figure_and_an_old_line_its_cell(tmp_path):
+def test_a_configuration_that_has_not_run_meets_its_published_figure_and_an_old_line_its_configuration(tmp_path):
     lines = records_of({(0, 0): (4.50, 4.51, 4.52)})
     for line in lines:
         del line["config"]["tokenizer"]  # as in lines from before it was a field
@@ -728,7 +759,7 @@ def test_every_published_figure_names_its_source_and_mark_and_parameters_of_this
 
 
 def test_the_command_names_a_study_of_the_repository_by_its_path_below_results(tmp_path, monkeypatch):
-    monkeypatch.setattr("lm.study.ROOT", tmp_path)
+    monkeypatch.setattr("lm.study.specification.ROOT", tmp_path)
     folder = tmp_path / "results" / "quick" / "ptb"
     folder.mkdir(parents=True)
     (folder / "study.toml").write_text('dataset = "ptb"\nseeds = [1]\n')

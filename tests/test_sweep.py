@@ -16,18 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm import sweep
-from lm.cells import METRICS
-from lm.config import as_plain, make_config
-from lm.corpus import identify
-from lm.errors import ConfigError, CorpusError, DivergedError
-from lm.executors import train_arguments
-from lm.files import take_lock
-from lm.flags import parse_train_args
-from lm.ledger import append_ledger, read_ledger
-from lm.scheduler import Sweep
-from lm.study import load_study
-from lm.studyfile import parse_args, save_study, study_from_flags, with_refine
-from lm.sweep import plan
+from lm.base.errors import ConfigError, CorpusError, DivergedError
+from lm.base.locks import take_lock
+from lm.config.flags import parse_train_args
+from lm.config.values import as_plain, make_config
+from lm.study.executors import train_arguments
+from lm.study.from_flags import save_study, study_from_flags, with_refine
+from lm.study.ledger import append_ledger, read_ledger
+from lm.study.records import METRICS
+from lm.study.scheduler import Sweep
+from lm.study.specification import load_study
+from lm.sweep import parse_args, plan
+from lm.train import configure
 from tests.conftest import write_corpus
 
 FLAGS = {"emsize": 8, "nhid": 12, "nlayers": 2, "batch_size": 4, "bptt": 7, "eval_batch_size": 2, "lr": 5, "epochs": 3}
@@ -99,9 +99,11 @@ def undisturbed(start, corpus, tmp_path_factory) -> Path:
     return study
 
 
-def test_every_cell_and_seed_becomes_one_ledger_line_with_curve_and_command(undisturbed):
+def test_every_configuration_and_seed_becomes_one_ledger_line_with_curve_and_command(undisturbed):
     records = [json.loads(line) for line in lines(undisturbed)]
-    asked = {(cell["alpha"], cell["beta"], seed) for cell, seed in load_study(undisturbed).runs()}
+    asked = {
+        (configuration["alpha"], configuration["beta"], seed) for configuration, seed in load_study(undisturbed).runs()
+    }
     assert {(r["config"]["alpha"], r["config"]["beta"], r["seed"]) for r in records} == asked
     assert len(records) == len(asked) == 8
     for record in records:
@@ -114,7 +116,7 @@ def test_the_command_in_the_ledger_makes_the_same_configuration(undisturbed):
     for record in read_ledger(undisturbed / "runs.jsonl"):
         words = shlex.split(record["command"])
         assert words[:3] == ["python", "-m", "lm.train"]
-        config, options, _ = parse_train_args(words[3:], identify)
+        config, options = configure(words[3:])
         assert json.loads(json.dumps(vars(config))) == record["config"]
         assert options.out_dir == f"runs/s/{record['id']}"
 
@@ -269,12 +271,12 @@ VALUES = {
 )
 def test_the_flags_of_a_run_make_exactly_its_configuration(preset, values):
     config = make_config(preset, "ptb", **values)
-    assert parse_train_args(train_arguments(config), identify)[0] == config
+    assert parse_train_args(train_arguments(config))[0] == config
 
 
 def from_flags(*flags: str):
     args = parse_args("", list(flags))
-    return with_refine(study_from_flags(args, identify), args)
+    return with_refine(study_from_flags(args), args)
 
 
 def test_a_study_by_flags_is_the_same_as_by_file(tmp_path):
@@ -285,13 +287,18 @@ def test_a_study_by_flags_is_the_same_as_by_file(tmp_path):
     assert not (tmp_path / "s").exists()
     save_study(study)
     read = load_study(tmp_path / "s")
-    assert (read.cells, read.seeds, read.flags, read.preset) == (study.cells, study.seeds, study.flags, study.preset)
-    assert read.cells[3] == {"alpha": 0, "beta": 1, "variable_bptt": False}
+    assert (read.configurations, read.seeds, read.flags, read.preset) == (
+        study.configurations,
+        study.seeds,
+        study.flags,
+        study.preset,
+    )
+    assert read.configurations[3] == {"alpha": 0, "beta": 1, "variable_bptt": False}
     assert (read.seeds, read.flags) == ((3, 4), {"epochs": 2, "tied": False, "ar_norm": "l1"})
     text = (tmp_path / "s" / "study.toml").read_text()
     save_study(from_flags(*flags))
     assert (tmp_path / "s" / "study.toml").read_text() == text
-    with pytest.raises(ConfigError, match="asks for other cells"):
+    with pytest.raises(ConfigError, match="asks for other configurations"):
         from_flags(*flags, "--alpha", "0", "2")
 
 
@@ -329,7 +336,7 @@ def test_refine_by_flags_takes_the_values_of_its_field_and_is_added_to_the_file_
     save_study(from_flags("--alpha", "0", "1", "--beta", "0", "1", "--refine=alpha", "--rounds=2", *out))
     study = load_study(tmp_path / "s")
     assert study.refine == {"values": [0, 1], "field": "alpha", "rounds": 2}
-    assert study.cells == ({"beta": 0}, {"beta": 1})
+    assert study.configurations == ({"beta": 0}, {"beta": 1})
     args = parse_args("", [str(tmp_path / "s"), "--refine=alpha"])
     assert with_refine(study, args).refine == study.refine
     with pytest.raises(ConfigError, match="rounds is 2, not 3"):

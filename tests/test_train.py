@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lm.checkpoint import load_checkpoint, save_checkpoint
-from lm.errors import ConfigError, DivergedError
-from lm.files import take_lock
-from lm.rundir import RunDir
+from lm.base.errors import ConfigError, DivergedError
+from lm.base.locks import take_lock
+from lm.base.rundir import RunDir
+from lm.training.checkpoint import load_checkpoint, save_checkpoint
+from lm.training.writer import RunWriter
 from tests.conftest import TINY
 from tests.rundir import records, same, weights
 
@@ -94,7 +95,8 @@ def test_each_coefficient_changes_the_first_gradient_through_the_command_line(cl
 
 def test_zero_coefficients_train_bit_for_bit_as_a_program_without_the_terms(corpus_dir, tmp_path, monkeypatch):
     import lm.train
-    from lm.config import RunOptions, make_config
+    from lm.config.schema import RunOptions
+    from lm.config.values import make_config
 
     monkeypatch.chdir(tmp_path)
 
@@ -237,11 +239,11 @@ def test_a_finished_run_is_tested_and_copied_when_that_is_asked_for_later(train_
 
 
 def test_a_run_that_another_process_trained_meanwhile_is_left_alone(tiny_run):
-    stale = RunDir(tiny_run)
+    stale = RunWriter(RunDir(tiny_run))
     os.utime(tiny_run / "ckpt/last.pt")
     with pytest.raises(ConfigError, match="start again"), stale.locked():
         pass
-    with RunDir(tiny_run).locked():
+    with RunWriter(RunDir(tiny_run)).locked():
         pass
 
 

@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
-from lm.checkpoint import load_latest
-from lm.metrics import RunLog
+from lm.base.rundir import RunDir
+from lm.training.checkpoint import load_latest
+from lm.training.log import RunLog
 from tests.conftest import TINY
 from tests.faults import Ended, Faults
 from tests.rundir import differences, ending, records
@@ -210,7 +211,7 @@ def log_megabytes(folder: Path, metrics: list[dict[str, Any]], epochs: int = 500
         values = {key: value for key, value in record.items() if key not in ("kind", "step")}
         written, place = 50, folder / kind
         place.mkdir(parents=True)
-        with RunLog(place) as log:
+        with RunLog(RunDir(place)) as log:
             for i in range(written):
                 log.record(kind, 340_000 + i, values)
                 if kind == "epoch":

@@ -1,0 +1,111 @@
+"""Files that appear complete or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+# The folder of the repository.
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], Any], *, previous: Path | None = None) -> None:
+    """Write a file, and its folders, so that a reader sees the old or the new one, whatever happens in between.
+
+    `write` fills a temporary file beside `path`, which is flushed to disk and renamed. On any error the temporary
+    file is removed and `path` is as it was. With `previous`, what was there is kept under that name; a process killed
+    between the two renames leaves it there alone.
+
+    Raises OSError, naming `path`, where the disk is full or not writable.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with naming(path):
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            if previous and path.exists():
+                os.replace(path, previous)
+            os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Raise the failure behind any error inside, with `path` as its file.
+
+    A failed or interrupted write names no file, and `torch.save` covers it with an error of its own.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError | KeyboardInterrupt):
+            cause = cause.__context__
+        if isinstance(cause, OSError):
+            raise OSError(cause.errno, cause.strerror or str(cause), str(path)) from error
+        if cause is not None:
+            raise cause from None
+        raise
+
+
+class LineFile:
+    """A text file that grows by whole lines: each is with the operating system when `write` returns, or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def write(self, text: str) -> None:
+        """Append lines. Raises OSError, naming the file, and cuts off what did not fit whole."""
+        size, data = self.size, text.encode()
+        try:
+            with naming(self._path):
+                while data:
+                    data = data[os.write(self._descriptor, data) :]
+        except BaseException:
+            self.truncate(size)
+            raise
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return os.fstat(self._descriptor).st_size
+
+    def truncate(self, size: int) -> None:
+        """Cut the file off after `size` bytes, if it is longer."""
+        if size < self.size:
+            os.ftruncate(self._descriptor, size)
+
+    def sync(self) -> None:
+        """Wait until the disk has it all."""
+        with naming(self._path):
+            os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Close the file; nothing is left to be written."""
+        os.close(self._descriptor)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete what killed processes left of their `write_atomic`; only where no other process writes."""
+    for temporary in folder.glob(".*.*.tmp"):
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically."""
+    write_atomic(path, lambda file: file.write((json.dumps(value, indent=2) + "\n").encode()))

@@ -1,0 +1,54 @@
+"""What made a result: the code's commit, the machine and the versions of what it ran on."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the code and whether it was changed since; both None outside a checkout."""
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            return None
+
+    changes = git("status", "--porcelain", "--untracked-files=no", "--", ":/lm", ":/requirements.txt")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
+
+
+def cpu_name() -> str:
+    """Model name of the CPU with its family and model numbers: a virtual machine's name may say no more than "EPYC"."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    lines = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
+    first = {key.strip(): value.strip() for key, _, value in lines}
+    if "model name" not in first:
+        return platform.machine()
+    numbers = [f"{key.split()[-1]} {first[key]}" for key in ("cpu family", "model") if key in first]
+    return f"{first['model name']} ({', '.join(numbers)})" if numbers else first["model name"]
+
+
+def versions(device: torch.device, precision: str) -> dict[str, Any]:
+    """What decides the bits and the speed of a run, next to its configuration."""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),  # a class of its own, which no checkpoint may hold
+        "tokenizers": version("tokenizers"),
+        "platform": platform.platform(),
+        "cpu": cpu_name(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+        "precision": precision,
+    }

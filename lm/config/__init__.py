@@ -1,0 +1,1 @@
+"""The configuration: its fields with their bounds and help texts, presets, and the command line made from them."""

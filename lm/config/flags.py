@@ -1,0 +1,191 @@
+"""The command line of training, built from the configuration's fields; `python -m lm.config.flags` prints its table."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import dataclasses
+import difflib
+import functools
+import inspect
+import json
+import sys
+import textwrap
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lm.base.errors import ConfigError
+from lm.base.names import flag
+from lm.base.rundir import RunDir
+from lm.config.presets import presets_help
+from lm.config.schema import (
+    ComputeConfig,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RegularizationConfig,
+    RunOptions,
+    TrainConfig,
+)
+from lm.config.values import as_plain, config_from_dict
+
+# Other spellings in published command lines.
+ALIASES = {"epochs": ("--epoch",)}
+
+
+@functools.cache
+def field_help(owner: type) -> dict[str, str]:
+    """Field name -> the docstring below it, for a dataclass of `lm.config`."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in zip(body, body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    }
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    """Field name -> type, for every field that is a flag."""
+    return typing.get_type_hints(TrainConfig) | typing.get_type_hints(RunOptions)
+
+
+def flag_groups() -> Iterator[tuple[str, list[tuple[dataclasses.Field, str]]]]:
+    """Group title and its (field, help) pairs, in the order of `--help`."""
+    for owner in (DataConfig, ModelConfig, RegularizationConfig, OptimConfig, ComputeConfig, RunOptions):
+        texts = field_help(owner)
+        yield owner.__doc__, [(field, texts[field.name]) for field in dataclasses.fields(owner)]
+
+
+def _hyphenated(argument: str) -> str:
+    """`--batch_size=3` -> `--batch-size=3`; anything but a flag's name stays."""
+    name, equals, value = argument.partition("=")
+    return flag(name[2:]) + equals + value if name.startswith("--") else argument
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes `_` for `-` in names of flags, and reports a bad argument as ConfigError, as every command does."""
+
+    def parse_known_args(self, args: list[str] | None = None, namespace: Any = None) -> Any:  # noqa: D102 - argparse's
+        args = [_hyphenated(argument) for argument in (sys.argv[1:] if args is None else args)]
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> typing.NoReturn:  # noqa: D102 - argparse's
+        unknown = [word.partition("=")[0] for word in message.split() if "unrecognized" in message and word[:2] == "--"]
+        for name in unknown:
+            if near := difflib.get_close_matches(name, self._option_string_actions, 1):
+                message += f"; did you mean {near[0]}?"
+        raise ConfigError(f"{message} (see {self.prog} --help)")
+
+
+def build_parser(prog: str) -> argparse.ArgumentParser:
+    """Parser with one flag a field."""
+    parser = Parser(
+        prog=prog,
+        usage=f"{prog} [--preset NAME] [--dataset NAME | --data DIR] [--out-dir DIR] [flags]",
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=presets_help(),
+    )
+    parser.add_argument("--preset", default="", metavar="NAME", help="start from a preset (below)")
+    # awd-lstm-lm's --cuda turned CUDA off, and people passed it to turn it on: neither is guessed.
+    parser.add_argument("--cuda", action="store_true", help=argparse.SUPPRESS)
+    for title, fields in flag_groups():
+        group = parser.add_argument_group(title)
+        for field, text in fields:
+            names = [flag(field.name), *ALIASES.get(field.name, ())]
+            keywords = _flag_type(_hints()[field.name], field, text)
+            group.add_argument(*names, dest=field.name, default=argparse.SUPPRESS, **keywords)
+    return parser
+
+
+def _flag_type(hint: Any, field: dataclasses.Field, text: str) -> dict[str, Any]:
+    """argparse keywords for one field."""
+    default = field.default if field.default != () else "none"
+    text = (text if default == "" else f"{text} (default: {default})").replace("%", "%%")
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction, "help": text}
+    if typing.get_origin(hint) is Literal:
+        return {"choices": typing.get_args(hint), "help": text}
+    if typing.get_origin(hint) is tuple:
+        return {"type": int, "nargs": "*", "metavar": "N", "help": text}
+    metavar = {int: "N", float: "X", str: "TEXT"}[hint]
+    return {"type": hint, "metavar": metavar, "help": text}
+
+
+def read_config(run_dir: RunDir) -> dict[str, Any]:
+    """The values in the config.json of a run or an export. Raises ConfigError where there is none."""
+    try:
+        return as_plain(config_from_dict(json.loads(run_dir.config.read_bytes())))
+    except (OSError, ValueError, ConfigError) as error:
+        raise ConfigError(f"--finetune: {run_dir} is neither a run directory nor an export ({error})") from None
+
+
+def _config_to_tune(source: str, options: RunOptions) -> dict[str, Any]:
+    """What completes the flags of fine-tuning: the configuration of `source`, or of the run that is resumed.
+
+    That run's own will do, and `source` may be gone by now. Raises ConfigError where there is neither.
+    """
+    home = options.out_dir if options.resume == "auto" else options.resume and Path(options.resume).parent.parent
+    if home:
+        with contextlib.suppress(ConfigError):
+            if (own := read_config(RunDir(Path(home))))["finetune"] == source:
+                return own
+    return read_config(RunDir(Path(source)))
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """A parsed training command line. Which corpus `dataset` and `data` name, on which a preset may depend, is open."""
+
+    preset: str
+    dataset: str | None
+    data: str | None
+    values: dict[str, Any]
+    """configuration fields that were given, or that fine-tuning takes over"""
+    options: RunOptions
+    warnings: list[str]
+
+
+def parse_train_args(argv: list[str] | None) -> TrainArguments:
+    """Parse a training command line; None: that of the process.
+
+    Raises:
+        ConfigError: a flag is unknown or its value makes no sense.
+    """
+    given = vars(build_parser("python -m lm.train").parse_args(argv))
+    warnings = []
+    if given.pop("cuda"):
+        warnings.append("--cuda is ignored: use --device cuda, --device cpu or nothing for automatic choice")
+    options = RunOptions(**{f.name: given.pop(f.name) for f in dataclasses.fields(RunOptions) if f.name in given})
+    preset, dataset, data = given.pop("preset"), given.pop("dataset", None), given.get("data")
+    if source := given.get("finetune"):
+        if preset:
+            raise ConfigError("--preset: fine-tuning starts from the configuration of the run; change it flag by flag")
+        before = _config_to_tune(source, options)
+        preset, trained_on = before.pop("preset"), before.pop("dataset")
+        dataset, data = dataset or trained_on, data or before["data"] or None
+        given = before | given
+    return TrainArguments(preset, dataset, data, given, options, warnings)
+
+
+def flags_markdown() -> str:
+    """Table of all flags of `lm.train`, as it stands in the README."""
+    lines = ["| flag | default | meaning |", "|---|---|---|", "| `--preset` |  | start from a preset |"]
+    for title, fields in flag_groups():
+        lines.append(f"| **{title}** | | |")
+        for field, text in fields:
+            default = json.dumps(field.default).strip('"') if field.default not in ("", ()) else ""
+            hint = _hints()[field.name]
+            if typing.get_origin(hint) is Literal:
+                text = f"{', '.join(f'`{choice}`' for choice in typing.get_args(hint))}: {text}"
+            lines.append(f"| `{flag(field.name)}` | {default} | {text} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(flags_markdown() + "\n")

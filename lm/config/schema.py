@@ -1,0 +1,207 @@
+"""Every value of a run and its help text.
+
+The fields of `TrainConfig` are the only place where a value is named: the command line and `--help`
+(`lm.config.flags`), `config.json`, the identity of a run and the table of flags in the docs are derived from them.
+Defaults are those of awd-lstm-lm (its --epochs apart), so that a command line published for it means the same here.
+"""
+
+from __future__ import annotations
+
+import sys
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lm.base.errors import ConfigError
+from lm.base.names import flag
+from lm.config.bounds import Bounds, Count, Depth, NonNegative, Positive, Probability, Size, Threads, VocabSize, Width
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """corpus and batches"""
+
+    dataset: str = ""
+    """corpus: ptb, wikitext-2 or pydocs; empty: the corpus that --data holds, else ptb"""
+    data: str = ""
+    """folder with the three split files, for an own corpus or an own copy"""
+    tokenizer: Literal["word", "char", "bpe"] = "word"
+    """what a token is: a word, a character, or a piece of byte-level BPE; either way `<eos>` ends a line"""
+    bpe_vocab_size: VocabSize = 8000
+    """types of bpe, learnt from train; 8000 costs a model about what PTB's 10,000 words do"""
+    batch_size: Size = 80
+    """columns of the training text (B), read in parallel"""
+    bptt: Size = 70
+    """base length of a window of backpropagation through time (T), in tokens"""
+    variable_bptt: bool = True
+    """draw each window's length around bptt (Merity et al. 2018, sec. 4.1); the learning rate scales with it"""
+    max_seq_len_delta: Count = 20
+    """the drawn length is capped at bptt + this, which caps memory"""
+    eval_batch_size: Size = 10
+    """columns of valid (and of train, for the generalisation gap)"""
+    test_batch_size: Size = 1
+    """columns of test; 1 scores every token but the first"""
+    eval_train_tokens: Count = 0
+    """tokens of train that its final perplexity is taken over, from the start; 0: all"""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """model"""
+
+    model: Literal["LSTM", "GRU", "RNN_TANH", "RNN_RELU"] = "LSTM"
+    """recurrent cell"""
+    emsize: Width = 400
+    """embedding size (E)"""
+    nhid: Width = 1150
+    """hidden units of a layer (H); the last layer has emsize units when tied"""
+    nlayers: Depth = 3
+    """recurrent layers"""
+    tied: bool = True
+    """share the embedding matrix with the decoder"""
+    dropout: Probability = 0.4
+    """dropout on the output of the last layer"""
+    dropouth: Probability = 0.3
+    """dropout between layers"""
+    dropouti: Probability = 0.65
+    """dropout on the embedded input"""
+    dropoute: Probability = 0.1
+    """dropout of whole words in the embedding matrix"""
+    wdrop: Probability = 0.5
+    """DropConnect on each hidden-to-hidden matrix"""
+    dropout_kind: Literal["locked", "standard"] = "locked"
+    """locked: one mask a window, shared over time (AWD-LSTM); standard: every element anew (before AWD-LSTM)"""
+
+
+@dataclass(frozen=True)
+class RegularizationConfig:
+    """activation regularization"""
+
+    alpha: NonNegative = 2.0
+    """AR: alpha * mean((m*h)^2) over the dropped output of the last layer"""
+    beta: NonNegative = 1.0
+    """TAR: beta * mean((h[t+1] - h[t])^2) over the raw output of the last layer"""
+    ar_norm: Literal["l2", "l1", "elastic"] = "l2"
+    """norm of AR: mean square, mean absolute value, or the sum of both"""
+    ar_layers: Literal["last", "all"] = "last"
+    """layers that AR and TAR cover; all: the penalties of the layers are summed"""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """optimization"""
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """sgd (becomes NT-ASGD unless --nonmono 0), adam (L2 in the gradient) or adamw (decoupled decay)"""
+    lr: Positive = 30.0
+    """learning rate"""
+    clip: NonNegative = 0.25
+    """largest norm of the gradient; 0: no clipping"""
+    wdecay: NonNegative = 1.2e-6
+    """weight decay on all parameters"""
+    nonmono: Count = 5
+    """NT-ASGD: average once an epoch ends with a valid loss above the best of all but the last nonmono; 0: never"""
+    schedule: Literal["constant", "plateau", "linear", "onecycle"] = "constant"
+    """learning rate over the run; plateau: lr/4 after each epoch that does not improve valid"""
+    min_lr: NonNegative = 0.0
+    """plateau: stop when the learning rate falls below this"""
+    when: tuple[int, ...] = ()
+    """epochs after which the learning rate is divided by 10"""
+    adam_beta1: Probability = 0.9
+    """decay of Adam's mean of gradients"""
+    adam_beta2: Probability = 0.999
+    """decay of Adam's mean of squared gradients"""
+    epochs: Size = 750
+    """passes over the training text"""
+    max_steps: Count = 0
+    """end training, and the schedule, after this many updates; 0: no limit"""
+    seed: Count = 1111
+    """seed of initial weights, masks and window lengths"""
+    finetune: str = ""
+    """start from the best checkpoint and the configuration of this run directory or export, average from the first
+    update on, and end where NT-ASGD would start averaging"""
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """arithmetic"""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """inputs of the matrix products, on CUDA layers' outputs too; auto: bf16 where the hardware has it, else fp32"""
+    kernel: Literal["auto", "native", "fused"] = "auto"
+    """recurrent layers: PyTorch's own (native), this project's for LSTMs on CPU (fused), or the faster one (auto)"""
+    deterministic: bool = False
+    """use only deterministic algorithms: CUDA runs repeat bit for bit, and are slower; CPU runs repeat without it"""
+
+
+@dataclass(frozen=True)
+class TrainConfig(ComputeConfig, OptimConfig, RegularizationConfig, ModelConfig, DataConfig):
+    """Everything that decides what a run computes. Inherited in reverse, so that fields keep the order above."""
+
+    preset: str = ""
+    """name of the preset that the values started from"""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.tied and self.nlayers == 1 and self.nhid != self.emsize:
+            raise ConfigError("--nhid: one tied layer has emsize units; set --nhid to --emsize or use --no-tied")
+        if self.kernel == "fused" and self.model != "LSTM":
+            raise ConfigError(f"--kernel: the fused kernel is for LSTM, not {self.model}; use auto or native")
+        if self.tokenizer != "bpe" and self.bpe_vocab_size != DataConfig.bpe_vocab_size:
+            raise ConfigError("--bpe-vocab-size: works with --tokenizer bpe only")
+        if self.min_lr and self.schedule != "plateau":
+            raise ConfigError("--min-lr: works with --schedule plateau only")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """this run (where and how, not what)"""
+
+    out_dir: str = ""
+    """run directory; empty: runs/<dataset>-<preset or model>-<hash of the configuration>"""
+    resume: str = ""
+    """auto: continue the run in --out-dir, or start it; PATH: continue the run that this checkpoint lies in"""
+    save: str = ""
+    """also copy the best checkpoint to this file"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where to compute; auto: CUDA if there is a device"""
+    threads: Threads = 0
+    """CPU threads; 0: PyTorch's choice"""
+    log_interval: Size = 200
+    """updates between two log records"""
+    save_every: Size = 500
+    """updates between two checkpoints; a killed run loses at most these"""
+    eval_test: bool = True
+    """score test once, from the best checkpoint, at the end"""
+    tensorboard: bool = True
+    """write TensorBoard events to tb/"""
+    dry_run: bool = False
+    """check the configuration, corpus and model, print what would run, and stop"""
+    print_config: bool = False
+    """print the configuration as JSON and stop"""
+    json: bool = False
+    """print the result as one JSON object on stdout"""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def check_fields(config: Any) -> None:
+    """Raise ConfigError, naming the flag, unless every field has its declared type and range."""
+    for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
+        where = flag(name)
+        value = getattr(config, name)
+        bounds = next((m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Bounds)), None)
+        base = typing.get_args(hint)[0] if bounds else hint
+        if typing.get_origin(base) is Literal:
+            if value not in typing.get_args(base):
+                raise ConfigError(f"{where}: {value!r} is not one of {', '.join(typing.get_args(base))}")
+        elif typing.get_origin(base) is tuple:
+            if not isinstance(value, tuple) or not all(type(item) is int and item > 0 for item in value):
+                raise ConfigError(f"{where}: must be epochs, each at least 1; got {value!r}")
+        elif base is float and type(value) is int and abs(value) <= sys.float_info.max:
+            object.__setattr__(config, name, float(value))  # 1 and 1.0 are one configuration, with one identity
+        elif type(value) is not base:
+            raise ConfigError(f"{where}: must be {base.__name__}; got {value!r}")
+        if bounds and getattr(config, name) not in bounds:
+            raise ConfigError(f"{where}: must be {bounds}; got {value}")

@@ -1,0 +1,92 @@
+"""Configurations as values: made from presets and overrides, read back, identified, compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from lm.base.errors import ConfigError
+from lm.base.names import flag
+from lm.config.presets import preset_values
+from lm.config.schema import TrainConfig
+
+# Values that label a run without changing what it computes.
+_LABELS = ("preset",)
+
+
+def make_config(preset: str = "", dataset: str = "", **overrides: Any) -> TrainConfig:
+    """Defaults, then the preset's values for the corpus, then `overrides`.
+
+    Raises ConfigError for an unknown preset or field, or a value out of its range.
+    """
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    if unknown := sorted(overrides.keys() - known):
+        raise ConfigError(f"unknown configuration field {unknown[0]!r}; the fields are {', '.join(sorted(known))}")
+    values = preset_values(preset, dataset) | overrides | {"preset": preset, "dataset": dataset}
+    if isinstance(values.get("when"), list):
+        values["when"] = tuple(values["when"])
+    return TrainConfig(**values)
+
+
+def config_from_dict(values: Mapping[str, Any]) -> TrainConfig:
+    """Read back what `config.json` or a checkpoint holds; fields younger than it take their defaults.
+
+    Raises ConfigError for an unknown field or a value that makes no sense.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"no configuration: {str(values)[:60]!r}")
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    if unknown := sorted(values.keys() - known):
+        raise ConfigError(f"configuration of another version: unknown fields {', '.join(unknown)}")
+    when = values.get("when", ())
+    return TrainConfig(**{**values, "when": tuple(when) if isinstance(when, list) else when})
+
+
+def config_id(config: TrainConfig) -> str:
+    """12 hex digits that identify what a run computes: equal for equal values, whatever flags produced them.
+
+    Values at their defaults are left out, so that a field added later changes no identity.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    values = {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in _LABELS and value != defaults[name]
+    }
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def resume_conflicts(now: TrainConfig, before: Mapping[str, Any]) -> list[str]:
+    """Flags whose values forbid that `now` continues a run configured as `before`, with both values.
+
+    `--epochs` may change where the learning rate does not depend on it, and `--min-lr` may fall: both only end a run.
+    """
+    values, before = as_plain(now), with_defaults(before)
+    free = _LABELS + (("epochs",) if now.schedule in ("constant", "plateau") else ())
+    free += ("min_lr",) if now.min_lr < before["min_lr"] else ()
+    changed = [name for name in values if name not in free and values[name] != before[name]]
+    return [f"{flag(name)} {before[name]} (now {values[name]})" for name in changed]
+
+
+def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values of an earlier version's configuration, completed by those of younger fields."""
+    return _defaults() | values
+
+
+@functools.cache  # a configuration checks itself, which takes 0.5 ms, and reports ask for every line and field
+def _defaults() -> dict[str, Any]:
+    return as_plain(TrainConfig())
+
+
+def as_plain(config: TrainConfig) -> dict[str, Any]:
+    """All values as JSON types, for `config.json` and checkpoints; `config_from_dict` reads them back."""
+    return dataclasses.asdict(config) | {"when": list(config.when)}
+
+
+def run_name(config: TrainConfig) -> str:
+    """Folder name of a run: corpus, preset or model, identity."""
+    return f"{config.dataset}-{config.preset or config.model.lower()}-{config_id(config)}"

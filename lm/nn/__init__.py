@@ -1,0 +1,1 @@
+"""The model: recurrent layers with weight drop, dropouts, loss, activation regularization, and their kernels."""

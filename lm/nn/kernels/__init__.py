@@ -1,0 +1,1 @@
+"""The kernels of recurrent layers, and the choice among them."""

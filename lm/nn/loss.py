@@ -1,0 +1,126 @@
+"""Linear decoder and cross entropy in one, without the N x V logits of a whole window in fp32.
+
+Shapes: rows N = time x batch, features E, vocabulary V. With z = h W^T + b and p = softmax(z), the mean loss in nats is
+
+    L = (1/N) sum_n (lse(z_n) - z_n,target)       dL/dz = (p - onehot(target)) / N
+    dL/dh = dz W          dL/dW = dz^T h          dL/db = sum_n dz_n
+
+All gradients are computed in the forward pass, so that backward only scales them. Grave et al. 2017 and the papers on
+fused linear cross entropy do the same on GPUs. The logits become dz in place, a few rows at a time, while in cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lm.nn.products import pack_linear, transposed, transposed_product
+
+# Products are taken over blocks of rows with at most 32M logits (64 MB in bf16): large, and memory does not grow with
+# N x V. All else on a CPU is done for 1M logits at a time, 4 MB in fp32. At N = 5600, V = 33,278, E = 400 and 2 cores
+# the loss takes 1244 ms so, 1316 with 4M, 1437 with 128K, and 1385 with products over 4M logits as well.
+_BLOCK_LOGITS = 1 << 25
+_CACHED_LOGITS = 1 << 20
+# Packing the decoder pays from about this many rows.
+_PACK_ROWS = 64
+
+
+def _spans(rows: int, limit: int, vocabulary: int) -> Iterator[slice]:
+    """Cut rows of `vocabulary` logits into spans of at most `limit` logits, and at least a row."""
+    size = max(1, limit // vocabulary)
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+def _compute_dtype(precision: str, dtype: torch.dtype) -> torch.dtype:
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"precision must be fp32 or bf16, got {precision!r}")
+    return torch.bfloat16 if precision == "bf16" and dtype == torch.float32 else dtype
+
+
+def _softmax_nats_(z: Tensor, target: Tensor) -> Tensor:
+    """Turn logits z (n, V) into probabilities p, in place, and return nats = lse - z_target, lse = max z - log max p.
+
+    max p >= 1/V, so the logarithm is taken where it is well conditioned, even if p_target is 0 in fp32. `softmax` plus
+    two maxima take 0.5 ms for 200 x 10,000; max, subtract, `exp`, sum 0.8 ms; `logsumexp` 3.4 ms.
+    """
+    largest, of_target = z.amax(1), z.gather(1, target.unsqueeze(1)).squeeze(1)
+    torch.softmax(z, 1, out=z)
+    return largest - z.amax(1).log() - of_target
+
+
+def _nats_and_gradient_(z_NV: Tensor, target_N: Tensor, exact: torch.dtype, db_V: Tensor | None) -> Tensor:
+    """Return the nats (N,) of logits z, in dtype `exact`. With `db_V`, turn z into N dL/dz in place and add its sum."""
+    (N, V), nats = z_NV.shape, []
+    limit = _CACHED_LOGITS if z_NV.device.type == "cpu" else z_NV.numel()
+    for rows in _spans(N, limit, V):
+        part, target = z_NV[rows], target_N[rows]
+        z = part.to(exact)  # the part itself where it is exact already
+        nats.append(_softmax_nats_(z, target))
+        if db_V is not None:
+            z[torch.arange(len(z), device=z.device), target] -= 1  # z holds p by now, and dz from here on
+            db_V += z.sum(0)
+            if z is not part:
+                part.copy_(z)
+    return torch.cat(nats)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h_NE, weight_VE, bias_V, target_N, dtype, needs_grad):
+        N, V, exact = len(h_NE), len(weight_VE), weight_VE.dtype
+        h, w, b = h_NE.to(dtype), weight_VE.to(dtype), bias_V.to(dtype)
+        logits = pack_linear(w)
+        nats = torch.empty(N, dtype=exact, device=h.device)
+        dh = dw = db = None
+        if needs_grad:
+            hidden_gradient = pack_linear(transposed(w) if w.device.type == "cpu" else w.t())
+            dh, db = torch.empty_like(h_NE), torch.zeros_like(bias_V)
+        for rows in _spans(N, _BLOCK_LOGITS, V):
+            z = logits(h[rows], b)
+            nats[rows] = _nats_and_gradient_(z, target_N[rows], exact, db)
+            if needs_grad:
+                dh[rows] = hidden_gradient(z)
+                dw_rows = transposed_product(z, h[rows])
+                dw = dw_rows.to(exact) if dw is None else dw.add_(dw_rows)
+        if needs_grad:
+            ctx.save_for_backward(dh, dw, db)
+            ctx.rows = N
+        return nats.mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return *(g * (grad / ctx.rows) for g in ctx.saved_tensors), None, None, None
+
+
+def linear_cross_entropy(
+    h_NE: Tensor, weight_VE: Tensor, bias_V: Tensor, target_N: Tensor, precision: str = "fp32"
+) -> Tensor:
+    """Mean cross entropy in nats of `h W^T + b` against int64 targets, differentiable by h, W and b (0-dim).
+
+    In fp32 the loss is within 1e-6 of float64. `precision="bf16"` rounds h, W, b, the logits and dz to bf16; softmax,
+    sums and the loss stay in fp32, so the result is the loss of the rounded logits to 1e-6. Each logit is off by at
+    most d = 2**-8 (|z| + sum_e |h_e W_e| + |b|), so a token's loss by at most 2 max d. Against float64 the mean of
+    1,400 tokens (V 10,000) was off by 5e-5, 4e-4 and 9e-4 nats as logits grew 1, 3 and 6 times. Figures
+    that are compared come from `token_cross_entropy` in fp32.
+    float64 inputs are computed in float64. Raises ValueError for another precision.
+    """
+    dtype = _compute_dtype(precision, weight_VE.dtype)
+    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (h_NE, weight_VE, bias_V))
+    return _LinearCrossEntropy.apply(h_NE, weight_VE, bias_V, target_N, dtype, needs_grad)
+
+
+@torch.no_grad()
+def token_cross_entropy(
+    h_NE: Tensor, weight_VE: Tensor, bias_V: Tensor, target_N: Tensor, precision: str = "fp32"
+) -> Tensor:
+    """Nats of every row (N,), without a graph: for evaluation. Sum them in float64, and divide by their number once."""
+    dtype = _compute_dtype(precision, weight_VE.dtype)
+    h, w, b = h_NE.to(dtype), weight_VE.to(dtype), bias_V.to(dtype)
+    logits = pack_linear(w) if len(h) >= _PACK_ROWS else lambda h, b: F.linear(h, w, b)
+    spans = _spans(len(h), _BLOCK_LOGITS, len(w))
+    return torch.cat([_nats_and_gradient_(logits(h[rows], b), target_N[rows], weight_VE.dtype, None) for rows in spans])

@@ -1,0 +1,89 @@
+"""One recurrent layer with DropConnect on its hidden-to-hidden matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lm.nn.dropout import keep_mask, keep_probability
+from lm.nn.kernels.choose import choose_kernel
+from lm.nn.kernels.cudnn import FlatWeights
+from lm.nn.kernels.fused import FusedLSTM
+
+State = tuple[Tensor, ...]
+_GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
+
+
+class WeightDropLSTM(nn.Module):
+    """One recurrent layer, time-major, with DropConnect on its hidden-to-hidden matrix (AWD-LSTM, sec. 2).
+
+    Parameters carry the names, shapes and gate order of a one-layer `nn.LSTM` / `nn.GRU` / `nn.RNN` and start at
+    U(-1/sqrt(H), 1/sqrt(H)). In training each forward draws one mask from the global generator of the weight's device;
+    kept weights are scaled by 1/(1 - weight_drop), and the raw weight receives the masked gradient. `kernel` and
+    `precision`: see `choose_kernel`. In eval mode, native in fp32, it is bitwise the plain layer.
+    """
+
+    def __init__(
+        self,
+        cell: str,
+        input_size: int,
+        hidden_size: int,
+        weight_drop: float = 0.0,
+        kernel: str = "auto",
+        precision: str = "fp32",
+    ) -> None:
+        super().__init__()
+        if cell not in _GATES:
+            raise ValueError(f"cell must be one of {', '.join(_GATES)}, got {cell!r}")
+        keep_probability(weight_drop)
+        choose_kernel(kernel, cell, precision, torch.device("cpu"), torch.float32, hidden_size)
+        self.cell, self.input_size, self.hidden_size = cell, input_size, hidden_size
+        self.weight_drop, self.kernel, self.precision = weight_drop, kernel, precision
+        rows = _GATES[cell] * hidden_size
+        self.weight_ih_l0 = nn.Parameter(torch.empty(rows, input_size))
+        self.weight_hh_l0 = nn.Parameter(torch.empty(rows, hidden_size))
+        self.bias_ih_l0 = nn.Parameter(torch.empty(rows))
+        self.bias_hh_l0 = nn.Parameter(torch.empty(rows))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter from U(-1/sqrt(H), 1/sqrt(H))."""
+        bound = self.hidden_size**-0.5
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(self, x_TBI: Tensor, state: State) -> tuple[Tensor, State]:
+        """Run a window: x_TBI and state (h_BH, c_BH), (h_BH,) if not LSTM -> out_TBH and the state after it.
+
+        Output and state have the dtype of the weights, whatever the products are computed in.
+        """
+        weight, mask, scale = self.weight_hh_l0, None, 1.0
+        kernel, dtype = choose_kernel(
+            self.kernel, self.cell, self.precision, weight.device, weight.dtype, self.hidden_size
+        )
+        if self.training and self.weight_drop:
+            mask, scale = keep_mask(tuple(weight.shape), self.weight_drop, weight.device, dtype)
+        if kernel == "native":
+            return self._native(x_TBI, state, mask, scale, dtype)
+        weights = (self.weight_ih_l0, weight, self.bias_ih_l0, self.bias_hh_l0)
+        out, *state = FusedLSTM.apply(x_TBI, *state, *weights, mask, scale, dtype, torch.is_grad_enabled())
+        return out, tuple(state)
+
+    def _native(self, x: Tensor, state: State, mask: Tensor | None, scale: float, dtype: torch.dtype):
+        weights = [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0]
+        exact = self.weight_hh_l0.dtype
+        if mask is not None:
+            weights[1] = weights[1] * mask.to(exact).mul_(scale)
+        if x.is_cuda:
+            # "ieee" bars not only fp32 from tensor cores but bf16 as well (ATen/cudnn/Descriptors.h).
+            torch.backends.cudnn.rnn.fp32_precision = "ieee" if dtype == torch.float32 else "tf32"
+            weights = list(FlatWeights.apply(dtype, *weights))
+        hx = [s.unsqueeze(0).to(dtype) for s in state]
+        run = getattr(torch._VF, self.cell.lower())
+        hx = hx if self.cell == "LSTM" else hx[0]
+        out, *state = run(x.to(dtype), hx, weights, True, 1, 0.0, self.training, False, False)
+        return out.to(exact), tuple(s.squeeze(0).to(exact) for s in state)
+
+    def extra_repr(self) -> str:
+        sizes, choices = f"{self.input_size}, {self.hidden_size}", f"kernel={self.kernel}, precision={self.precision}"
+        return f"{self.cell}, {sizes}, weight_drop={self.weight_drop}, {choices}"

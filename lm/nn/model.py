@@ -1,0 +1,141 @@
+"""The AWD-LSTM language model (Merity, Keskar, Socher 2018, arXiv 1708.02182, sec. 2-4).
+
+Shapes: T time, B batch, E embedding, H hidden, V vocabulary; tensors are time-major.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lm.config.schema import TrainConfig
+from lm.nn.dropout import EmbeddingDropout, LockedDropout, StandardDropout
+from lm.nn.loss import linear_cross_entropy, token_cross_entropy
+from lm.nn.lstm import WeightDropLSTM
+
+# One tuple a layer: (h_BH, c_BH) for LSTM, (h_BH,) for the other cells.
+State = list[tuple[Tensor, ...]]
+# Half-width of the embeddings' uniform initial distribution (sec. 5).
+_EMBEDDING_RANGE = 0.1
+
+
+class Output(NamedTuple):
+    """What a forward pass computed, one entry a layer: outputs h_TBH, the same after dropout, the last state."""
+
+    raw: list[Tensor]
+    after_dropout: list[Tensor]
+    state: State
+
+
+class AWDLSTM(nn.Module):
+    """Embedding, recurrent layers, and a decoder that is tied to the embedding.
+
+    Every layer is `nhid` wide but, when tied, the last, which is `emsize` wide so that it can meet the embedding.
+    All dropout masks are drawn anew in each forward pass in training mode.
+    """
+
+    def __init__(self, vocab_size: int, config: TrainConfig, precision: str = "fp32") -> None:
+        """Draw initial weights on the default device.
+
+        Args:
+            vocab_size: V.
+            config: sizes, dropouts, cell and kernel.
+            precision: `fp32` or `bf16`: the type of the matrix products' inputs; parameters stay as they are.
+        """
+        super().__init__()
+        self.precision = precision
+        widths = [config.nhid] * (config.nlayers - 1) + [config.emsize if config.tied else config.nhid]
+        dropout = LockedDropout if config.dropout_kind == "locked" else StandardDropout
+        self.encoder = nn.Embedding(vocab_size, config.emsize)
+        self.embedding_dropout = EmbeddingDropout(config.dropoute)
+        self.input_dropout = dropout(config.dropouti)
+        self.rnns = nn.ModuleList(
+            WeightDropLSTM(config.model, inputs, width, config.wdrop, config.kernel, precision)
+            for inputs, width in zip([config.emsize, *widths], widths, strict=False)
+        )
+        self.output_dropouts = nn.ModuleList(
+            [dropout(config.dropouth) for _ in widths[:-1]] + [dropout(config.dropout)]
+        )
+        self.decoder = nn.Linear(widths[-1], vocab_size)
+        nn.init.uniform_(self.encoder.weight, -_EMBEDDING_RANGE, _EMBEDDING_RANGE)
+        nn.init.uniform_(self.decoder.weight, -_EMBEDDING_RANGE, _EMBEDDING_RANGE)
+        nn.init.zeros_(self.decoder.bias)
+        if config.tied:
+            self.decoder.weight = self.encoder.weight
+
+    def initial_state(self, batch_size: int) -> State:
+        """Zeros for every layer, on the model's device."""
+        tensors = 2 if self.rnns[0].cell == "LSTM" else 1
+        weight = self.decoder.bias
+        return [tuple(weight.new_zeros(batch_size, rnn.hidden_size) for _ in range(tensors)) for rnn in self.rnns]
+
+    def forward(self, tokens_TB: Tensor, state: State) -> Output:
+        """Outputs of every layer for a window of tokens that follows `state`."""
+        x_TBE = self.input_dropout(self.embedding_dropout(tokens_TB, self.encoder.weight))
+        raw, after_dropout, new_state = [], [], []
+        for rnn, dropout, layer_state in zip(self.rnns, self.output_dropouts, state, strict=True):
+            h_TBH, layer_state = rnn(x_TBE, layer_state)
+            x_TBE = dropout(h_TBH)
+            raw.append(h_TBH)
+            after_dropout.append(x_TBE)
+            new_state.append(layer_state)
+        return Output(raw, after_dropout, new_state)
+
+    @contextmanager
+    def exact(self) -> Iterator[None]:
+        """Compute in fp32 (or the parameters' type, if wider) within: for figures that are reported."""
+        before = self.precision
+        self._set_precision("fp32")
+        try:
+            yield
+        finally:
+            self._set_precision(before)
+
+    def _set_precision(self, precision: str) -> None:
+        self.precision = precision
+        for rnn in self.rnns:
+            rnn.precision = precision
+
+    def without_dropout(self) -> AWDLSTM:
+        """A copy in fp32 that computes in training mode, in which alone cuDNN gives gradients, what evaluation does."""
+        model = copy.deepcopy(self).train()
+        for dropout in (model.embedding_dropout, model.input_dropout, *model.output_dropouts):
+            dropout.p = 0.0
+        for rnn in model.rnns:
+            rnn.weight_drop = 0.0
+        model._set_precision("fp32")
+        return model
+
+    def loss(self, output: Output, targets_TB: Tensor) -> Tensor:
+        """Cross entropy in nats per target, without penalties."""
+        h_NH = output.after_dropout[-1].flatten(0, 1)
+        return linear_cross_entropy(h_NH, self.decoder.weight, self.decoder.bias, targets_TB.flatten(), self.precision)
+
+    def token_loss(self, output: Output, targets_TB: Tensor) -> Tensor:
+        """Nats of every target, (T, B), without a graph: for evaluation."""
+        h_NH, decoder = output.after_dropout[-1].flatten(0, 1), self.decoder
+        nats = token_cross_entropy(h_NH, decoder.weight, decoder.bias, targets_TB.flatten(), self.precision)
+        return nats.view(targets_TB.shape)
+
+
+def detach(state: State) -> State:
+    """Cut the state from the graph of the window that computed it."""
+    return [tuple(tensor.detach() for tensor in layer) for layer in state]
+
+
+@torch.no_grad()
+def carry_state(kept: State, state: State) -> None:
+    """Copy `state` into the tensors of `kept`, where the next window starts."""
+    for places, layer in zip(kept, state, strict=True):
+        for place, tensor in zip(places, layer, strict=True):
+            place.copy_(tensor)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trained values; tied ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())

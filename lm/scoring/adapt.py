@@ -1,0 +1,83 @@
+"""Adaptation to the text while it is read: the neural cache pointer and dynamic evaluation.
+
+Neural cache (Grave, Joulin, Usunier 2016, arXiv 1612.04426, sec. 3). h_t is the raw output of the last layer after
+word x_t; the last `window` pairs (h_i, x_{i+1}) vote for the next word:
+
+    p_cache(w) ~ sum_{t-window <= i < t} exp(theta h_t.h_i) [w = x_{i+1}]      p = (1-lambda) p_model + lambda p_cache
+
+Dynamic evaluation (Krause, Kahembwe, Murray, Renals 2017, arXiv 1709.07432). Each segment of the text is
+scored, then learned from; W_g are the trained weights, g the segment's gradient:
+
+    sgd    W <- W - lr g + decay (W_g - W)
+    rms    W <- W - lr g / (r + epsilon) + min(1, decay r / mean r) (W_g - W)     r = sqrt(mean of g^2 over train)
+
+No word is scored by anything that has seen it. Shapes: time T, batch B (columns of the text), hidden H, keys K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lm.nn.model import AWDLSTM, Output
+from lm.scoring.cache import Cache, History, cache_probability, mix
+from lm.scoring.dynamic import Dynamic, Learner
+from lm.scoring.reading import read
+from lm.text.batching import Window, batchify
+
+
+def adapted_nats(
+    model: AWDLSTM,
+    ids: np.ndarray,
+    batch_size: int,
+    caches: Sequence[Cache | None] = (None,),
+    dynamic: Dynamic | None = None,
+    rms: Sequence[Tensor] | None = None,
+) -> tuple[list[float], int]:
+    """Sum of nats of a text under each of `caches` (None: no cache), and the number of targets.
+
+    Caches start empty at the top of each column and carry over from window to window, as the hidden state does.
+
+    Args:
+        model: a trained model; not changed.
+        ids: word ids of the text.
+        batch_size: columns the text is cut into, as in `lm.evaluate`.
+        dynamic: learn from each segment after scoring it; the caches then hold the outputs of the learning model.
+        rms: see `Learner`.
+
+    Raises:
+        CorpusError: the text is too short for `batch_size`.
+    """
+    learner = Learner(model, dynamic, rms) if dynamic and dynamic.lr else None  # at lr 0 it stays as it was trained
+    reader = learner.model if learner else model.without_dropout()
+    device = model.decoder.bias.device
+    history = History(max((cache.window for cache in caches if cache), default=0))
+    totals, targets = torch.zeros(len(caches), dtype=torch.float64, device=device), 0
+    with torch.set_grad_enabled(learner is not None):
+        for window, output in read(reader, batchify(ids, batch_size, device), dynamic.segment if learner else None):
+            totals += _window_nats(reader, output, window, caches, history)
+            targets += window.targets_TB.numel()
+            if learner:
+                learner.learn(output, window.targets_TB)
+    return totals.tolist(), targets
+
+
+def _window_nats(
+    model: AWDLSTM, output: Output, window: Window, caches: Sequence[Cache | None], history: History
+) -> Tensor:
+    """Sum of a window's nats under each cache."""
+    nats, sums, known = model.token_loss(output, window.targets_TB), [], {}
+    if any(caches):
+        keys = history.extend(output.raw[-1].detach(), window.targets_TB)
+    for cache in caches:
+        if cache is None:
+            sums.append(nats.sum(dtype=torch.float64))
+            continue
+        if (cache.window, cache.theta) not in known:
+            known.clear()  # settings that share them stand together
+            known[cache.window, cache.theta] = cache_probability(*keys, window.targets_TB, cache.window, cache.theta)
+        sums.append(mix(nats, known[cache.window, cache.theta], cache.lam).sum())
+    return torch.stack(sums)

@@ -1,0 +1,110 @@
+"""The modes of adaptation that one command asks for."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from typing import Any
+
+from lm.base.errors import ConfigError
+from lm.base.names import flag
+from lm.base.numbers import perplexity
+from lm.config.presets import CACHE_POINTER
+from lm.config.schema import TrainConfig
+from lm.nn.model import AWDLSTM
+from lm.scoring.adapt import adapted_nats
+from lm.scoring.cache import Cache
+from lm.scoring.dynamic import Dynamic, gradient_rms
+from lm.scoring.tune import tune_cache, tune_dynamic
+from lm.text.corpus import Corpus
+from lm.text.units import split_units
+from lm.training.divergence import check_loss
+
+MODES = ("none", "cache", "dynamic", "dynamic+cache")
+# Where the sgd rule, whose steps are not divided by the gradients' size, needs another than `Dynamic`'s default.
+_SGD = {"lr": 2.0}  # 84.40 on the second of the models that `Dynamic` speaks of
+
+
+def add_adaptation_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of adaptation to a parser."""
+    group = parser.add_argument_group("adaptation while reading")
+    group.add_argument(
+        "--adapt",
+        nargs="+",
+        choices=MODES,
+        default=["none"],
+        metavar="MODE",
+        help=f"any of {', '.join(MODES)}, side by side",
+    )
+    group.add_argument("--tune", action="store_true", help="choose the values below on valid first")
+    for owner, prefix in ((Cache, "cache"), (Dynamic, "dynamic")):
+        for field in dataclasses.fields(owner):
+            name = "lambda" if field.name == "lam" else field.name
+            default = f"{'published for the corpus, else ' if owner is Cache else ''}{field.default}"
+            if owner is Dynamic and field.name in _SGD:
+                default += f", for sgd {_SGD[field.name]}"
+            group.add_argument(
+                f"--{prefix}-{name}", dest=f"{prefix}_{field.name}", type=type(field.default), metavar=name.upper(),
+                help=f"default: {default}",
+            )  # fmt: skip
+
+
+def check_adaptation_flags(given: set[str], args: argparse.Namespace) -> None:
+    """Raise ConfigError for a flag among `given` (names of arguments) that no mode or rule asked for reads."""
+    modes = args.adapt
+    for kind in ("cache", "dynamic"):
+        flags = sorted(flag(name).replace("-lam", "-lambda") for name in given if name.startswith(kind))
+        if flags and not any(kind in mode for mode in modes):
+            raise ConfigError(f"{flags[0]}: is for --adapt {kind}")
+    if "tune" in given and set(modes) == {"none"}:
+        raise ConfigError("--tune: is for --adapt cache, dynamic or dynamic+cache")
+    if "dynamic_epsilon" in given and args.dynamic_rule == "sgd":
+        raise ConfigError("--dynamic-epsilon: is for --dynamic-rule rms")
+
+
+def _values(owner: type, prefix: str, args: argparse.Namespace, defaults: dict[str, Any]) -> Any:
+    given = {field.name: getattr(args, f"{prefix}_{field.name}") for field in dataclasses.fields(owner)}
+    return owner(**defaults | {name: value for name, value in given.items() if value is not None})
+
+
+class Adaptation:
+    """The modes that one command asks for, their settings given, published for the corpus, or tuned on valid."""
+
+    def __init__(self, model: AWDLSTM, config: TrainConfig, corpus: Corpus, args: argparse.Namespace) -> None:
+        self._model, self._corpus = model, corpus
+        self.plain = "none" in args.adapt
+        modes = [mode for mode in args.adapt if mode != "none"]
+        published = zip(("window", "lam", "theta"), CACHE_POINTER.get(corpus.name, ()), strict=False)
+        cache = _values(Cache, "cache", args, dict(published))
+        dynamic = _values(Dynamic, "dynamic", args, _SGD if args.dynamic_rule == "sgd" else {})
+        columns = args.columns or config.eval_batch_size
+        self._rms, learns = None, any("dynamic" in mode for mode in modes)
+        if learns and dynamic.rule == "rms":
+            self._rms = gradient_rms(model, corpus.splits["train"], config.batch_size, config.bptt)
+        valid = corpus.splits["valid"]
+        if learns and args.tune:
+            dynamic = tune_dynamic(model, valid, columns, dynamic, self._rms)
+        self._settings: dict[str, tuple[Cache | None, Dynamic | None]] = {}
+        for mode in modes:
+            looks, learns = cache if "cache" in mode else None, dynamic if "dynamic" in mode else None
+            if looks and args.tune:
+                looks = tune_cache(model, valid, columns, learns, self._rms)
+            self._settings[mode] = looks, learns
+
+    def report(self, split: str, columns: int) -> list[dict[str, Any]]:
+        """Loss and perplexity of a split in every mode, with the settings used."""
+        rows = []
+        for mode, (cache, dynamic) in self._settings.items():
+            started = time.perf_counter()
+            (nats,), targets = adapted_nats(
+                self._model, self._corpus.splits[split], columns, (cache,), dynamic, self._rms
+            )
+            check_loss(nats / targets, f"--adapt {mode}: {split}", "try a lower --dynamic-lr")
+            rows.append({
+                "split": split, "adapt": mode, "loss": nats / targets, "ppl": perplexity(nats / targets),
+                "targets": targets, "batch_size": columns, "seconds": round(time.perf_counter() - started, 2),
+                "cache": cache and dataclasses.asdict(cache), "dynamic": dynamic and dataclasses.asdict(dynamic),
+                **split_units(self._corpus, split, nats / targets),
+            })  # fmt: skip
+        return rows

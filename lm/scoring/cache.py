@@ -1,0 +1,75 @@
+"""The neural cache pointer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lm.base.errors import ConfigError
+
+# Theta times a product of outputs must stay a float; far below this the cache already attends to one word alone.
+_LARGEST_THETA = 1e6
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Window in words, weight lambda of the cache, and theta, the sharpness of its attention."""
+
+    window: int = 500
+    lam: float = 0.1
+    theta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ConfigError(f"--cache-window: must be at least 1; got {self.window}")
+        if not 0 <= self.lam < 1:
+            raise ConfigError(f"--cache-lambda: must be in [0, 1); got {self.lam}")
+        if not 0 <= self.theta <= _LARGEST_THETA:
+            raise ConfigError(f"--cache-theta: must be at least 0 and at most {_LARGEST_THETA:g}; got {self.theta}")
+
+
+class History:
+    """The last `window` keys h_i and the words that followed them, for each column of the text."""
+
+    def __init__(self, window: int) -> None:
+        self._window = window
+        self._keys_BKH: Tensor | None = None
+        self._words_BK: Tensor | None = None
+
+    def extend(self, h_TBH: Tensor, targets_TB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Take the outputs of a window of text and the words after them.
+
+        Returns:
+            scores_BTK of every output against every key kept, the new ones included; words_BK after the keys; and
+            distance_TK, how many words a key lies before an output (a key at distance < 1 is not yet known there).
+        """
+        keys, words = h_TBH.transpose(0, 1), targets_TB.t()
+        T = keys.shape[1]
+        if self._keys_BKH is not None:
+            keys, words = torch.cat([self._keys_BKH, keys], 1), torch.cat([self._words_BK, words], 1)
+        K = keys.shape[1]
+        scores = keys[:, K - T :] @ keys.transpose(1, 2)
+        place = torch.arange(K, device=keys.device)
+        self._keys_BKH, self._words_BK = keys[:, -self._window :].clone(), words[:, -self._window :].clone()
+        return scores, words, place[K - T :, None] - place[None]
+
+
+def cache_probability(
+    scores_BTK: Tensor, words_BK: Tensor, distance_TK: Tensor, targets_TB: Tensor, window: int, theta: float
+) -> Tensor:
+    """p_cache of each target, (T, B) in float64; NaN where the cache is still empty. Arguments: see `History`."""
+    outside = (distance_TK < 1) | (distance_TK > window)
+    attention = torch.softmax((theta * scores_BTK).masked_fill_(outside, -torch.inf), 2)
+    hit = words_BK.unsqueeze(1) == targets_TB.t().unsqueeze(2)
+    return (attention * hit).sum(2, dtype=torch.float64).t()
+
+
+def mix(nats_TB: Tensor, p_cache_TB: Tensor, lam: float) -> Tensor:
+    """Nats, (T, B) in float64, under (1-lambda) p_model + lambda p_cache; the model's where the cache is empty."""
+    nats = nats_TB.double()
+    if lam == 0:
+        return nats
+    mixed = -torch.log((1 - lam) * torch.exp(-nats) + lam * p_cache_TB)
+    return torch.where(p_cache_TB.isnan(), nats, mixed)

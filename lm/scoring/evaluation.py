@@ -1,0 +1,128 @@
+"""Exact perplexity and activation statistics."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lm.base.numbers import perplexity
+from lm.config.schema import TrainConfig
+from lm.nn.model import AWDLSTM
+from lm.nn.regularization import INACTIVE
+from lm.scoring.reading import read
+from lm.text.batching import batchify
+from lm.text.corpus import Corpus
+from lm.text.units import split_units
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Sum of nats and number of targets apart, divided once; `activation` describes the last layer's raw output."""
+
+    nats: float
+    targets: int
+    activation: dict[str, float]
+    sample_TBH: Tensor
+    """raw outputs of the last window, for a histogram"""
+
+    @property
+    def loss(self) -> float:
+        """Cross entropy in nats per target."""
+        return self.nats / self.targets
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss)."""
+        return perplexity(self.loss)
+
+
+class _ActivationSums:
+    """Running sums over raw outputs h_TBH, in float64, across windows."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(4, dtype=torch.float64, device=device)
+        self._values = self._steps = 0
+        self._last_BH: Tensor | None = None
+
+    def add(self, h_TBH: Tensor) -> None:
+        h_TBH = h_TBH.float()
+        joined = h_TBH if self._last_BH is None else torch.cat([self._last_BH.unsqueeze(0), h_TBH])
+        change = (joined[1:] - joined[:-1]).square().sum(dtype=torch.float64)
+        square, magnitude = h_TBH.square().sum(dtype=torch.float64), h_TBH.abs().sum(dtype=torch.float64)
+        small = (h_TBH.abs() < INACTIVE).sum(dtype=torch.float64)
+        self._sums += torch.stack([square, magnitude, small, change])
+        self._values += h_TBH.numel()
+        self._steps += (len(joined) - 1) * h_TBH[0].numel()
+        self._last_BH = h_TBH[-1]
+
+    def means(self) -> dict[str, float]:
+        square, magnitude, small, change = self._sums.tolist()
+        return {
+            "rms": math.sqrt(square / self._values),
+            "mean_abs": magnitude / self._values,
+            "frac_small": small / self._values,
+            "temporal_rms": math.sqrt(change / max(self._steps, 1)),
+        }
+
+
+@torch.no_grad()
+def evaluate(
+    model: AWDLSTM,
+    ids: np.ndarray,
+    batch_size: int,
+    *,
+    window: int | None = None,
+    between_windows: Callable[[], None] = lambda: None,
+    watch: Callable[[Tensor, Tensor], None] = lambda h_TBH, nats_TB: None,
+) -> Evaluation:
+    """Cross entropy of a text in fp32, hidden state carried from its start to its end.
+
+    Args:
+        model: evaluated in evaluation mode and left in the mode it was in.
+        ids: word ids of the split.
+        batch_size: columns the text is cut into; the remainder is dropped, a column's first token is no target.
+        window: rows a forward pass, which does not change the result; None: as many as run fast.
+        between_windows: called before each window; may raise to stop.
+        watch: shown each window's raw output of the last layer and the nats of its targets.
+
+    Raises:
+        CorpusError: the text is too short for `batch_size`.
+    """
+    device = model.decoder.bias.device
+    nats, targets = torch.zeros((), dtype=torch.float64, device=device), 0
+    sums = _ActivationSums(device)
+    was_training = model.training
+    model.eval()
+    try:
+        with model.exact():
+            for part, output in read(model, batchify(ids, batch_size, device), window, between_windows):
+                nats_TB = model.token_loss(output, part.targets_TB)
+                nats += nats_TB.sum(dtype=torch.float64)
+                targets += part.targets_TB.numel()
+                sums.add(output.raw[-1])
+                watch(output.raw[-1], nats_TB)
+    finally:
+        model.train(was_training)
+    return Evaluation(nats.item(), targets, sums.means(), output.raw[-1].float())
+
+
+def protocol_columns(config: TrainConfig, split: str) -> int:
+    """Columns that the run's protocol cuts a split into."""
+    return config.test_batch_size if split == "test" else config.eval_batch_size
+
+
+def split_report(model: AWDLSTM, corpus: Corpus, split: str, columns: int) -> dict[str, Any]:
+    """Loss, perplexity and activations of one split."""
+    started = time.perf_counter()
+    result = evaluate(model, corpus.splits[split], columns)
+    return {
+        "split": split, "adapt": "none", "loss": result.loss, "ppl": result.perplexity, "targets": result.targets,
+        "batch_size": columns, "seconds": round(time.perf_counter() - started, 2), "activation": result.activation,
+    } | split_units(corpus, split, result.loss)  # fmt: skip

@@ -1,0 +1,70 @@
+"""A trained model as a folder that plain PyTorch can read: `python -m lm.evaluate RUN_DIR --export DIR`.
+
+An export holds `model.safetensors`, `config.json`, `tokenizer.json` and `README.md`, its model card, which shows how to
+use it without this project. Tensors have the names that they have in a checkpoint; a tied decoder is stored once.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import BinaryIO
+
+from safetensors.torch import save
+
+from lm.base.errors import CheckpointError, ConfigError
+from lm.base.files import write_atomic
+from lm.base.rundir import RunDir
+from lm.config.values import as_plain, config_from_dict
+from lm.scoring.loading import load_trained, read_json_object, weights_digest
+from lm.scoring.model_card import model_card
+from lm.training.checkpoint import fitting
+
+
+def export_run(run_dir: RunDir, directory: RunDir) -> None:
+    """Write the best model of a finished run into `directory`; it is made, or overwritten where it holds an export.
+
+    No file changes before all can be written. Killed after that, it leaves an export that is refused as incomplete.
+
+    Raises:
+        ConfigError: `directory` holds something else.
+        CheckpointError: the run has no usable checkpoint or no result.
+    """
+    place = directory.path
+    if run_dir.is_export:
+        raise ConfigError(f"--export: {run_dir} is an export already; copy the folder")
+    if place.exists() and not directory.is_export and not (place.is_dir() and not any(place.iterdir())):
+        raise ConfigError(f"--export: {directory} is there and not an export; choose another, or empty it")
+    trained = load_trained(run_dir)
+    result, environment = read_json_object(run_dir.result), read_json_object(run_dir.environment)
+    config, weights = config_from_dict(trained["config"]), trained["model"]
+    if config.tied:
+        del weights["decoder.weight"]
+    with fitting(run_dir.path):
+        card = model_card(place.resolve().name, config, weights, result, environment)
+    text = json.dumps({key: value for key, value in trained.items() if key not in ("config", "model")})
+    metadata = {"text": text, "sha256": weights_digest(weights, text), "format": "pt"}
+    try:
+        tokenizer = run_dir.tokenizer.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{run_dir.tokenizer}: cannot be read: {error.strerror}") from error
+    contents = {
+        directory.weights: save(weights, metadata),
+        directory.tokenizer: tokenizer,
+        place / "README.md": card.encode(),
+        directory.config: (json.dumps(as_plain(config), indent=2) + "\n").encode(),
+    }
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.resolve().parent, prefix=f".{place.name}.") as scratch:
+        for file, content in contents.items():
+            write_atomic(Path(scratch, file.name), functools.partial(_write, content))
+        directory.config.unlink(missing_ok=True)  # back as the last: until then the export is incomplete
+        for file in contents:
+            os.replace(Path(scratch, file.name), file)
+
+
+def _write(content: bytes, file: BinaryIO) -> None:
+    file.write(content)

@@ -1,0 +1,137 @@
+"""Trained models, read from run directories and exports."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from lm.base.errors import CheckpointError, ConfigError
+from lm.base.rundir import RunDir
+from lm.config.schema import TrainConfig
+from lm.config.values import as_plain, config_from_dict
+from lm.nn.model import AWDLSTM
+from lm.text.corpus import Corpus
+from lm.text.finding import configured_corpus
+from lm.training.checkpoint import fitting, load_checkpoint
+
+
+def load_trained(directory: RunDir) -> dict[str, Any]:
+    """What a run's best checkpoint or an export holds: `config` (plain values), `model` (weights), and of its text
+    `corpus_sha256` and, unless it is old, the checksum `vocabulary`.
+
+    Raises:
+        CheckpointError: neither is there, or it is damaged or incomplete.
+    """
+    if not directory.path.is_dir():
+        what = "is a file; give the run directory" if directory.path.exists() else "no such run directory or export"
+        raise CheckpointError(f"{directory}: {what}")
+    return _read_export(directory) if directory.is_export else _best_of_run(directory)
+
+
+def _best_of_run(directory: RunDir) -> dict[str, Any]:
+    path = directory.best
+    if not path.exists() and directory.is_run:
+        raise CheckpointError(f"{path}: not there: no epoch of this run has ended yet; train on with --resume auto")
+    checkpoint = load_checkpoint(path)
+    with fitting(path):
+        trained = {key: checkpoint[key] for key in ("config", "corpus_sha256", "model")}
+    if "vocabulary" in checkpoint:
+        trained["vocabulary"] = checkpoint["vocabulary"]
+    try:
+        config_from_dict(trained["config"])
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}; train again, or use the version that wrote it") from None
+    return trained
+
+
+def _read_export(directory: RunDir) -> dict[str, Any]:
+    path = directory.weights
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        intact = metadata["sha256"] == weights_digest(weights, metadata["text"])
+        text = json.loads(metadata["text"])
+    except KeyError as error:
+        raise CheckpointError(f"{path}: not an export of this program ({error} is missing)") from None
+    except Exception as error:  # the library raises its own kind, and others for what it cannot map or decode
+        raise CheckpointError(f"{path}: not readable ({str(error).splitlines()[0]})") from error
+    if not intact:
+        raise CheckpointError(f"{path}: damaged (its checksum differs)")
+    config = _fitting_config(directory.config, weights)
+    if config.tied:
+        weights["decoder.weight"] = weights["encoder.weight"]
+    return text | {"config": as_plain(config), "model": weights}
+
+
+def weights_digest(weights: dict[str, Tensor], text: str) -> str:
+    """Checksum of all that is read of the file, which has none of its own."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].numpy())
+    return digest.hexdigest()
+
+
+def _fitting_config(path: Path, weights: dict[str, Tensor]) -> TrainConfig:
+    """The configuration in `path`. Raises CheckpointError unless it describes a model with these weights."""
+    values = read_json_object(path)
+    try:
+        config = config_from_dict(values)
+        with torch.device("meta"):
+            model = AWDLSTM(len(weights["encoder.weight"]), config)
+    except (ConfigError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: not the configuration of the model beside it ({error})") from None
+    expected = {name: parameter.shape for name, parameter in model.named_parameters()}  # tied ones come once
+    if expected != {name: tensor.shape for name, tensor in weights.items()}:
+        raise CheckpointError(f"{path}: describes another model than the one beside it: names or shapes differ")
+    return config
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a run or an export. Raises CheckpointError where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; the run is not finished, or the export incomplete") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable ({error})") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: not a JSON object")
+    return value
+
+
+def load_model(directory: RunDir, device: torch.device) -> tuple[AWDLSTM, TrainConfig, dict[str, Any]]:
+    """Model of a run (its best checkpoint) or of an export, in evaluation mode, its configuration, and what else
+    `load_trained` knows of it.
+
+    Raises:
+        CheckpointError: no usable weights.
+    """
+    trained = load_trained(directory)
+    config, weights = config_from_dict(trained["config"]), trained.pop("model")
+    with fitting(directory.path), device:  # whatever kernel the run took, this machine takes its own
+        model = AWDLSTM(len(weights["decoder.bias"]), dataclasses.replace(config, kernel="auto"))
+        model.load_state_dict(weights)
+    return model.eval(), config, trained
+
+
+def load_run(directory: RunDir, device: torch.device) -> tuple[AWDLSTM, TrainConfig, Corpus]:
+    """The same with the corpus.
+
+    Raises:
+        CheckpointError: no usable weights, or the corpus found is not the one that they were trained on.
+    """
+    model, config, trained = load_model(directory, device)
+    corpus = configured_corpus(config)
+    if corpus.sha256 != trained["corpus_sha256"]:
+        raise CheckpointError(f"{directory}: was trained on another text than that in {corpus.source}")
+    corpus.check_vocabulary(trained)
+    return model, config, corpus

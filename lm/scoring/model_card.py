@@ -1,0 +1,133 @@
+"""The model card of an export: what the model is, its figures, how it was made, and how to use it."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from torch import Tensor
+
+from lm.config.schema import TrainConfig
+from lm.nn.regularization import INACTIVE
+from lm.text.cards import known_corpora
+from lm.text.units import NAMES
+
+_LAYERS = {
+    "LSTM": "nn.LSTM({}, {})", "GRU": "nn.GRU({}, {})", "RNN_TANH": "nn.RNN({}, {})",
+    "RNN_RELU": 'nn.RNN({}, {}, nonlinearity="relu")',
+}  # fmt: skip
+_CARD = """\
+# {title}
+
+A language model of {layers} {cell} layers, trained on {dataset}: {vocab_size:,} types, embeddings of {emsize} units,
+{params:,} parameters{tied}. {penalties} The code follows AWD-LSTM (arXiv 1708.02182).
+
+## Figures
+
+| | {train} | valid | test |
+|---|--:|--:|--:|
+| perplexity | {train_ppl} | {valid_ppl} | {test_ppl} |
+| nats a token | {train_loss} | {valid_loss} | {test_loss} |
+{units}| columns that the text was cut into | {eval_columns} | {eval_columns} | {test_columns} |
+
+Perplexity is exp(nats / tokens) in fp32 without dropout, the hidden state carried through each column, `<eos>` counted
+as a token. The last layer's activations h on valid: {activation}.
+
+## How it was made
+
+- text: {dataset}{corpus}
+{checksums}
+- training: {status}, {training}
+- command: `{command}`
+- code: commit {commit}; {versions}
+
+## Use
+
+```python
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import nn
+
+weights = load_file("model.safetensors")
+embedding = nn.Embedding.from_pretrained(weights["encoder.weight"])
+layers = [{modules}]
+for i, layer in enumerate(layers):
+    layer.load_state_dict({{name: weights[f"rnns.{{i}}.{{name}}"] for name in layer.state_dict()}})
+
+
+@torch.no_grad()
+def logits(ids):
+    x = embedding(ids)
+    for layer in layers:
+        x, _ = layer(x)
+    return nn.functional.linear(x, weights["{decoder}"], weights["decoder.bias"])
+
+
+tokenizer = Tokenizer.from_file("tokenizer.json")  # every line of the text ended in <eos>
+ids = torch.tensor(tokenizer.encode("<eos> the").ids)
+likeliest = logits(ids)[-1].topk(5).indices.tolist()
+print([tokenizer.id_to_token(word) for word in likeliest])
+```
+"""
+
+
+def _penalties(config: TrainConfig, result: dict[str, Any]) -> str:
+    """What the weights were regularized with, as a sentence; nothing where fine-tuning did not change them."""
+    if config.finetune and not result["best_epoch"]:
+        return f"The weights are those of {config.finetune}, which fine-tuning did not improve."
+    layers = ", over all layers" if config.ar_layers == "all" else ""
+    norm = "" if config.ar_norm == "l2" else f" ({config.ar_norm})"
+    verb = "Fine-tuned" if config.finetune else "Trained"
+    return f"{verb} with AR {config.alpha:g}{norm} and TAR {config.beta:g}{layers} (arXiv 1708.01009)."
+
+
+def _training(config: TrainConfig, result: dict[str, Any]) -> str:
+    source = f"fine-tuned from {config.finetune}, " if config.finetune else ""
+    kept = (
+        f"weights of epoch {result['best_epoch']} of {result['epochs']}" if result["best_epoch"] else "weights as there"
+    )
+    averaged = ", averaged" if result["averaged"] else ""
+    return f"{source}seed {result['seed']}, {result['steps']:,} updates, {kept}{averaged}"
+
+
+def model_card(
+    title: str, config: TrainConfig, weights: dict[str, Tensor], result: dict[str, Any], environment: dict[str, Any]
+) -> str:
+    """The model card; every figure is one of the run's result.json."""
+
+    def shown(name: str, digits: int) -> str:
+        return "not scored" if result.get(name) is None else f"{result[name]:.{digits}f}"
+
+    splits, statistics, corpus = (
+        ("train", "valid", "test"),
+        result["activation"],
+        known_corpora().get(result["dataset"]),
+    )
+    shapes = [weights[f"rnns.{layer}.weight_ih_l0"].shape[1] for layer in range(config.nlayers)]
+    widths = [weights[f"rnns.{layer}.weight_hh_l0"].shape[1] for layer in range(config.nlayers)]
+    versions, git = result["versions"], result["git"]
+    return _CARD.format(
+        title=title, layers=config.nlayers, cell=config.model, vocab_size=len(weights["encoder.weight"]),
+        emsize=config.emsize, params=result["params"], tied=", decoder tied to the embedding" if config.tied else "",
+        penalties=_penalties(config, result), dataset=result["dataset"], status=result["status"],
+        train=f"train, first {config.eval_train_tokens:,} tokens" if config.eval_train_tokens else "train",
+        **{f"{split}_ppl": shown(f"{split}_ppl", 2) for split in splits},
+        **{f"{split}_loss": shown(f"{split}_loss", 4) for split in splits},
+        units="".join(
+            f"| {NAMES[unit]} | {' | '.join(shown(f'{split}_{unit}', 4) for split in splits)} |\n"
+            for unit in ("word_ppl", "bits_per_char") if f"valid_{unit}" in result
+        ),
+        eval_columns=config.eval_batch_size, test_columns=config.test_batch_size,
+        activation=f"rms {statistics['rms']:.4f}, mean |h| {statistics['mean_abs']:.4f}, "
+        f"|h| < {INACTIVE} in {statistics['frac_small']:.1%}, rms of h[t+1] - h[t] {statistics['temporal_rms']:.4f}",
+        corpus=f", {corpus.title}; licence: {corpus.licence}" if corpus else "",
+        checksums="\n".join(f"  - {split}: sha256 {digest}" for split, digest in result["corpus_sha256"].items()),
+        training=_training(config, result),
+        command=shlex.join(["python", "-m", "lm.train", *environment["argv"][1:]]),
+        commit=f"{git['commit'] or 'unknown'}{', changed since' if git['dirty'] else ''}",
+        versions=f"Python {versions['python']}, PyTorch {versions['torch']}, tokenizers {versions['tokenizers']}, "
+        f"{versions['gpu'] or versions['cpu']}, {versions['precision']}",
+        modules=", ".join(_LAYERS[config.model].format(i, h) for i, h in zip(shapes, widths, strict=True)),
+        decoder="encoder.weight" if config.tied else "decoder.weight",
+    )  # fmt: skip

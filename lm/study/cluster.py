@@ -1,0 +1,119 @@
+"""The runs of a sweep as tasks of a Ray cluster; Ray itself is optional (requirements-cluster.txt)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from typing import Any
+
+from lm.base.errors import ConfigError
+from lm.base.files import ROOT
+from lm.study.executors import Job, Outcome, launch, outcome_of
+
+# Exit codes of a run that was ended from outside.
+_STOPPED = {-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM}
+# Settings that a process on another machine needs as well.
+_PASSED_ON = ("LM_", "HF_")
+
+
+class RunStopped(Exception):
+    """The process of a run was ended from outside; Ray tries the task again."""
+
+
+def run_task(job: Job, directory: str) -> Outcome:
+    """The Ray task of one run: its process on this node, from its start to its end."""
+    os.chdir(directory)
+    process = launch(job, {})
+    try:
+        while (code := process.poll()) is None:
+            time.sleep(0.2)  # a cancelled task is interrupted between two steps of Python, not inside a system call
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    if code in _STOPPED:
+        raise RunStopped(f"{job.name}: exit code {code}")
+    return outcome_of(job, code)
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """Environment of the tasks: this program, its settings, and no more threads than the tasks ask the cluster for."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    passed_on = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
+    return passed_on | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
+
+
+def _check_address(address: str) -> None:
+    """Raise ConfigError if nothing listens at HOST:PORT, which Ray would take minutes to say."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise ConfigError(f"--ray-address {address}: no cluster answers there: {error}") from None
+
+
+class RayExecutor:
+    """Tasks of a Ray cluster, as many at a time as its CPUs (or GPUs, where it has some) carry, or `jobs`.
+
+    Every node finds program, working directory and corpora at the paths they have here. Run directories are shared
+    between the nodes or each node's own; then a run that moves to another node begins anew.
+    """
+
+    def __init__(self, address: str, jobs: int, threads: int, device: str) -> None:
+        """Connect. Raises ConfigError if Ray is not installed or the cluster does not answer."""
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            import ray
+        except ImportError:
+            raise ConfigError("--executor ray: not installed; pip install -r requirements-cluster.txt") from None
+        _check_address(address)
+        try:
+            ray.init(
+                address=address or None, log_to_driver=False, logging_level="error",
+                runtime_env={"env_vars": _environment(threads)},
+            )  # fmt: skip
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"--ray-address {address}: no cluster answers there: {error}") from None
+        self._ray, self._jobs = ray, jobs
+        self._running: dict[Any, Job] = {}
+        self._gpu = device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
+        self._need = 1 if self._gpu else threads
+        self._task = ray.remote(run_task).options(
+            num_cpus=threads, num_gpus=int(self._gpu), max_retries=5, retry_exceptions=[RunStopped]
+        )
+
+    def room(self) -> bool:
+        """Whether the cluster, as large as it is at this moment, carries another run."""
+        capacity = self._ray.cluster_resources().get("GPU" if self._gpu else "CPU", 0) // self._need
+        return len(self._running) < min(self._jobs or capacity, capacity)
+
+    def start(self, job: Job) -> None:
+        """Submit the task of a run."""
+        self._running[self._task.remote(job, os.getcwd())] = job
+
+    def finished(self) -> list[Outcome]:
+        """Runs whose tasks have ended, those that Ray gave up on included."""
+        if not self._running:
+            return []
+        ready, _ = self._ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
+        outcomes = []
+        for reference in ready:
+            job = self._running.pop(reference)
+            try:
+                outcomes.append(self._ray.get(reference))
+            except self._ray.exceptions.RayError as error:
+                outcomes.append(Outcome(job, 1, None, [], f"{type(error).__name__}: {str(error).splitlines()[-1]}"))
+        return outcomes
+
+    def stop(self) -> None:
+        """Cancel every task, which lets its process save, and wait for them."""
+        for reference in self._running:
+            self._ray.cancel(reference)
+        self._ray.wait(list(self._running), num_returns=len(self._running), timeout=60)
+
+    def close(self) -> None:
+        """Leave the cluster, which ends this sweep's tasks."""
+        self._ray.shutdown()

@@ -1,0 +1,74 @@
+"""What the lines of a ledger say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lm.base.numbers import is_number, perplexity
+from lm.config.values import with_defaults
+from lm.study.specification import identity
+
+
+def _positive_log(value: Any) -> float:
+    return math.log(value) if is_number(value) and value > 0 else math.nan
+
+
+def loss_of(record: Mapping[str, Any], split: str) -> float:
+    """Nats per word of a split, NaN where there are none."""
+    loss = None if f"{split}_word_ppl" in record else record.get(f"{split}_loss")
+    return float(loss) if is_number(loss) else _positive_log(word_ppl(record, split))
+
+
+def word_ppl(record: Mapping[str, Any], split: str) -> Any:
+    """Perplexity per word of a split as a record has it: what a run on words has as `ppl`."""
+    return record.get(f"{split}_word_ppl", record.get(f"{split}_ppl"))
+
+
+def _activation(name: str) -> Callable[[Mapping[str, Any]], Any]:
+    return lambda record: (record.get("activation") or {}).get(name)
+
+
+# Value in a ledger record; losses and the gap in nats per word, time in seconds.
+METRICS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "valid_loss": lambda record: loss_of(record, "valid"),
+    "test_loss": lambda record: loss_of(record, "test"),
+    "valid_ppl": lambda record: perplexity(loss_of(record, "valid")),
+    "test_ppl": lambda record: perplexity(loss_of(record, "test")),
+    "train_ppl": lambda record: word_ppl(record, "train"),
+    "gap": lambda record: loss_of(record, "valid") - _positive_log(METRICS["train_ppl"](record)),
+    "valid_bits_per_char": lambda record: record.get("valid_bits_per_char"),
+    "test_bits_per_char": lambda record: record.get("test_bits_per_char"),
+    "rms": _activation("rms"),
+    "mean_abs": _activation("mean_abs"),
+    "frac_small": _activation("frac_small"),
+    "temporal_rms": _activation("temporal_rms"),
+    "best_epoch": lambda record: record.get("best_epoch"),
+    "seconds": lambda record: record.get("seconds"),
+}
+
+
+def label(values: Mapping[str, Any]) -> str:
+    """A configuration in words, as `alpha 2, beta 1`."""
+    return ", ".join(f"{name} {show(value)}" for name, value in values.items()) or "all runs"
+
+
+def configuration_name(values: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    """A configuration by its values that the baseline `base` lacks or has otherwise; the baseline by all it has."""
+    other = {name: v for name, v in values.items() if name not in base or identity(v) != identity(base[name])}
+    return label(other or values)
+
+
+def show(value: Any) -> str:
+    """A configuration value as a user writes it: 1.0 as 1, true, 10,20."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(show(item) for item in value) or "none"
+    if not is_number(value):
+        return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+    return f"{value:.6g}"
+
+
+def config_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Configuration of a run; younger fields, which an older line lacks, at their defaults."""
+    return with_defaults(record.get("config") or {})

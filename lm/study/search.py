@@ -1,0 +1,270 @@
+"""Looking for good values: from a coarse scale to a fine one, or by Optuna. `[refine]` of study.toml says how.
+
+[refine]                     # coarse to fine over one field, all others at the baseline
+field = "alpha"
+values = [0, 0.1, 1, 10]     # first pass; default: the grid's, else 0, 0.1, 1, 10, 100 (probabilities 0, 0.2, ... 0.8)
+rounds = 2                   # finer passes after the first (default 1)
+points = 4                   # new values in each (default 4)
+
+[refine]                     # by Optuna
+search = "random"            # or "hyperband": short runs for all, longer ones for the best third, and so on
+trials = 20                  # left out: every configuration of the space
+[refine.space]
+alpha = {low = 0.01, high = 10, log = true}
+dropout = [0.2, 0.4, 0.6]    # one of these
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import math
+import os
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from lm.base.errors import ConfigError
+from lm.base.locks import take_lock
+from lm.config.bounds import Bounds
+from lm.config.schema import TrainConfig
+from lm.study.specification import Study
+
+JOURNAL, LOCK = "search.journal", "search.lock"
+_REDUCTION = 3
+_KEYS = {"field": str, "values": list, "rounds": int, "points": int, "search": str, "trials": int, "space": dict}
+# The keys that each of the two kinds reads.
+_READ = {"field": {"field", "values", "rounds", "points"}, "search": {"search", "trials", "space"}}
+
+
+def check_settings(study: Study, settings: dict[str, Any], config: TrainConfig) -> None:
+    """Raise ConfigError, naming file and key, unless `[refine]` makes sense for runs like the baseline's `config`."""
+    file = study.source
+    for key, value in settings.items():
+        if key not in _KEYS:
+            raise ConfigError(f"{file}: refine.{key}: unknown key; the keys are {', '.join(_KEYS)}")
+        if type(value) is not _KEYS[key] or (_KEYS[key] is int and value < 1):
+            raise ConfigError(f"{file}: refine.{key}: {value!r} makes no sense")
+    if ("field" in settings) == ("search" in settings):
+        raise ConfigError(f"{file}: refine: needs either field or search, and not both")
+    mode = "field" if "field" in settings else "search"
+    if unread := sorted(settings.keys() - _READ[mode]):
+        raise ConfigError(f"{file}: refine.{unread[0]}: has no use beside {mode}")
+    if mode == "field":
+        kind, bounds = _hint(study, settings["field"])
+        if (values := settings.get("values")) is None:
+            return
+        if not all(type(v) in {int, kind} and v in bounds for v in values) or len({*values}) < 2:
+            what = f"numbers, {bounds}" if kind is float else f"integers, {bounds}"
+            raise ConfigError(f"{file}: refine.values: {settings['field']} takes two or more different {what}")
+        return
+    if settings["search"] not in ("random", "hyperband"):
+        raise ConfigError(f"{file}: refine.search: {settings['search']!r} is not one of random, hyperband")
+    if settings["search"] == "hyperband" and (config.schedule not in ("constant", "plateau") or config.max_steps):
+        raise ConfigError(
+            f"{file}: refine.search: hyperband lengthens runs: no --max-steps, and a schedule without end"
+        )
+    space = settings.get("space")
+    if not space:
+        raise ConfigError(f"{file}: refine.space: names no field to search, as alpha = [0, 1, 2]")
+    for name, values in space.items():
+        ranged = isinstance(values, dict) and {"low", "high"} <= values.keys() <= {"low", "high", "log"}
+        if not ranged and not (isinstance(values, list) and values):
+            raise ConfigError(f"{file}: refine.space.{name}: must be a list of values, or low, high and perhaps log")
+        if ranged:
+            ends, kinds = (values["low"], values["high"]), {int, _hint(study, name)[0]}
+            if not {*map(type, ends)} <= kinds or not ends[0] < ends[1] or (values.get("log") and ends[0] <= 0):
+                raise ConfigError(f"{file}: refine.space.{name}: low must be a number below high, above 0 with log")
+            if "trials" not in settings:
+                raise ConfigError(f"{file}: refine.trials: how many? A range has no end of values")
+
+
+def require_optuna() -> None:
+    """Raise ConfigError where Optuna is not installed."""
+    if importlib.util.find_spec("optuna") is None:
+        raise ConfigError("--search: Optuna is not installed; pip install -r requirements-search.txt")
+
+
+def _hint(study: Study, field: str) -> tuple[type, Bounds]:
+    """Type and bounds of a numeric configuration field."""
+    hint = typing.get_type_hints(TrainConfig, include_extras=True).get(field)
+    bounds = next((mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Bounds)), None)
+    if bounds is None or field == "seed":
+        raise ConfigError(f"{study.source}: refine: {field!r} is no numeric configuration field")
+    return typing.get_args(hint)[0], bounds
+
+
+def refine(
+    study: Study, settings: dict[str, Any], measure: Callable[[list[dict[str, Any]]], list[float]]
+) -> dict[float, float]:
+    """Coarse to fine over one field; the next pass lies around the best value so far.
+
+    Args:
+        study: supplies the values of the other fields, which are those of its baseline.
+        settings: the content of `[refine]`.
+        measure: configurations -> mean valid loss of each (nats per word); infinite where a run diverged.
+
+    Returns:
+        value -> mean valid loss, of everything that was tried.
+
+    Raises:
+        ConfigError: the field is not numeric.
+    """
+    field = settings["field"]
+    kind, bounds = _hint(study, field)
+    linear = bounds.high <= 1  # a probability
+    tried: dict[float, float] = {}
+    values = settings.get("values") or list(
+        dict.fromkeys(configuration[field] for configuration in study.configurations if field in configuration)
+    )
+    if len(values) < 2:
+        values = [0, 0.2, 0.4, 0.6, 0.8] if linear else [0, 0.1, 1, 10, 100]
+    for _ in range(1 + settings.get("rounds", 1)):
+        values = [value for value in dict.fromkeys(map(kind, values)) if value not in tried and value in bounds]
+        tried |= dict(zip(values, measure([study.baseline | {field: value} for value in values]), strict=True))
+        if min(tried.values()) == math.inf:
+            break
+        values = finer(tried, settings.get("points", 4), linear=linear)
+    return tried
+
+
+def finer(tried: dict[float, float], points: int, *, linear: bool) -> list[float]:
+    """New values around the best of `tried` (value -> loss): half of them on either side, evenly on the scale.
+
+    The sides end at the neighbours that were tried. On the logarithmic scale an open side, or one that ends at 0, is a
+    decade long; around 0 itself the new values fill the decade below the smallest positive one.
+    """
+    ordered = sorted(tried)
+    best = min(ordered, key=lambda value: (tried[value], value))
+    at = ordered.index(best)
+    below = ordered[at - 1] if at else best
+    above = ordered[at + 1] if at + 1 < len(ordered) else best
+    if linear:
+        sides = [(below, best), (best, above)]
+    elif best == 0:
+        sides = [(above / 10, above)]
+    else:
+        sides = [(below if 0 < below < best else best / 10, best), (best, above if above > best else best * 10)]
+    found = []
+    for low, high in sides:
+        n = max(1, points // len(sides))
+        for i in range(1, n + 1):
+            part = i / (n + 1)
+            value = low + (high - low) * part if linear else low * (high / low) ** part
+            found.append(float(f"{value:.3g}"))
+    return [value for value in dict.fromkeys(found) if value not in tried]
+
+
+def search(
+    study: Study,
+    settings: dict[str, Any],
+    epochs: int,
+    measure: Callable[[list[dict[str, Any]], int], list[float]],
+    prune: Callable[[dict[str, Any], int], None],
+) -> None:
+    """Random search, or successive halving (Hyperband; Li et al. 2018), by Optuna, with a journal in the study folder.
+
+    All configurations in the race are trained to the next rung (1, 3, 9, ... epochs), then each is kept or pruned.
+
+    Args:
+        study: where the journal goes; fields outside the space have the values of its baseline.
+        settings: the content of `[refine]`.
+        epochs: length of a full run.
+        measure: (configurations, epochs) -> mean valid loss of each after so many; infinite where a run diverged.
+        prune: told of a configuration that is given up after so many epochs.
+
+    Raises:
+        ConfigError: another sweep is searching.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    lock = take_lock(study.path / LOCK, wait=False)
+    if lock is None:
+        raise ConfigError(f"--search: another sweep is searching {study.path}; wait for it")
+    try:
+        _race(optuna, _open(optuna, study, settings, epochs), study, settings, epochs, measure, prune)
+    finally:
+        os.close(lock)
+
+
+def _race(
+    optuna: Any,
+    found: Any,
+    study: Study,
+    settings: dict[str, Any],
+    epochs: int,
+    measure: Callable[[list[dict[str, Any]], int], list[float]],
+    prune: Callable[[dict[str, Any], int], None],
+) -> None:
+    """Train the open trials of the Optuna study `found` and new ones, from rung to rung."""
+    rungs = _rungs(epochs) if settings["search"] == "hyperband" else [epochs]
+    race = []
+    for trial in found.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
+        race.append(optuna.trial.Trial(found, trial._trial_id))
+    waiting = len(found.get_trials(deepcopy=False, states=[optuna.trial.TrialState.WAITING]))
+    race += [found.ask() for _ in range(waiting + max(0, settings.get("trials", 0) - len(found.trials)))]
+    race = [(trial, study.baseline | _draw(study, trial, settings["space"])) for trial in race]
+    for rung in rungs:
+        known = [found.trials[trial.number].intermediate_values.get(rung) for trial, _ in race]
+        new = measure(
+            [configuration for (_, configuration), loss in zip(race, known, strict=True) if loss is None], rung
+        )
+        for i, loss in zip([i for i, loss in enumerate(known) if loss is None], new, strict=True):
+            known[i] = loss
+            race[i][0].report(loss, rung)
+        kept = []
+        for (trial, configuration), loss in zip(race, known, strict=True):
+            if rung == epochs:
+                found.tell(trial, loss)
+            elif loss == math.inf or trial.should_prune():
+                prune(configuration, rung)
+                found.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            else:
+                kept.append((trial, configuration))
+        race = kept
+
+
+def _rungs(epochs: int) -> Iterator[int]:
+    rung = 1
+    while rung < epochs:
+        yield rung
+        rung *= _REDUCTION
+    yield epochs
+
+
+def _open(optuna: Any, study: Study, settings: dict[str, Any], epochs: int) -> Any:
+    """The Optuna study in the journal, begun or continued."""
+    from optuna.storages.journal import JournalFileBackend
+
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(study.path / JOURNAL)))
+    pruner = optuna.pruners.NopPruner()
+    if settings["search"] == "hyperband":
+        pruner = optuna.pruners.HyperbandPruner(1, epochs, _REDUCTION)
+    found = optuna.create_study(storage=storage, study_name=settings["search"], pruner=pruner, load_if_exists=True)
+    if found.user_attrs.get("space", settings["space"]) != settings["space"]:
+        raise ConfigError(f"{study.source}: refine.space: {JOURNAL} searches another one; delete it to begin anew")
+    found.set_user_attr("space", settings["space"])
+    # Seeded with the number of trials, so that a search that is continued draws new ones.
+    found.sampler = optuna.samplers.RandomSampler(seed=len(found.trials))
+    if "trials" not in settings:  # GridSampler would do, but it works inside Study.optimize only
+        space = settings["space"]
+        for values in itertools.product(*space.values()):
+            found.enqueue_trial(dict(zip(space, values, strict=True)), skip_if_exists=True)
+    return found
+
+
+def _draw(study: Study, trial: Any, space: dict[str, Any]) -> dict[str, Any]:
+    """The trial's value of every field of the space; real ones out of a range with three significant digits."""
+    configuration = {}
+    for name, values in space.items():
+        if isinstance(values, list):
+            configuration[name] = trial.suggest_categorical(name, values)
+            continue
+        low, high, log = values["low"], values["high"], values.get("log", False)
+        if _hint(study, name)[0] is int:
+            configuration[name] = trial.suggest_int(name, low, high, log=log)
+        else:
+            value = float(f"{trial.suggest_float(name, float(low), float(high), log=log):.3g}")
+            configuration[name] = min(max(value, float(low)), float(high))
+    return configuration

@@ -1,0 +1,1 @@
+"""From ledgers to tables, statistics, answers and plots; imports no PyTorch."""

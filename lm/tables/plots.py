@@ -1,0 +1,316 @@
+"""Plots of a study, as PNG files that are the same bytes whenever they are drawn from the same ledger.
+
+Everywhere the baseline is black and the configuration chosen on valid is orange.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from lm.base.numbers import is_number
+from lm.base.plotting import BASELINE, CHOSEN, OTHER, PALE, house_style, new_figure, place_labels, save_png
+from lm.study.records import show
+from lm.study.specification import identity
+from lm.tables.analysis import Analysis
+from lm.tables.configurations import Configuration
+from lm.tables.stats import Estimate
+from lm.tables.text import number
+
+_MORE = (OTHER, "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+_NAMES = {
+    "alpha": "alpha (coefficient of AR)", "beta": "beta (coefficient of TAR)",
+    "rms": "rms of the activations h", "temporal_rms": "rms of h[t+1] - h[t]",
+}  # fmt: skip
+Plot = tuple[Figure, str]
+
+
+def draw_plots(analysis: Analysis, folder: Path) -> list[tuple[str, str]]:
+    """Draw every plot that has data into `folder`; returns (file name, caption) of each."""
+    drawn = []
+    with house_style():
+        plots = {f"{name}.png": _over_field(analysis, name) for name in analysis.fields}
+        plots |= {"heatmap.png": _heatmap(analysis), "activations.png": _activations(analysis)}
+        for name, plot in (plots | {"curves.png": _curves(analysis)}).items():
+            if plot is not None:
+                figure, caption = plot
+                save_png(figure, folder / name)
+                drawn.append((name, caption))
+    return drawn
+
+
+def _figure(panels: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    figure = new_figure(size)
+    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+
+
+def _colour(analysis: Analysis, configuration: Configuration, other: str = OTHER) -> str:
+    index = next(i for i, c in enumerate(analysis.configurations) if c is configuration)
+    return CHOSEN if index == analysis.chosen else BASELINE if index == analysis.baseline else other
+
+
+def _slice(analysis: Analysis, *free: str) -> list[Configuration]:
+    """The baseline, and what differs from it in the fields `free` alone, which hold numbers."""
+    if analysis.baseline is None:
+        return []
+    base, held = analysis.configurations[analysis.baseline].values, set(analysis.fields) - set(free)
+    same = [c for c in analysis.configurations if all(identity(c.values.get(f)) == identity(base.get(f)) for f in held)]
+    return [configuration for configuration in same if all(is_number(configuration.values.get(name)) for name in free)]
+
+
+def _rest(analysis: Analysis, *free: str) -> str:
+    """What is held fixed in a slice, in words."""
+    base = analysis.configurations[analysis.baseline or 0].values
+    fixed = ", ".join(f"{name} {show(value)}" for name, value in base.items() if name not in free)
+    return f" at {fixed}" if fixed else ""
+
+
+def _cut_scale(ax: Axes, estimates: Sequence[Estimate], baseline: Estimate | None) -> float:
+    """Cut the scale where an outlier would flatten all differences; returns the largest mean that stays in."""
+    means = [e.mean for e in estimates]
+    top = _ceiling(means, baseline.mean if baseline else None)
+    if max(means) > top:
+        inside = [(e.mean - (e.sd or 0), e.mean + (e.sd or 0)) for e in estimates if e.mean <= top]
+        low, high = min(a for a, _ in inside), max(b for _, b in inside)
+        ax.set_ylim(low - 0.1 * (high - low), high + 0.25 * (high - low))
+    return top
+
+
+def _ceiling(means: Sequence[float], baseline: float | None) -> float:
+    """The largest mean that is not far off."""
+    best = min(means)
+    return best + 4 * max((baseline or best) - best, statistics.median(means) - best, 0.01 * best)
+
+
+def _places(values: Sequence[float]) -> dict[float, float]:
+    """Value -> place on the axis: linear for a narrow range, else logarithmic with 0 one step to the left."""
+    values = sorted(set(values))
+    positive = [v for v in values if v > 0]
+    if len(positive) < 2 or values[0] < 0 or positive[-1] / positive[0] <= 4:
+        return {v: float(v) for v in values}
+    logs = [math.log(v) for v in positive]
+    step = statistics.median(b - a for a, b in zip(logs, logs[1:], strict=False))
+    step = max(step, (logs[-1] - logs[0]) / 8)
+    return dict(zip(positive, logs, strict=True)) | ({0: logs[0] - step} if values[0] == 0 else {})
+
+
+def _ticks(axis: Any, places: dict[float, float], diverged: set[float]) -> None:
+    """Label the places with their values, leaving out labels that would touch the one before."""
+    span = max(places.values()) - min(places.values())
+    kept: list[tuple[float, str]] = []
+    for value, place in sorted(places.items(), key=lambda item: item[1]):
+        if not kept or place - kept[-1][0] >= 0.06 * span:
+            kept.append((place, show(value) + "\ndiverged" * (value in diverged)))
+    axis.set_ticks([place for place, _ in kept], [text for _, text in kept])
+
+
+def _over_field(analysis: Analysis, name: str) -> Plot | None:
+    """Perplexity over one field, everything else as in the baseline, whose band is shown."""
+    configurations = sorted(_slice(analysis, name), key=lambda configuration: configuration.values[name])
+    done = [configuration for configuration in configurations if configuration.mean("valid_ppl") is not None]
+    if len({configuration.values[name] for configuration in done}) < 2:
+        return None
+    splits = [split for split in ("valid", "test") if any(configuration.mean(f"{split}_ppl") for configuration in done)]
+    figure, axes = _figure(len(splits), (1.0 + 4.4 * len(splits), 3.8))
+    places = _places([configuration.values[name] for configuration in configurations])
+    for ax, split in zip(axes, splits, strict=True):
+        _panel(ax, analysis, [c for c in done if c.mean(f"{split}_ppl")], name, f"{split}_ppl", places)
+        _ticks(
+            ax.xaxis, places, {configuration.values[name] for configuration in configurations if configuration.diverged}
+        )
+        ax.set(xlabel=_NAMES.get(name, name), ylabel=f"{split} perplexity")
+    caption = f"Perplexity over {name}{_rest(analysis, name)}"
+    figure.suptitle(caption, fontsize=12)
+    return figure, caption + _legend(figure, analysis, done, "--")
+
+
+def _panel(
+    ax: Axes,
+    analysis: Analysis,
+    configurations: list[Configuration],
+    name: str,
+    metric: str,
+    places: dict[float, float],
+) -> None:
+    base = analysis.configurations[analysis.baseline].estimates[metric]
+    if base is not None:
+        ax.axhline(base.mean, color=BASELINE, linestyle="--", linewidth=1)
+        ax.axhspan(base.mean - (base.sd or 0), base.mean + (base.sd or 0), color=BASELINE, alpha=0.1, linewidth=0)
+    points = [
+        (places[configuration.values[name]], configuration.estimates[metric], _colour(analysis, configuration))
+        for configuration in configurations
+    ]
+    ax.plot([x for x, _, _ in points], [e.mean for _, e, _ in points], color=OTHER, zorder=2)
+    for x, e, colour in points:
+        ax.errorbar(x, e.mean, yerr=e.sd, color=colour, marker="o", capsize=4, zorder=3)
+    top = _cut_scale(ax, [e for _, e, _ in points], base)
+    for x, e, _ in points:
+        if e.mean > top:
+            place = {"xytext": (0, -2), "textcoords": "offset points", "xycoords": ax.get_xaxis_transform()}
+            ax.annotate(f"{number(e.mean, 1)} ↑", (x, 1.0), ha="center", va="top", fontsize=9, **place)
+
+
+def _legend(
+    figure: Figure, analysis: Analysis, configurations: Sequence[Configuration], base_line: str = "none"
+) -> str:
+    """One legend below the panels; returns the end of the caption."""
+    spread = " ± sd" if any(len(configuration.runs) > 1 for configuration in configurations) else ""
+    colours = {_colour(analysis, configuration) for configuration in configurations}
+    entries = [
+        (BASELINE, "baseline", base_line),
+        (CHOSEN, "chosen on valid", "none"),
+        (OTHER, "other configurations", "none"),
+    ]
+    dot = {"marker": "o", "linewidth": 1}
+    handles = [
+        Line2D([], [], color=c, ls=line, label=text + spread, **dot) for c, text, line in entries if c in colours
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return "; bars: sd over seeds." if spread else "; one seed a configuration."
+
+
+def _heatmap(analysis: Analysis) -> Plot | None:
+    """Mean valid perplexity over alpha x beta, when at least one 2 x 2 square of it has run."""
+    if not {"alpha", "beta"} <= set(analysis.fields):
+        return None
+    done = [
+        configuration
+        for configuration in _slice(analysis, "alpha", "beta")
+        if configuration.mean("valid_ppl") is not None
+    ]
+    configurations = {
+        (configuration.values["alpha"], configuration.values["beta"]): configuration for configuration in done
+    }
+    alphas, betas = sorted({a for a, _ in configurations}), sorted({b for _, b in configurations})
+    rows = [{b for b in betas if (a, b) in configurations} for a in alphas]
+    if not any(len(rows[i] & rows[j]) > 1 for i in range(len(rows)) for j in range(i)):
+        return None
+    values = [configuration.mean("valid_ppl") for configuration in done]
+    means = [
+        [configurations[a, b].mean("valid_ppl") if (a, b) in configurations else math.nan for a in alphas]
+        for b in betas
+    ]
+    low, top = min(values), max(values)
+    high = max(min(top, _ceiling(values, analysis.configurations[analysis.baseline].mean("valid_ppl"))), low + 1e-9)
+    figure, (ax,) = _figure(1, (2.6 + 0.95 * len(alphas), 1.9 + 0.6 * len(betas)))
+    colours = matplotlib.colormaps["cividis"].with_extremes(bad="#F2F2F2")
+    image = ax.imshow(means, cmap=colours, vmin=low, vmax=high, origin="lower", aspect="auto")
+    for (a, b), configuration in configurations.items():
+        x, y, value = alphas.index(a), betas.index(b), configuration.mean("valid_ppl")
+        ink = "white" if value < low + 0.5 * (high - low) else "black"
+        ax.text(x, y, number(value, 2), ha="center", va="center", color=ink)
+        if (colour := _colour(analysis, configuration)) != OTHER:
+            for edge, width in (("white", 5.5), (colour, 3)):
+                ax.add_patch(Rectangle((x - 0.46, y - 0.44), 0.92, 0.88, fill=False, edgecolor=edge, linewidth=width))
+    ax.set_xticks(range(len(alphas)), [show(a) for a in alphas])
+    ax.set_yticks(range(len(betas)), [show(b) for b in betas])
+    ax.set(xlabel=_NAMES["alpha"], ylabel=_NAMES["beta"], title=f"Valid perplexity{_rest(analysis, 'alpha', 'beta')}")
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    figure.colorbar(image, ax=ax, label="valid perplexity", extend="max" if top > high else "neither")
+    chosen = any(_colour(analysis, configuration) == CHOSEN for configuration in done)
+    frames = "black frame: baseline" + "; orange frame: chosen on valid" * chosen
+    figure.text(0.5, -0.01, frames, ha="center", va="top", fontsize=9)
+    return figure, f"Mean valid perplexity over alpha and beta; {frames}."
+
+
+def _activations(analysis: Analysis) -> Plot | None:
+    """Perplexity against the size and the speed of the activations, a point a configuration."""
+    metric = f"{analysis.split}_ppl"
+    done = [configuration for configuration in analysis.configurations if configuration.mean(metric) is not None]
+    panels = [(m, [c for c in done if c.mean(m) is not None]) for m in ("rms", "temporal_rms")]
+    panels = [(name, configurations) for name, configurations in panels if len(configurations) > 1]
+    if not panels:
+        return None
+    base = None if analysis.baseline is None else analysis.configurations[analysis.baseline].estimates[metric]
+    figure, axes = _figure(len(panels), (1.0 + 4.6 * len(panels), 4.8))
+    for ax, (name, configurations) in zip(axes, panels, strict=True):
+        for configuration in configurations:
+            x, y = configuration.estimates[name], configuration.estimates[metric]
+            ax.errorbar(
+                x.mean, y.mean, xerr=x.sd, yerr=y.sd, color=_colour(analysis, configuration), marker="o", elinewidth=1
+            )
+        ax.xaxis.set_major_locator(MaxNLocator(6))
+        ax.margins(0.14)
+        _cut_scale(ax, [configuration.estimates[metric] for configuration in configurations], base)
+        ax.set(xlabel=_NAMES[name], ylabel=f"{analysis.split} perplexity")
+    main = [name for name in ("alpha", "beta") if name in analysis.fields] or list(analysis.fields)
+    cut = any(
+        c.mean(metric) > ax.get_ylim()[1]
+        for ax, (_, configurations) in zip(axes, panels, strict=True)
+        for c in configurations
+    )
+    labels = f"labels: {'/'.join(main)}" + "; triangles: above the scale" * cut
+    figure.suptitle(f"Perplexity and activations of the last layer ({labels})", fontsize=12)
+    ending = _legend(figure, analysis, done)
+    figure.canvas.draw()  # the layout must stand before labels can be kept apart
+    for ax, (name, configurations) in zip(axes, panels, strict=True):
+        top, points, texts = ax.get_ylim()[1], [], []
+        for configuration in configurations:
+            x, y, text = configuration.mean(name), configuration.mean(metric), _short(analysis, configuration, main)
+            points.append((x, min(y, top)))
+            texts.append(text if y <= top else f"{text}: {number(y, 1)}")
+            if y > top:
+                ax.plot(x, top, color=_colour(analysis, configuration), marker="^", clip_on=False)
+        place_labels(ax, points, texts)
+    return figure, f"Perplexity on {analysis.split} against rms activation and its change ({labels}){ending}"
+
+
+def _short(analysis: Analysis, configuration: Configuration, main: Sequence[str]) -> str:
+    """`2/1`, and what else differs from the baseline."""
+    base = analysis.configurations[analysis.baseline].values if analysis.baseline is not None else {}
+    text = "/".join(show(configuration.values.get(name)) for name in main)
+    others = [(k, v) for k, v in configuration.values.items() if k not in main and identity(v) != identity(base.get(k))]
+    return " ".join([text, *(f"{name} {show(value)}" for name, value in others)])
+
+
+def _curve(configuration: Configuration) -> tuple[list[float], list[float]]:
+    """Epochs and the mean over seeds of valid perplexity, where all seeds have it."""
+    values: dict[float, list[float]] = {}
+    curves = [record.get("curve") or [] for record in configuration.runs.values()]
+    for row in (row for curve in curves for row in curve):
+        if len(row) > 1 and is_number(row[1]):
+            values.setdefault(row[0], []).append(row[1])
+    full = {epoch: statistics.fmean(found) for epoch, found in sorted(values.items()) if len(found) == len(curves)}
+    return list(full), list(full.values())
+
+
+def _curves(analysis: Analysis) -> Plot | None:
+    """Valid perplexity over epochs: baseline, chosen and the best others in colour, the rest pale."""
+    ranked = [configuration for configuration in analysis.configurations if len(_curve(configuration)[0]) > 1]
+    ranked.sort(key=lambda configuration: (configuration.diverged, configuration.mean("valid_ppl")))
+    if not ranked:
+        return None
+    others = [configuration for configuration in ranked if _colour(analysis, configuration) == OTHER]
+    colours = {id(configuration): _colour(analysis, configuration, PALE) for configuration in ranked}
+    colours |= {id(configuration): colour for configuration, colour in zip(others, _MORE, strict=False)}
+    figure, (ax,) = _figure(1, (7.6, 4.2))
+    lines = [(_curve(configuration), colours[id(configuration)]) for configuration in reversed(ranked)]
+    for curve, colour in lines:
+        front = colour in (BASELINE, CHOSEN)
+        ax.plot(*curve, color=colour, linewidth=2 if front else 1.2, zorder=3 if front else 2)
+    values = [value for (_, ys), _ in lines for value in ys]
+    top = min(max(values), 1.3 * statistics.median(ys[-1] for (_, ys), _ in lines))
+    ax.set_ylim(min(values) - 0.05 * (top - min(values)), top)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set(xlabel="epoch", ylabel="perplexity", title="valid")
+    marks = {BASELINE: " (baseline)", CHOSEN: " (chosen)"}
+    shown = [
+        (configuration.label + marks.get(colours[id(configuration)], ""), colours[id(configuration)])
+        for configuration in ranked
+    ]
+    handles = [Line2D([], [], color=colour, label=text) for text, colour in shown if colour != PALE]
+    if pale := sum(colour == PALE for _, colour in shown):
+        handles.append(Line2D([], [], color=PALE, label=f"{pale} more"))
+    figure.legend(handles=handles, loc="outside right upper", title="best first")
+    return figure, "Learning curves, means over seeds; the start is cut off."

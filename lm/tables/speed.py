@@ -1,0 +1,104 @@
+"""What `lm.bench` measured as a line of text, and as a table and plots in a folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def text(label: str, row: dict[str, Any]) -> str:
+    """One measurement as a line."""
+    gemm = ""
+    if "gemm_seconds" in row:
+        gemm = f"products alone {row['gemm_seconds'] * 1e3:6.0f} ms ({row['gemm_ratio']:.2f} x)   "
+    peak, plain_peak = _peaks(row)
+    return (
+        f"{label:22} {row['seconds_per_step'] * 1e3:7.1f} ms {row['tokens_per_s']:8,} tokens/s in {row['precision']}   "
+        f"plain in fp32 {row['plain_seconds_per_step'] * 1e3:7.1f} ms {row['plain_tokens_per_s']:8,} tokens/s   "
+        f"{row['ratio']:5.2f} x   {gemm}peak {peak:,} MB, plain {plain_peak:,} MB"
+    )
+
+
+def _peaks(row: dict[str, Any]) -> tuple[int, int]:
+    """Peak memory in MB of both programs, on the GPU if that is where they ran."""
+    name = "peak_gpu_mb" if "gpu" in row else "peak_rss_mb"
+    return row[name], row[f"plain_{name}"]
+
+
+def write_table(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
+    """Add a measurement to `speed.json` in `folder`; write README.md with a table for each, and a plot of the new."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "speed.json"
+    measured = json.loads(path.read_text()) if path.exists() else []
+    measured.append({"date": time.strftime("%Y-%m-%d"), "rows": rows})
+    path.write_text(json.dumps(measured, indent=1) + "\n")
+    lines = [
+        "# Speed of a training step\n",
+        f"Each measurement is one `python -m lm.bench --table {folder}`, on a GPU with `--device cuda`: medians over "
+        "turns, in which both programs alternate; the ratio is the median of those of the turns. Plain PyTorch runs as "
+        "it comes; on a CPU ours also keeps freed memory (`keep_freed_memory` in `lm/runtime.py`), a part of the gain "
+        "that any program could have.\n",
+        "On a CPU the products are the step's matrix products, at their shapes, with nothing else. How fast they run, "
+        "in GFLOP/s, shows what the CPU gives, and decides most of the ratio: virtual machines of one name have CPUs "
+        "of several generations. Where bf16 products gain less over fp32, so do we.",
+    ]
+    plotted: set[str] = set()
+    for measurement in reversed(measured):
+        lines += ["", *_section(measurement)]
+        name = _plot_name(measurement["rows"])
+        if name not in plotted:  # the newest of its kind
+            plotted.add(name)
+            lines += ["", f"![tokens per second]({name})"]
+    (folder / "README.md").write_text("\n".join(lines) + "\n")
+    _plot(folder / _plot_name(rows), rows)
+
+
+def _plot_name(rows: dict[str, dict[str, Any]]) -> str:
+    return "speed-gpu.png" if "gpu" in next(iter(rows.values())) else "speed.png"
+
+
+def _section(measurement: dict[str, Any]) -> list[str]:
+    rows = measurement["rows"]
+    first = next(iter(rows.values()))
+    gpu = "gpu" in first
+    machine = first["gpu"] if gpu else f"{first['cpu']}, {first['threads']} threads"
+    columns = ["", "ms a step", "tokens/s", "plain: tokens/s", "ratio"]
+    if not gpu:
+        columns += ["products alone: ms", "GFLOP/s", "step / products"]
+    columns += ["peak MB", "plain: peak MB"]
+    lines = [
+        f"## {measurement['date']}\n",
+        f"{machine}, PyTorch {first['torch']}; ours in {first['precision']}, plain in fp32; {first['turns']} turns.\n",
+        "| " + " | ".join(columns) + " |",
+        f"|---|{'--:|' * (len(columns) - 1)}",
+    ]
+    for label, row in rows.items():
+        configurations = [label, f"{row['seconds_per_step'] * 1e3:.{1 if gpu else 0}f}", f"{row['tokens_per_s']:,}"]
+        configurations += [f"{row['plain_tokens_per_s']:,}", f"{row['ratio']:.2f}"]
+        if not gpu:
+            rate = row["gemm_gflop"] / row["gemm_seconds"]
+            configurations += [f"{row['gemm_seconds'] * 1e3:.0f}", f"{rate:.0f}", f"{row['gemm_ratio']:.2f}"]
+        lines.append("| " + " | ".join([*configurations, *(f"{peak:,}" for peak in _peaks(row))]) + " |")
+    return lines
+
+
+def _plot(path: Path, rows: dict[str, dict[str, Any]]) -> None:
+    from lm.base.plotting import new_figure, save_png  # matplotlib takes half a second to import
+
+    figure = new_figure((8, 0.55 * len(rows) + 1.2))
+    axes, places = figure.add_subplot(), np.arange(len(rows))
+    for shift, key, label in ((-0.2, "tokens_per_s", "this project"), (0.2, "plain_tokens_per_s", "plain PyTorch")):
+        bars = axes.barh(places + shift, [row[key] for row in rows.values()], 0.38, label=label)
+        axes.bar_label(bars, fmt="{:,.0f}", padding=3)
+    axes.set_yticks(places, rows)
+    axes.invert_yaxis()
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.margins(x=0.12)
+    axes.set_xlabel("tokens per second of training")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    save_png(figure, path)

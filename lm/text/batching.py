@@ -1,0 +1,119 @@
+"""Columns of text and the windows of backpropagation through time that read them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lm.base.errors import CorpusError
+
+# Variable windows (Merity et al. 2018, sec. 4.1): the base is halved with this probability, ...
+_HALF_PROBABILITY = 0.05
+# ... lengths scatter around it with this standard deviation, ...
+_LENGTH_SD = 5.0
+# ... and none is drawn shorter than this.
+_MIN_LENGTH = 5
+# Tokens of a window in evaluation: logits of 700 x 33,278 take 93 MB, and longer windows gain nothing.
+_EVALUATION_TOKENS = 700
+
+
+def evaluation_rows(batch_size: int) -> int:
+    """Rows of a window in evaluation, where the length does not change the result: as many as run fast."""
+    return max(1, _EVALUATION_TOKENS // batch_size)
+
+
+def check_columns(tokens: int, batch_size: int, name: str = "a text", flag: str = "columns") -> None:
+    """Raise CorpusError if a text of `tokens` tokens gives `batch_size` columns nothing to predict.
+
+    `name` is what the message calls the text, `flag` what sets the columns.
+    """
+    if tokens // batch_size < 2:
+        raise CorpusError(f"{name}: {tokens} tokens are too few for {flag} {batch_size}: each column needs two")
+
+
+def batchify(ids: np.ndarray, batch_size: int, device: torch.device) -> Tensor:
+    """Cut a text into `batch_size` contiguous columns; the remainder is dropped.
+
+    Args:
+        ids: word ids of the whole text, in order.
+        batch_size: B.
+        device: where the columns go; the whole text is moved once, so windows are views without transfers.
+
+    Returns:
+        int64 tensor (len(ids) // B, B).
+
+    Raises:
+        CorpusError: a column would have fewer than two tokens, so nothing could be predicted.
+    """
+    check_columns(len(ids), batch_size)
+    rows = len(ids) // batch_size
+    columns = torch.from_numpy(ids[: rows * batch_size].astype(np.int64)).view(batch_size, rows).t().contiguous()
+    return columns.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else columns.to(device)
+
+
+class Window(NamedTuple):
+    """Inputs and targets (T, B): each target is the token after its input.
+
+    `lr_scale` is drawn length / base length, `fraction` the part of the epoch (0 to 1) that came before.
+    """
+
+    tokens_TB: Tensor
+    targets_TB: Tensor
+    lr_scale: float
+    fraction: float
+
+
+class BPTTWindows:
+    """Iterator over the windows of one text; every token but each column's first is a target exactly once.
+
+    One pass of `for window in windows` is an epoch. Iteration can be broken off and continued, in another process
+    too, from `state_dict()`, which speaks of the windows not yet handed out.
+    """
+
+    def __init__(
+        self, columns_NB: Tensor, bptt: int, *, variable: bool = False, max_delta: int = 0, seed: int = 0
+    ) -> None:
+        """Start at the top of the text; lengths are drawn around `bptt` when `variable`, up to bptt + max_delta."""
+        self._columns, self._bptt, self._variable, self._max_length = columns_NB, bptt, variable, bptt + max_delta
+        self._generator = torch.Generator().manual_seed(seed)
+        self._position = 0
+
+    def __iter__(self) -> BPTTWindows:
+        return self
+
+    def __next__(self) -> Window:
+        end = len(self._columns) - 1  # the last row is a target only
+        if self._position >= end:
+            raise StopIteration
+        drawn = self._draw_length()
+        start, stop = self._position, min(self._position + drawn, end)
+        self._position = stop
+        return Window(self._columns[start:stop], self._columns[start + 1 : stop + 1], drawn / self._bptt, start / end)
+
+    @property
+    def at_start(self) -> bool:
+        """Whether the next window is the first of an epoch."""
+        return self._position == 0
+
+    def rewind(self) -> None:
+        """Go to the top of the text, for another epoch; lengths go on from where the generator is."""
+        self._position = 0
+
+    def _draw_length(self) -> int:
+        if not self._variable:
+            return self._bptt
+        uniform, normal = torch.rand((), generator=self._generator), torch.randn((), generator=self._generator)
+        base = self._bptt / 2 if uniform < _HALF_PROBABILITY else self._bptt
+        return min(max(_MIN_LENGTH, int(base + _LENGTH_SD * normal.item())), self._max_length)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position (rows) and generator state, for `load_state_dict`."""
+        return {"position": self._position, "generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self._position = state["position"]
+        self._generator.set_state(state["generator"])

@@ -1,0 +1,41 @@
+"""An encoded corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm.base.errors import CheckpointError
+from lm.text.tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """An encoded corpus. `unk`, `lines`, `words` and `sha256` are per split, as `splits` is."""
+
+    name: str  # "ptb", "wikitext-2", "pydocs", or the folder's name for a corpus of one's own
+    source: str  # where the text came from: a folder, a hub repository, the interpreter
+    tokenizer: TextTokenizer
+    splits: dict[str, np.ndarray]  # int32 (N,), read-only and memory-mapped, in memory where there is no cache
+    unk: dict[str, int]  # tokens that became `<unk>` because train lacks them; a literal `<unk>` is not counted
+    lines: dict[str, int]
+    words: dict[str, int]  # tokens that the text has at the word level: its words and one `<eos>` a line
+    sha256: dict[str, str]  # of the text
+    path: Path | None  # the cache folder: {train,valid,test}.bin and tokenizer.json; None if it could not be written
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of types, `<eos>` and `<unk>` included."""
+        return self.tokenizer.vocab_size
+
+    def check_vocabulary(self, checkpoint: Mapping[str, Any]) -> None:
+        """Raise CheckpointError unless the checkpoint's model knows the same types by the same ids."""
+        if checkpoint.get("vocabulary", mine := self.tokenizer.fingerprint()) != mine:
+            raise CheckpointError(
+                f"the checkpoint was made with another {self.tokenizer.kind} vocabulary than the text now gives: "
+                "install the version of tokenizers that the run's env.json names, and delete data/cache"
+            )

@@ -1,0 +1,60 @@
+"""Text files: what is accepted as text, its lines and its words."""
+
+from __future__ import annotations
+
+import re
+import stat
+from pathlib import Path
+
+from lm.base.errors import CorpusError
+
+# Unicode's White_Space, which is what `WhitespaceSplit` splits at. `str.split` and the `\s` of `re` also
+# split at U+001C..U+001F, so a saved tokenizer would disagree with us about text that holds one of these.
+_WHITE_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+split_words = re.compile(f"[^{_WHITE_SPACE}]+").findall
+
+
+def split_lines(text: str) -> list[str]:
+    r"""Lines of `text`, ended by \n only (the \r of a \r\n is white space); no line follows the last \n."""
+    lines = text.split("\n")
+    if not lines[-1]:
+        lines.pop()
+    return lines
+
+
+def count_words(text: str) -> int:
+    """Tokens of `text` at the word level: its words and one `<eos>` a line."""
+    return sum(len(split_words(line)) + 1 for line in split_lines(text))
+
+
+def check_text(raw: bytes, name: str | Path) -> str:
+    """Text of bytes that are UTF-8 (with or without a byte order mark) and hold at least one word.
+
+    Raises:
+        CorpusError: they are not text, or empty; the message starts with `name`.
+    """
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{name}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+    if "\0" in text:
+        raise CorpusError(f"{name}: not UTF-8 text: a NUL at byte {raw.index(0)} (UTF-16, or a binary file?)")
+    if not any(split_words(line) for line in split_lines(text)):
+        raise CorpusError(f"{name}: empty, holds no word")
+    return text
+
+
+def read_text(path: Path) -> bytes:
+    """Bytes of a text file that `check_text` accepts.
+
+    Raises:
+        CorpusError: the file is missing, unreadable, not text, or empty.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise CorpusError(f"{path}: not a regular file")
+        raw = path.read_bytes()
+    except OSError as error:
+        raise CorpusError(f"{path}: cannot be read: {error.strerror}") from error
+    check_text(raw, path)
+    return raw

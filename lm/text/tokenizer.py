@@ -1,0 +1,142 @@
+"""What all tokenizers share; saved in the format of the `tokenizers` library."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.normalizers import Replace
+
+from lm.base.errors import CorpusError
+from lm.base.files import write_atomic
+
+EOS = "<eos>"
+UNK = "<unk>"
+
+
+class TextTokenizer(ABC):
+    r"""Types of a vocabulary and their ids. Lines end at \n, and every one ends with `<eos>`, in each kind."""
+
+    kind: ClassVar[str]
+    """as `--tokenizer` names it"""
+    DEFINITION: ClassVar[str]
+    """changes whenever the same text would get other ids"""
+
+    def __init__(self, types: Iterable[str]) -> None:
+        """Number `types` in their order. Raises ValueError if one is repeated or `<eos>` is missing."""
+        self.types = list(types)
+        self.vocab = {name: index for index, name in enumerate(self.types)}
+        if len(self.vocab) != len(self.types):
+            raise ValueError("the vocabulary repeats a type")
+        if EOS not in self.vocab:
+            raise ValueError(f"the vocabulary lacks {EOS}")
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of types, `<eos>` and `<unk>` included."""
+        return len(self.types)
+
+    @property
+    def eos_id(self) -> int:
+        """Id of the token that ends a line."""
+        return self.vocab[EOS]
+
+    @property
+    def unk_id(self) -> int | None:
+        """Id of the token for what is unknown; None where nothing is."""
+        return self.vocab.get(UNK)
+
+    @abstractmethod
+    def encode(self, text: str, *, final_eos: bool = True) -> np.ndarray:
+        r"""Token ids of `text`, int32 (N,), with `<eos>` for the end of every line.
+
+        Args:
+            text: lines separated by \n.
+            final_eos: False leaves a last line that has no \n open, as a prompt is.
+        """
+
+    @abstractmethod
+    def unknown(self, text: str) -> Counter[str]:
+        """What of `text` becomes `<unk>` because the vocabulary lacks it, and how often each occurs."""
+
+    def text(self, ids: Iterable[int]) -> str:
+        r"""Text of token ids, a \n for every `<eos>`.
+
+        Raises:
+            ValueError: an id is outside the vocabulary.
+        """
+        lines: list[list[str]] = [[]]
+        for name in self.decode(ids):
+            if name == EOS:
+                lines.append([])
+            else:
+                lines[-1].append(name)
+        return "\n".join(map(self.join, lines))
+
+    @abstractmethod
+    def join(self, types: list[str]) -> str:
+        """The types of a line as text."""
+
+    @abstractmethod
+    def library(self) -> Tokenizer:
+        """The same tokenizer in the `tokenizers` library."""
+
+    @classmethod
+    @abstractmethod
+    def from_library(cls, library: Tokenizer) -> Self:
+        """Back from the library. Raises ValueError if it is of another kind."""
+
+    def decode(self, ids: Iterable[int]) -> list[str]:
+        """Types of token ids.
+
+        Raises:
+            ValueError: an id is outside the vocabulary.
+        """
+        ids = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), dtype=np.int64)
+        if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
+            raise ValueError(f"token ids must lie in 0..{self.vocab_size - 1}, got {ids.min()}..{ids.max()}")
+        return [self.types[index] for index in ids.tolist()]
+
+    def fingerprint(self) -> str:
+        """Checksum of the vocabulary: types and their order."""
+        return hashlib.sha256(" ".join(map(repr, self.types)).encode()).hexdigest()
+
+    def save(self, path: str | Path) -> None:
+        """Write `tokenizer.json`, complete or not at all, for `tokenizers.Tokenizer.from_file`.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        text = self.library().to_str(pretty=True)
+        write_atomic(Path(path), lambda file: file.write(text.encode()))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a `tokenizer.json` that `save` wrote.
+
+        Raises:
+            CorpusError: the file is missing, damaged or holds another kind of tokenizer.
+        """
+        try:
+            return cls.from_library(Tokenizer.from_str(Path(path).read_text(encoding="utf-8")))
+        except Exception as error:  # the library raises plain `Exception` for what it cannot parse
+            raise CorpusError(f"{path}: not a usable tokenizer: {error}") from error
+
+
+def types_in_order(library: Tokenizer) -> list[str]:
+    """Types of a tokenizer of the library by id. Raises ValueError if ids are missing."""
+    vocab = library.get_vocab()
+    if sorted(vocab.values()) != list(range(len(vocab))):
+        raise ValueError("the token ids have holes")
+    return sorted(vocab, key=vocab.__getitem__)
+
+
+# With `NEWLINE`, the library reads \n as `<eos>` too: a saved tokenizer encodes a whole text as we do.
+EOS_TOKEN = AddedToken(EOS, normalized=True, special=True)
+NEWLINE = Replace("\n", EOS)

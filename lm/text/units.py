@@ -1,0 +1,64 @@
+"""Loss in units that do not depend on the tokenizer: nats per word as perplexity, and bits per character.
+
+A model of characters or of BPE pieces predicts other tokens than one of words, so its perplexity per token is another
+quantity. All of them predict the same text, and the nats of a text can be shared out among its words:
+
+    word_ppl = exp(loss * tokens / words)        bits_per_char = loss / ln 2
+
+`loss` is in nats per token that was a target, `tokens` and `words` are those of the whole split, `words` counted as the
+word level counts its tokens: the words and one `<eos>` a line. Columns cut a split in the middle of words and leave a
+few tokens out as no target, so the words of exactly what was scored are not defined; the split's ratio of tokens to
+words is, whatever the columns. In one column of a split of N tokens the difference is that between N and N - 1.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lm.base.numbers import perplexity
+from lm.text.corpus import Corpus
+
+# What figures are called in text.
+NAMES = {"ppl": "perplexity", "word_ppl": "perplexity per word", "bits_per_char": "bits per character"}
+_FORMATS = {"ppl": ".2f", "word_ppl": ".2f", "bits_per_char": ".4f"}
+
+
+def comparable(kind: str, loss: float, tokens: int, words: int) -> dict[str, float]:
+    """Figures for the loss of a text, empty at the word level, where `ppl` is per word as it is.
+
+    Args:
+        kind: of the tokenizer. Only at `char` there are bits per character, `<eos>` counted as one.
+        loss: nats per target.
+        tokens: of the text that the loss stands for.
+        words: of the same text, at the word level.
+    """
+    if kind == "word":
+        return {}
+    figures = {"word_ppl": perplexity(loss * tokens / words)}
+    return figures if kind == "bpe" else {"bits_per_char": loss / math.log(2)} | figures
+
+
+def split_units(corpus: Corpus, split: str, loss: float) -> dict[str, float]:
+    """`comparable` for a split, or for a part of it, which is taken to have as many tokens a word."""
+    return comparable(corpus.tokenizer.kind, loss, len(corpus.splits[split]), corpus.words[split])
+
+
+def units_text(figures: dict[str, float]) -> str:
+    """`, perplexity per word 123.45`: what `comparable` returns, to be read after the perplexity per token."""
+    return "".join(f", {NAMES[name]} {value:{_FORMATS[name]}}" for name, value in figures.items())
+
+
+def summary(result: dict[str, Any]) -> str:
+    """The line that training prints of a result.json; the first figures are those to compare."""
+    units = [name for name in ("bits_per_char", "word_ppl", "ppl") if f"valid_{name}" in result]
+    parts = []
+    for unit in units:
+        values = {split: result.get(f"{split}_{unit}") for split in ("train", "valid", "test")}
+        known = [f"{split} {value:{_FORMATS[unit]}}" for split, value in values.items() if value]
+        name = "per token" if parts and unit == "ppl" else NAMES[unit]
+        parts.append(f"{name} {'  '.join(known)}")
+    return (
+        f"{result['dataset']}: {'; '.join(parts)}  "
+        f"(best epoch {result['best_epoch']} of {result['epochs']}, {result['seconds'] / 60:.1f} min)\n"
+    )

@@ -1,0 +1,72 @@
+"""NT-ASGD."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass
+class NTASGD:
+    """Non-monotonically triggered averaged SGD (Merity et al. 2018, sec. 3, algorithm 1).
+
+    After each epoch of SGD, averaging starts when the validation loss is worse than the best of all but the last
+    `nonmono` epochs. (The paper's box prints another condition; the authors' code has this one.) From then on
+    `averaged` is the equal-weight mean of the iterates, and it is what is validated, kept and tested; training goes
+    on from the raw weights. `torch.optim.ASGD` steps with the previous step's learning rate, which is wrong where the
+    rate follows the window length, and `torch.optim.swa_utils.AveragedModel` waits for a GPU at every update.
+    """
+
+    nonmono: int
+    history: list[float] = field(default_factory=list)
+    triggered: bool = False
+    averaged: nn.Module | None = None
+    iterates: int = 0
+
+    def end_epoch(self, valid_loss: float) -> bool:
+        """Take an epoch's validation loss; True at the end of the one epoch after which it says: average now.
+
+        Fine-tuning averages from its start and ends there instead.
+        """
+        if not self.nonmono or self.triggered:
+            return False
+        earlier = self.history[: -self.nonmono]
+        self.history.append(valid_loss)
+        self.triggered = bool(earlier) and valid_loss > min(earlier)
+        return self.triggered
+
+    def start(self, model: nn.Module) -> None:
+        """Average from the next update on."""
+        self.averaged, self.iterates = copy.deepcopy(model), 0
+
+    @torch.no_grad()
+    def after_update(self, model: nn.Module) -> None:
+        """Add the new iterate to the mean: mean += (new - mean) / iterates."""
+        if self.averaged is not None:
+            self.iterates += 1
+            # All tensors in one call: 13 ms an update at 3x1150, where one by one takes 146.
+            torch._foreach_lerp_(list(self.averaged.parameters()), list(model.parameters()), 1 / self.iterates)
+
+    def evaluated(self, model: nn.Module) -> nn.Module:
+        """The model to validate, keep and test."""
+        return model if self.averaged is None else self.averaged
+
+    def state_dict(self) -> dict[str, Any]:
+        """History and, after the switch, the mean and its number of iterates."""
+        averaged = None if self.averaged is None else self.averaged.state_dict()
+        return {
+            "history": list(self.history), "triggered": self.triggered,
+            "averaged": averaged, "iterates": self.iterates,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any], model: nn.Module) -> None:
+        """Restore what `state_dict` returned; `model` gives the structure of the mean."""
+        self.history, self.triggered = list(state["history"]), state["triggered"]
+        if state["averaged"] is not None:
+            self.start(model)
+            self.averaged.load_state_dict(state["averaged"])
+            self.iterates = state["iterates"]

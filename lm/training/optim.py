@@ -1,0 +1,49 @@
+"""Optimizers, and the clipped step that they make."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from lm.config.schema import TrainConfig
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """SGD, Adam or AdamW over all parameters, one pass over memory a step (`fused`), fit for a CUDA graph on CUDA."""
+    parameters = list(model.parameters())
+    on_cuda = parameters[0].is_cuda
+    rate = torch.tensor(config.lr, device=parameters[0].device) if on_cuda else config.lr
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, rate, weight_decay=config.wdecay, fused=True)
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    betas = (config.adam_beta1, config.adam_beta2)
+    # The first step of a shape runs outside a graph, which PyTorch takes for a mistake.
+    warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
+    return kind(parameters, rate, betas, weight_decay=config.wdecay, fused=True, capturable=on_cuda)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of the next step, where a CUDA graph would read it if there is one."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def clipped_step(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
+    """Make one update with gradients scaled to a joint norm of at most `max_norm` (0: as they are).
+
+    The scaling happens inside the fused update, as gradient unscaling does in mixed precision, so that gradients are
+    read twice in all: for the norm and for the update. An update whose norm is not finite is left out, without a
+    transfer from the device. Returns the norm before scaling, 0-dim.
+    """
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    # 1e-6 as in torch.nn.utils.clip_grad_norm_.
+    optimizer.grad_scale = ((norm + 1e-6) / max_norm).clamp_(min=1.0).float() if max_norm else None
+    optimizer.found_inf = (~norm.isfinite()).float()
+    optimizer.step()
+    return norm

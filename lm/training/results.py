@@ -1,0 +1,74 @@
+"""Which directory a run has, and what an earlier one left there: the one answer to whether a run is finished."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lm.base.errors import CheckpointError, ConfigError
+from lm.base.rundir import RunDir
+from lm.config.schema import RunOptions, TrainConfig
+from lm.config.values import as_plain, run_name, with_defaults
+from lm.text.units import summary
+
+
+def choose_run_dir(config: TrainConfig, options: RunOptions) -> RunDir:
+    """The run directory.
+
+    Raises ConfigError or CheckpointError when it is that of the run to fine-tune, or an export, and when --resume names
+    a checkpoint of another run or none.
+    """
+    usual = RunDir(Path(options.out_dir or Path("runs") / run_name(config)))
+    if options.resume not in ("", "auto"):
+        return _run_of(Path(options.resume), options.out_dir)
+    if usual.is_export:
+        if not options.resume:
+            raise ConfigError(f"--out-dir: {usual} holds an export, which stays as it is; choose another")
+        raise _no_state(usual)
+    if config.finetune and usual.path.absolute() == Path(config.finetune).absolute():
+        raise ConfigError(f"--out-dir: {usual} is the run to fine-tune, which stays as it is; choose another")
+    return usual
+
+
+def _run_of(checkpoint: Path, out_dir: str) -> RunDir:
+    """The directory of the run that a checkpoint lies in; `out_dir` is what --out-dir says, if anything."""
+    if export := next((place for place in (checkpoint, checkpoint.parent) if RunDir(place).is_export), None):
+        raise _no_state(export)
+    if RunDir(checkpoint).is_run:
+        raise ConfigError(f"--resume: {checkpoint} is a run directory; give --out-dir {checkpoint} --resume auto")
+    if not checkpoint.exists():
+        raise CheckpointError(f"{checkpoint}: no such checkpoint")
+    home = RunDir(checkpoint.absolute().parent.parent)
+    if not home.is_run:
+        raise CheckpointError(f"--resume: {checkpoint} does not lie in the ckpt folder of a run directory")
+    if out_dir and Path(out_dir).absolute() != home.path:
+        raise ConfigError(f"--resume: {checkpoint} belongs to the run in {home}, not to --out-dir {out_dir}")
+    return home
+
+
+def _no_state(export: RunDir | Path) -> CheckpointError:
+    return CheckpointError(
+        f"--resume: {export} is an export, without the state that training continues from; "
+        f"to train its model further: --finetune {export} --out-dir DIR"
+    )
+
+
+def read_result(run_dir: RunDir, config: TrainConfig) -> dict[str, Any] | None:
+    """Content of result.json, if it is of this very configuration; None where there is none, or it is damaged."""
+    try:
+        result = json.loads(run_dir.result.read_bytes())
+        return result if with_defaults(result["config"]) == as_plain(config) else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def finished_result(run_dir: RunDir, config: TrainConfig, *, tested: bool) -> dict[str, Any] | None:
+    """The result in the directory, if the run is complete, and scored on test where `tested` asks for it."""
+    result = read_result(run_dir, config)
+    try:
+        complete = result is not None and result["status"] == "completed"
+        good = complete and (result["test_loss"] is not None or not tested) and summary(result)
+    except (LookupError, TypeError):  # damaged: it is computed again
+        return None
+    return result if good else None

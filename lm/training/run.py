@@ -1,0 +1,177 @@
+"""A training run: its parts, and their state in checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lm.base.device import pick_precision, rng_state, set_determinism, set_rng_state
+from lm.base.errors import CheckpointError, ConfigError
+from lm.base.names import flag
+from lm.base.provenance import versions
+from lm.config.schema import TrainConfig
+from lm.config.values import as_plain, resume_conflicts, with_defaults
+from lm.nn.model import AWDLSTM, carry_state
+from lm.text.batching import BPTTWindows, batchify, check_columns
+from lm.text.corpus import Corpus
+from lm.training.averaging import NTASGD
+from lm.training.cudagraphs import CUDAGraphs
+from lm.training.means import IntervalMeans
+from lm.training.optim import build_optimizer
+from lm.training.schedule import LearningRate
+
+logger = logging.getLogger(__name__)
+# What, with the configuration, decides how results are rounded, among `versions`.
+_DECIDE_BITS = ("torch", "cpu", "gpu", "device", "threads", "precision")
+_OTHER_TEXT = "that run was trained on another text than the one found now; give its text by --data, or train anew"
+
+
+@dataclass
+class Progress:
+    """How far a run is, and the best it has seen (epoch 0: what fine-tuning started from); plain values only."""
+
+    epoch: int = 1
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    finished: bool = False
+    best_epoch: int = 0
+    best_loss: float = math.inf
+    best_activation: dict[str, float] = field(default_factory=dict)
+    best_averaged: bool = False
+
+
+class Run:
+    """The parts of a training run. Equal configurations and corpora build equal runs, to the bit."""
+
+    def __init__(self, config: TrainConfig, corpus: Corpus, device: torch.device) -> None:
+        self.config, self.corpus, self.device = config, corpus, device
+        set_determinism(config.deterministic, config.seed)
+        with device:
+            self.model = AWDLSTM(corpus.vocab_size, config, pick_precision(config.precision, device))
+        self.optimizer = build_optimizer(self.model, config)
+        self.averaging = NTASGD(config.nonmono if config.optimizer == "sgd" or config.finetune else 0)
+        self.learning_rate = LearningRate(config.schedule, config.lr, config.when)
+        self._check_columns()
+        columns_NB = batchify(corpus.splits["train"], config.batch_size, device)
+        self.windows = BPTTWindows(
+            columns_NB, config.bptt, variable=config.variable_bptt, max_delta=config.max_seq_len_delta, seed=config.seed
+        )
+        self.targets_per_epoch = (len(columns_NB) - 1) * config.batch_size
+        self.hidden = self.model.initial_state(config.batch_size)
+        self.means = IntervalMeans(device)
+        self.cuda_graphs = CUDAGraphs(device)
+        self.progress = Progress()
+        self.rate = config.lr  # of the last update, before its scaling by window length
+
+    def _check_columns(self) -> None:
+        """Raise CorpusError, naming split and flag, where a split is too short for what training will cut it into."""
+        config, corpus = self.config, self.corpus
+        columns = [("train", "batch_size"), ("train", "eval_batch_size"), ("valid", "eval_batch_size")]
+        for split, field_name in [*columns, ("test", "test_batch_size")]:
+            where = f"{corpus.source}, {split}"
+            check_columns(len(corpus.splits[split]), getattr(config, field_name), where, flag(field_name))
+        if 0 < config.eval_train_tokens < 2 * config.eval_batch_size:
+            raise ConfigError(f"--eval-train-tokens: {config.eval_train_tokens} are less than 2 * --eval-batch-size")
+
+    def fraction(self, of_epoch: float) -> float:
+        """How much of the run (0 to 1) is over after `of_epoch` (0 to 1) of the current epoch, for the schedule."""
+        config, progress = self.config, self.progress
+        done = (progress.epoch - 1 + of_epoch) / config.epochs
+        return max(done, progress.step / config.max_steps) if config.max_steps else done
+
+    def is_over(self) -> bool:
+        """Whether training ends at this end of an epoch."""
+        config, progress = self.config, self.progress
+        return (
+            progress.epoch > config.epochs
+            or (config.max_steps > 0 and progress.step >= config.max_steps)
+            or self.learning_rate.base < config.min_lr
+            or (config.finetune != "" and self.averaging.triggered)
+        )
+
+    def finetune_from(self, checkpoint: dict[str, Any]) -> None:
+        """Start from what `load_trained` read of another run, and average from the first update on.
+
+        Raises:
+            ConfigError: that run's model has another architecture or tokenizer; the message says what differs.
+            CheckpointError: it was trained on another text, or with another vocabulary of it.
+        """
+        before, now = with_defaults(checkpoint["config"]), as_plain(self.config)
+        fixed = ("model", "emsize", "nhid", "nlayers", "tied", "tokenizer", "bpe_vocab_size")
+        if changed := [n for n in fixed if now[n] != before[n]]:
+            differences = ", ".join(f"{flag(name)} {before[name]} (now {now[name]})" for name in changed)
+            raise ConfigError(f"--finetune: the model there was made with {differences}")
+        if checkpoint["corpus_sha256"] != self.corpus.sha256:
+            raise CheckpointError(f"--finetune: {_OTHER_TEXT}")
+        self.corpus.check_vocabulary(checkpoint)
+        self.model.load_state_dict(checkpoint["model"])
+        self.averaging.start(self.model)
+
+    def state_dict(self, log_position: int) -> dict[str, Any]:
+        """All state, as tensors and plain values; `log_position` is how much of metrics.jsonl belongs to it."""
+        return self._header() | {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "averaging": self.averaging.state_dict(),
+            "learning_rate": self.learning_rate.state_dict(),
+            "windows": self.windows.state_dict(),
+            "hidden": [list(layer) for layer in self.hidden],
+            "means": self.means.state_dict(),
+            "rng": rng_state(self.device),
+            "versions": versions(self.device, self.model.precision),
+            "log_position": log_position,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken (tensors on the CPU); warns where rounding will differ.
+
+        Raises:
+            ConfigError: it was taken under another configuration; the message says what differs.
+            CheckpointError: it is of another corpus, or not of a run's state.
+        """
+        if conflicts := resume_conflicts(self.config, state["config"]):
+            raise ConfigError(
+                f"--resume: the checkpoint was made with {', '.join(conflicts)}; "
+                "repeat the flags that the run was started with, which its env.json has as argv"
+            )
+        if state["corpus_sha256"] != self.corpus.sha256:
+            raise CheckpointError(f"--resume: {_OTHER_TEXT}")
+        self.corpus.check_vocabulary(state)
+        if "optimizer" not in state:
+            raise CheckpointError("--resume: this checkpoint holds weights only; continue from a last.pt")
+        self.model.load_state_dict(state["model"])
+        # The settings stay this device's; the rate among them is set before every update.
+        settings = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": settings})
+        self.averaging.load_state_dict(state["averaging"], self.model)
+        self.learning_rate.load_state_dict(state["learning_rate"])
+        self.windows.load_state_dict(state["windows"])
+        carry_state(self.hidden, state["hidden"])
+        self.means.load_state_dict(state["means"])
+        self.progress = Progress(**state["progress"])
+        between_epochs, epoch = self.windows.at_start, self.progress.epoch
+        if (begun := epoch - between_epochs) > self.config.epochs:
+            raise ConfigError(f"--epochs: this run is in epoch {begun} already; give at least as many")
+        self.progress.finished = between_epochs and self.is_over()
+        set_rng_state(state["rng"], self.device)
+        now, before = versions(self.device, self.model.precision), state.get("versions", {})
+        if changed := [f"{n}={now[n]} (was {before[n]})" for n in _DECIDE_BITS if n in before and before[n] != now[n]]:
+            logger.warning("resuming with %s: results will not be bit-identical", ", ".join(changed))
+
+    def best_state(self, model: AWDLSTM) -> dict[str, Any]:
+        """What `best.pt` holds: the validated weights and what is needed to use them."""
+        return self._header() | {"vocab_size": self.corpus.vocab_size, "model": model.state_dict()}
+
+    def _header(self) -> dict[str, Any]:
+        return {
+            "config": as_plain(self.config),
+            "corpus_sha256": self.corpus.sha256,
+            "vocabulary": self.corpus.tokenizer.fingerprint(),
+            "progress": dataclasses.asdict(self.progress),
+        }

@@ -1,0 +1,55 @@
+"""Learning-rate schedules as pure functions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+# One cycle (Smith 2018, arXiv 1803.09820): cosine from lr/25 up to lr over the first 30 % of the run, then down to
+# lr/25/10^4. The shape and its constants are those of torch.optim.lr_scheduler.OneCycleLR's defaults.
+_CYCLE_WARMUP, _CYCLE_START, _CYCLE_END = 0.3, 25.0, 1e4
+
+
+def schedule_factor(schedule: str, fraction: float) -> float:
+    """Factor on the learning rate after `fraction` (0 to 1) of the run; `plateau` acts through `LearningRate`."""
+    if schedule == "linear":
+        return 1 - fraction
+    if schedule == "onecycle":
+        low = 1 / _CYCLE_START
+        if fraction < _CYCLE_WARMUP:
+            return low + (1 - low) * (1 - math.cos(math.pi * fraction / _CYCLE_WARMUP)) / 2
+        end, rest = low / _CYCLE_END, (fraction - _CYCLE_WARMUP) / (1 - _CYCLE_WARMUP)
+        return end + (1 - end) * (1 + math.cos(math.pi * rest)) / 2
+    return 1.0
+
+
+@dataclass
+class LearningRate:
+    """The learning rate as a small state machine: what the epochs so far have made of it."""
+
+    schedule: str
+    base: float
+    when: tuple[int, ...] = ()
+    best: float = math.inf
+
+    def at(self, fraction: float) -> float:
+        """Learning rate after `fraction` of the run, before the scaling by window length."""
+        return self.base * schedule_factor(self.schedule, fraction)
+
+    def end_epoch(self, epoch: int, valid_loss: float) -> None:
+        """Divide by 4 without improvement (`plateau`, as pytorch/examples) and by 10 after the epochs in `when`."""
+        if valid_loss < self.best:
+            self.best = valid_loss
+        elif self.schedule == "plateau":
+            self.base /= 4
+        if epoch in self.when:
+            self.base /= 10
+
+    def state_dict(self) -> dict[str, Any]:
+        """What end_epoch changes."""
+        return {"base": self.base, "best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.base, self.best = state["base"], state["best"]

@@ -1,0 +1,119 @@
+"""The files that a training run writes into its directory; each appears complete or not at all."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lm.base.device import peak_rss_mb
+from lm.base.errors import ConfigError
+from lm.base.files import naming, remove_temporaries, write_atomic, write_json
+from lm.base.locks import take_lock
+from lm.base.numbers import perplexity
+from lm.base.provenance import git_state, versions
+from lm.base.rundir import RunDir
+from lm.config.values import as_plain, config_id
+from lm.nn.model import AWDLSTM, count_parameters
+from lm.training.checkpoint import save_checkpoint
+from lm.training.run import Run
+
+
+class RunWriter:
+    """Writes one run's directory, and the copy of its best checkpoint that `--save` asks for."""
+
+    def __init__(self, directory: RunDir, copy_best_to: str = "") -> None:
+        self._directory = directory
+        self._copy = Path(copy_best_to) if copy_best_to else None
+        self._found = self._stamp()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training here. The kernel drops the lock of a process that ends, however it ends.
+
+        Raises ConfigError, naming the process that trains here already, or if one has since this object was made.
+        """
+        directory = self._directory
+        path = directory.path / "train.lock"
+        lock = take_lock(path, wait=False)
+        if lock is None:
+            raise ConfigError(
+                f"--out-dir: process {path.read_text() or 'unknown'} is training in {directory}: "
+                "wait for it, end it, or choose another directory"
+            )
+        try:
+            if self._stamp() != self._found:
+                raise ConfigError(f"--out-dir: another process has just trained in {directory}; start again")
+            os.ftruncate(lock, 0)
+            with naming(path):
+                os.write(lock, str(os.getpid()).encode())
+            for folder in (directory.path, directory.last.parent):
+                remove_temporaries(folder)
+            yield
+        finally:
+            os.close(lock)
+
+    def prepare(self, run: Run) -> None:
+        """Create the directory and write what describes the run. Raises ConfigError if `--save` cannot be written."""
+        if self._copy:
+            _check_writable(self._copy)
+        self._directory.path.mkdir(parents=True, exist_ok=True)
+        self._directory.result.unlink(missing_ok=True)
+        environment = versions(run.device, run.model.precision) | {"git": git_state(), "argv": sys.argv}
+        write_json(self._directory.environment, environment)
+        run.corpus.tokenizer.save(self._directory.tokenizer)
+        write_json(self._directory.config, as_plain(run.config))
+
+    def save_last(self, run: Run, log_position: int) -> None:
+        """Write last.pt, from which the run continues bit for bit; the one before stays as last.prev.pt."""
+        save_checkpoint(self._directory.last, run.state_dict(log_position), keep_previous=True)
+
+    def save_best(self, run: Run, model: AWDLSTM) -> None:
+        """Write best.pt, and the copy that `--save` asks for."""
+        save_checkpoint(self._directory.best, run.best_state(model))
+        self.copy_best()
+
+    def copy_best(self) -> None:
+        """Write the copy of best.pt that `--save` asks for, if it does."""
+        if self._copy:
+            write_atomic(self._copy, lambda file: file.write(self._directory.best.read_bytes()))
+
+    def write_result(self, run: Run, status: str, scores: dict[str, Any]) -> dict[str, Any]:
+        """Write result.json, the last file of a run, and return its content."""
+        progress, known = run.progress, math.isfinite(run.progress.best_loss)
+        result = {
+            "status": status, "id": config_id(run.config), "config": as_plain(run.config), "seed": run.config.seed,
+            "dataset": run.corpus.name, "best_epoch": progress.best_epoch,
+            "valid_loss": progress.best_loss if known else None,
+            "valid_ppl": perplexity(progress.best_loss) if known else None,
+            "train_loss": None, "train_ppl": None, "test_loss": None, "test_ppl": None, **scores,
+            "activation": progress.best_activation, "params": count_parameters(run.model),
+            "epochs": progress.epoch - 1, "steps": progress.step, "tokens": progress.tokens,
+            "averaged": progress.best_averaged, "seconds": round(progress.seconds, 2),
+            "tokens_per_s": round(progress.tokens / max(progress.seconds, 1e-9)), "peak_rss_mb": round(peak_rss_mb()),
+            "versions": versions(run.device, run.model.precision), "git": git_state(),
+            "corpus_sha256": run.corpus.sha256,
+        }  # fmt: skip
+        write_json(self._directory.result, result)
+        return result
+
+    def _stamp(self) -> tuple[int, ...]:
+        """Another value after a process has written the checkpoint or the result of this run."""
+        files = [path for path in (self._directory.last, self._directory.result) if path.exists()]
+        return tuple(path.stat().st_mtime_ns for path in files)
+
+
+def _check_writable(copy: Path) -> None:
+    """Raise ConfigError unless the file that `--save` names can be written; else an epoch would be lost to it."""
+    if copy.is_dir():
+        raise ConfigError(f"--save: {copy} is a folder; name a file")
+    try:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=copy.parent).close()
+    except OSError as error:
+        raise ConfigError(f"--save: {copy} cannot be written: {error.strerror}") from None

@@ -1,0 +1,188 @@
+"""Cache pointer and dynamic evaluation against implementations that read one word, or one segment, at a time."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lm.base.errors import ConfigError
+from lm.nn.model import AWDLSTM
+from lm.scoring.adapt import adapted_nats
+from lm.scoring.cache import Cache, History, cache_probability
+from lm.scoring.dynamic import Dynamic, gradient_rms
+from lm.scoring.evaluation import evaluate
+from lm.scoring.tune import tune_cache, tune_dynamic
+from tests.conftest import TINY
+from tests.nn.test_model import V, tiny
+
+# Few words, so that the cache finds them again.
+IDS = np.random.default_rng(0).integers(0, 9, 203).astype(np.int32)
+CACHE = Cache(window=17, lam=0.3, theta=0.8)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(3)
+    model = AWDLSTM(V, tiny()).double()
+    with torch.no_grad():  # far enough from uniform that gradients and attention matter
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    return model
+
+
+def naive(model, ids, columns, cache, dynamic, rms):
+    """Sum of nats, word by word and column by column, with updates and distributions written out."""
+    names = [name for name, _ in model.named_parameters()]
+    trained = {name: p.detach().clone() for name, p in model.named_parameters()}
+    weights = {name: p.clone().requires_grad_() for name, p in trained.items()}
+    rows = len(ids) // columns
+    text = torch.from_numpy(ids[: rows * columns].astype(np.int64)).view(columns, rows).t()
+    state = model.initial_state(columns)
+    seen = [[] for _ in range(columns)]
+    segment = dynamic.segment if dynamic else rows
+    mean = sum(r.sum() for r in rms) / sum(r.numel() for r in rms) if rms else None
+    total = 0.0
+    for start in range(0, rows - 1, segment):
+        losses = []
+        for t in range(start, min(start + segment, rows - 1)):
+            tied = weights | {"decoder.weight": weights["encoder.weight"]}
+            output = torch.func.functional_call(model, tied, (text[t : t + 1], state))
+            state, h = output.state, output.raw[-1][0]
+            log_p = F.log_softmax(h @ weights["encoder.weight"].t() + weights["decoder.bias"], 1)
+            for column in range(columns):
+                word, p = text[t + 1, column], log_p[column].detach().exp()
+                losses.append(-log_p[column, word])
+                votes = torch.zeros(V, dtype=torch.float64)
+                for key, following in seen[column][-cache.window :] if cache else []:
+                    votes[following] += torch.exp(cache.theta * (key @ h[column].detach()))
+                if votes.sum() > 0:
+                    p = (1 - cache.lam) * p + cache.lam * votes / votes.sum()
+                total -= torch.log(p[word]).item()
+                seen[column].append((h[column].detach(), word))
+        state = [tuple(s.detach() for s in layer) for layer in state]
+        if dynamic:
+            gradients = torch.autograd.grad(torch.stack(losses).mean(), [weights[name] for name in names])
+            for index, (name, g) in enumerate(zip(names, gradients, strict=True)):
+                step, decay = dynamic.lr * g, torch.tensor(dynamic.decay)
+                if dynamic.rule == "rms":
+                    step, decay = step / (rms[index] + dynamic.epsilon), (decay * rms[index] / mean).clamp(max=1)
+                new = weights[name] - step + decay * (trained[name] - weights[name])
+                weights[name] = new.detach().requires_grad_()
+    return total
+
+
+@pytest.mark.parametrize("columns", [1, 4])
+@pytest.mark.parametrize("cache", [None, CACHE], ids=["", "cache"])
+@pytest.mark.parametrize(
+    "dynamic",
+    [None, Dynamic("sgd", lr=0.3, decay=0.02, segment=5), Dynamic("rms", lr=3e-3, decay=0.5, segment=7)],
+    ids=["", "sgd", "rms"],
+)
+def test_equals_the_naive_implementation(model, columns, cache, dynamic):
+    model.eval()
+    rms = gradient_rms(model, IDS, 5, 6) if dynamic and dynamic.rule == "rms" else None
+    expected = naive(model, IDS, columns, cache, dynamic, rms)
+    (nats,), targets = adapted_nats(model, IDS, columns, (cache,), dynamic, rms)
+    assert targets == (203 // columns - 1) * columns
+    assert nats == pytest.approx(expected, rel=1e-9)
+    plain = evaluate(model, IDS, columns).nats
+    assert (abs(nats - plain) > 1e-3 * plain) == bool(cache or dynamic)
+
+
+def test_gradient_statistics_are_the_root_mean_square_over_windows(model):
+    rms = gradient_rms(model, IDS, 5, 6)
+    columns = torch.from_numpy(IDS[:200].astype(np.int64)).view(5, 40).t()
+    squares, state, model = [0] * len(rms), model.initial_state(5), model.eval()
+    for start in range(0, 39, 6):
+        x, y = columns[start : min(start + 6, 39)], columns[start + 1 : min(start + 7, 40)]
+        output = model(x, state)
+        state = [tuple(s.detach() for s in layer) for layer in output.state]
+        loss = F.cross_entropy(
+            F.linear(output.raw[-1].flatten(0, 1), model.decoder.weight, model.decoder.bias), y.flatten()
+        )
+        squares = [s + g**2 for s, g in zip(squares, torch.autograd.grad(loss, list(model.parameters())), strict=True)]
+    for ours, square in zip(rms, squares, strict=True):
+        torch.testing.assert_close(ours, (square / 7).sqrt())
+
+
+@pytest.mark.parametrize("columns", [1, 4])
+def test_lambda_zero_and_zero_learning_rate_are_bitwise_plain_evaluation(columns):
+    model = AWDLSTM(V, tiny())
+    rms = gradient_rms(model, IDS, 5, 6)
+    plain = evaluate(model, IDS, columns).nats
+    assert adapted_nats(model, IDS, columns, [None, Cache(50, 0.0, 1.0)])[0] == [plain, plain]
+    for dynamic in (Dynamic("sgd", lr=0.0, decay=0.1, segment=5), Dynamic("rms", lr=0.0, decay=0.1, segment=5)):
+        nats, _ = adapted_nats(model, IDS, columns, [None, Cache(50, 0.0, 1.0)], dynamic, rms)
+        assert nats == [plain, plain]
+
+
+def test_cache_probabilities_sum_to_one_over_the_vocabulary():
+    generator = torch.Generator().manual_seed(0)
+    history = History(6)
+    for length in (4, 5, 3):
+        h = torch.randn(length, 2, 3, generator=generator, dtype=torch.float64)
+        keys = history.extend(h, torch.randint(V, (length, 2), generator=generator))
+        each = [cache_probability(*keys, torch.full((length, 2), word), 6, 0.7) for word in range(V)]
+        total = torch.stack(each).sum(0)
+        known = ~total.isnan()
+        torch.testing.assert_close(total[known], torch.ones_like(total[known]))
+        assert known.sum() == known.numel() - (2 if length == 4 else 0)  # only the first word of a column has no past
+
+
+def test_the_model_and_its_mode_are_left_alone(model):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.train()
+    adapted_nats(model, IDS, 2, (CACHE,), Dynamic("sgd", lr=1.0))
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_tuning_finds_settings_that_are_no_worse_than_it_started_from(model):
+    plain = evaluate(model, IDS, 2).nats
+    cache = tune_cache(model, IDS, 2, None, None)
+    assert adapted_nats(model, IDS, 2, (cache,))[0][0] < plain
+    start = Dynamic("sgd", lr=0.5, decay=0.01)
+    tuned = tune_dynamic(model, IDS, 2, start, None)
+    assert tuned != start
+    assert adapted_nats(model, IDS, 2, (None,), tuned)[0] < adapted_nats(model, IDS, 2, (None,), start)[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "flag"),
+    [
+        (lambda: Cache(window=0), "--cache-window"),
+        (lambda: Cache(lam=1.0), "--cache-lambda"),
+        (lambda: Cache(theta=float("nan")), "--cache-theta"),
+        (lambda: Cache(theta=1e40), "--cache-theta"),
+        (lambda: Dynamic(lr=-1.0), "--dynamic-lr"),
+        (lambda: Dynamic(decay=2.0), "--dynamic-decay"),
+        (lambda: Dynamic(segment=0), "--dynamic-segment"),
+        (lambda: Dynamic(rule="adam"), "--dynamic-rule"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(make, flag):
+    with pytest.raises(ConfigError, match=flag):
+        make()
+
+
+def test_the_command_puts_the_modes_side_by_side_and_tunes_on_valid_only(cli, corpus_dir, tmp_path):
+    run = tmp_path / "run"
+    done = cli("train", "--data", corpus_dir, *TINY, "--epochs=1", "--no-eval-test", "--out-dir", run)
+    assert done.returncode == 0, done.stderr
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    modes = ["none", "cache", "dynamic", "dynamic+cache"]
+    command = ["evaluate", run, "--split", "test", "--adapt", *modes, "--tune", "--dynamic-lr=0.001", "--json"]
+    done = cli(*command)
+    assert done.returncode == 0, done.stderr
+    rows = {row["adapt"]: row for row in json.loads(done.stdout)["splits"]}
+    assert list(rows) == modes
+    assert rows["dynamic+cache"]["dynamic"] == rows["dynamic"]["dynamic"]
+    assert rows["dynamic+cache"]["cache"]["window"] >= 1
+    assert len({row["ppl"] for row in rows.values()}) == 4
+    assert len({row["targets"] for row in rows.values()}) == 1
+    assert "adapt" in cli("evaluate", run, "--split", "test", "--adapt", "none", "cache").stdout
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert cli("evaluate", run, "--adapt", "cache", "--cache-lambda=2").returncode == 2

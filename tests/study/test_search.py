@@ -1,0 +1,229 @@
+"""Coarse to fine, random search and successive halving: on made-up losses, and once for real."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from lm.base.errors import ConfigError
+from lm.config.values import make_config
+from lm.study.ledger import read_ledger
+from lm.study.search import check_settings, finer, refine, search
+from lm.study.specification import load_study
+from tests.test_sweep import FLAGS, corpus, end, start, write_study  # noqa: F401 - fixtures
+
+
+def study_at(folder: Path, text: str = ""):
+    (folder / "study.toml").write_text(f'dataset = "ptb"\nseeds = [1, 2]\n{text}')
+    return load_study(folder)
+
+
+def log_bowl(best: float):
+    """A loss with its minimum at `best`, symmetric on the logarithmic scale."""
+    return lambda value: abs(math.log10(value) - math.log10(best)) if value else 9.0
+
+
+@pytest.mark.parametrize("best", [0.004, 0.3, 2.7, 60.0, 700.0])
+def test_refining_closes_in_on_the_best_value_over_decades(best, tmp_path):
+    loss, passes = log_bowl(best), []
+
+    def measure(configurations):
+        passes.append([configuration["alpha"] for configuration in configurations])
+        return [loss(configuration["alpha"]) for configuration in configurations]
+
+    study = study_at(tmp_path, "[[grid]]\nbeta = [5, 6]\n")
+    tried = refine(study, {"field": "alpha", "rounds": 4}, measure)
+    assert passes[0] == [0, 0.1, 1, 10, 100]
+    assert [len(values) for values in passes[1:4]] == [4] * 3
+    assert min(tried.values()) < 0.12  # within a factor 1.3
+    coarse = min(passes[0], key=loss)
+    assert all(coarse / 10 < value < coarse * 10 for value in passes[1])
+
+
+def test_refining_keeps_the_baseline_of_the_other_fields_and_repeats_exactly(tmp_path):
+    study, seen = study_at(tmp_path, "[[grid]]\nbeta = [5, 6]\n[baseline]\nbeta = 6\n"), []
+
+    def measure(configurations):
+        seen.append(configurations)
+        return [log_bowl(2.0)(configuration["alpha"]) for configuration in configurations]
+
+    first = refine(study, {"field": "alpha"}, measure)
+    assert all(configuration["beta"] == 6 for configurations in seen for configuration in configurations)
+    assert refine(study, {"field": "alpha"}, measure) == first
+
+
+def test_around_zero_the_next_decade_below_is_tried():
+    assert finer({0: 1.0, 0.1: 2.0, 1: 3.0}, 4, linear=False) == [0.0158, 0.0251, 0.0398, 0.0631]
+
+
+def test_dropout_is_refined_on_a_linear_scale_and_stays_a_probability(tmp_path):
+    tried = refine(study_at(tmp_path), {"field": "dropout", "rounds": 3},
+                   lambda configurations: [-configuration["dropout"] for configuration in configurations])  # fmt: skip
+    assert list(tried)[:5] == [0, 0.2, 0.4, 0.6, 0.8]
+    assert all(value < 1 for value in tried)
+    assert finer({0.2: 2.0, 0.4: 1.0, 0.6: 3.0}, 2, linear=True) == [0.3, 0.5]
+
+
+def test_whole_number_fields_get_whole_numbers_and_a_diverged_value_is_never_best(tmp_path):
+    losses = {10: math.inf, 100: 1.0, 1000: 2.0}
+    tried = refine(study_at(tmp_path), {"field": "nhid", "values": list(losses)},
+                   lambda configurations: [losses.get(configuration["nhid"], 1.5) for configuration in configurations])  # fmt: skip
+    assert all(type(value) is int for value in tried)
+    assert {21, 46, 215, 464} <= tried.keys()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"field": "alpha", "search": "random"}, "either field or search"),
+        ({"field": "optimizer"}, "no numeric"),
+        ({"field": "alpha", "values": [1]}, "two or more"),
+        ({"field": "dropout", "values": [0.5, 1.0]}, "dropout takes two or more different numbers, at least 0 and at"),
+        ({"field": "nonmono", "values": [0, 0.5]}, "nonmono takes two or more different integers"),
+        ({"search": "random", "trials": 3, "space": {"nhid": {"low": 10.5, "high": 20}}}, "refine.space.nhid: low"),
+        ({"search": "random", "trials": 3, "space": {"lr": {"low": 0, "high": 2, "log": True}}}, "above 0 with log"),
+        ({"search": "random", "trials": 3, "space": {"model": {"low": 0, "high": 2}}}, "no numeric"),
+        ({"field": "alpha", "rounds": 0}, "refine.rounds"),
+        ({"field": "alpha", "step": 1}, "unknown key"),
+        ({"search": "best"}, "not one of random, hyperband"),
+        ({"search": "random"}, "names no field"),
+        ({"search": "random", "space": {"alpha": {"low": 0, "high": 1}}}, "refine.trials"),
+        ({"search": "random", "space": {"alpha": 3}}, "refine.space.alpha"),
+    ],
+)
+def test_a_mistake_in_refine_names_its_key(settings, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        check_settings(study_at(tmp_path), settings, make_config())
+
+
+def test_hyperband_is_refused_where_runs_cannot_be_lengthened(tmp_path):
+    for config in (make_config(schedule="linear"), make_config(max_steps=5)):
+        with pytest.raises(ConfigError, match="hyperband lengthens runs"):
+            check_settings(study_at(tmp_path), {"search": "hyperband", "space": {"alpha": [1]}}, config)
+
+
+class Bench:
+    """Runs with a made-up loss that falls with the epochs; counts them, and can break down."""
+
+    def __init__(self) -> None:
+        self.measured, self.pruned, self.breakdown = [], [], math.inf
+
+    def measure(self, configurations, epochs):
+        if len(self.measured) >= self.breakdown:
+            raise KeyboardInterrupt
+        self.measured.append((epochs, [configuration["alpha"] for configuration in configurations]))
+        return [abs(configuration["alpha"] - 3) + 1 / epochs for configuration in configurations]
+
+    def prune(self, configuration, epochs):
+        self.pruned.append((configuration["alpha"], epochs))
+
+
+def test_random_search_draws_from_ranges_and_choices_and_a_larger_one_goes_on(tmp_path):
+    pytest.importorskip("optuna")
+    study, bench = study_at(tmp_path), Bench()
+    space = {"alpha": {"low": 0.01, "high": 10, "log": True}, "beta": [0, 1]}
+    search(study, {"search": "random", "trials": 6, "space": space}, 9, bench.measure, bench.prune)
+    ((epochs, alphas),) = bench.measured
+    assert epochs == 9
+    assert len(set(alphas)) == 6
+    assert all(0.01 <= alpha <= 10 for alpha in alphas)
+    search(study, {"search": "random", "trials": 8, "space": space}, 9, bench.measure, bench.prune)
+    assert len(bench.measured[1][1]) == 2
+    assert not set(bench.measured[1][1]) & set(alphas)
+    wider = {"search": "random", "trials": 9, "space": space | {"beta": [0, 1, 2]}}
+    with pytest.raises(ConfigError, match=r"refine\.space: search\.journal searches another one"):
+        search(study, wider, 9, bench.measure, bench.prune)
+
+
+def test_what_is_drawn_from_a_range_is_of_its_fields_type_and_inside(tmp_path):
+    pytest.importorskip("optuna")
+    configurations = []
+    space = {"nhid": {"low": 3, "high": 5}, "dropout": {"low": 0.99961, "high": 0.99987}}
+    settings = {"search": "random", "trials": 12, "space": space}
+    check_settings(study_at(tmp_path), settings, make_config())
+    search(study_at(tmp_path), settings, 9, lambda drawn, _: configurations.extend(drawn) or [1.0] * len(drawn), print)
+    assert {configuration["nhid"] for configuration in configurations} == {3, 4, 5}
+    assert all(
+        type(configuration["nhid"]) is int and 0.99961 <= configuration["dropout"] <= 0.99987
+        for configuration in configurations
+    )
+
+
+@pytest.mark.parametrize("field", ["alpha", "dropout", "lr", "nhid"])
+def test_refining_needs_no_more_than_the_field(field, tmp_path):
+    study = study_at(tmp_path)
+    check_settings(study, {"field": field}, make_config())
+    assert (
+        len(
+            refine(
+                study,
+                {"field": field},
+                lambda configurations: [configuration[field] for configuration in configurations],
+            )
+        )
+        > 4
+    )
+
+
+def test_refining_starts_from_the_values_of_the_grid(tmp_path):
+    study, asked = study_at(tmp_path, "[[grid]]\nalpha = [0, 2, 4]\nbeta = [0, 1]\n"), []
+    tried = refine(
+        study,
+        {"field": "alpha"},
+        lambda configurations: asked.append(configurations) or [abs(c["alpha"] - 2) for c in configurations],
+    )
+    assert [configuration["alpha"] for configuration in asked[0]] == [0, 2, 4]
+    assert all(2 / 10 < alpha <= 4 for alpha in tried if alpha)
+
+
+def test_hyperband_tries_every_choice_and_gives_only_the_better_ones_more_epochs(tmp_path):
+    pytest.importorskip("optuna")
+    bench, values = Bench(), list(range(12))
+    search(study_at(tmp_path), {"search": "hyperband", "space": {"alpha": values}}, 9, bench.measure, bench.prune)
+    assert [epochs for epochs, _ in bench.measured] == [1, 3, 9]
+    assert sorted(bench.measured[0][1]) == values
+    sizes = [len(alphas) for _, alphas in bench.measured]
+    assert sizes[0] > sizes[1] >= sizes[2] > 0
+    assert len(bench.pruned) + sizes[2] == 12
+    assert 3 in bench.measured[2][1]
+
+
+def test_a_search_that_was_cut_off_ends_as_an_undisturbed_one(tmp_path):
+    pytest.importorskip("optuna")
+    settings = {"search": "hyperband", "space": {"alpha": list(range(8))}}
+    benches = []
+    for name, breakdown in (("whole", math.inf), ("cut", 2)):
+        (tmp_path / name).mkdir()
+        study, bench = study_at(tmp_path / name), Bench()
+        bench.breakdown = breakdown
+        try:
+            search(study, settings, 9, bench.measure, bench.prune)
+        except KeyboardInterrupt:
+            bench.breakdown = math.inf
+            search(study, settings, 9, bench.measure, bench.prune)
+        benches.append(bench)
+    whole, cut = ([epochs_alphas for epochs_alphas in bench.measured if epochs_alphas[1]] for bench in benches)
+    assert cut == whole
+    assert benches[1].pruned == benches[0].pruned
+
+
+def test_hyperband_lengthens_real_runs_to_the_figures_of_straight_ones(start, corpus, tmp_path, monkeypatch):  # noqa: F811
+    pytest.importorskip("optuna")
+    from lm.config.schema import RunOptions
+    from lm.config.values import config_from_dict
+    from lm.train import train
+
+    search_of = '[refine]\nsearch = "hyperband"\n[refine.space]\nlr = [0.01, 4.0, 0.02, 5]\n'
+    study = write_study(tmp_path / "results" / "s", corpus, search_of, seeds=(1,), epochs=3)
+    end(start(tmp_path, study, "--jobs=2", "--no-report"))
+    records = {record["id"]: record for record in read_ledger(study / "runs.jsonl")}
+    assert len(records) == 4  # lr 5, which the flags have, is trained before the race: its curve stands for its rungs
+    assert all(record["config"]["epochs"] == 3 for record in records.values())
+    pruned = [record for record in records.values() if record["status"] == "pruned"]
+    assert all("after 1 of 3 epochs" in record["error"] and record["test_loss"] is None for record in pruned)
+    tried = [r for r in records.values() if r["status"] == "completed" and r["config"]["lr"] != FLAGS["lr"]]
+    monkeypatch.chdir(tmp_path)
+    straight = train(config_from_dict(tried[0]["config"]), RunOptions(out_dir="straight", tensorboard=False))
+    assert [straight[key] for key in ("valid_loss", "test_loss")] == [
+        tried[0][key] for key in ("valid_loss", "test_loss")
+    ]

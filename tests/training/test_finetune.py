@@ -1,0 +1,123 @@
+"""Fine-tuning through the real command line: where it starts, what it averages, when it ends, what it leaves alone."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from lm.training.checkpoint import load_checkpoint
+from tests.conftest import TINY
+
+TUNE = ["--epochs=2", "--save-every=20", "--no-tensorboard", "--log-interval=10"]
+
+
+@pytest.fixture(scope="module")
+def source(cli, corpus_dir, tmp_path_factory):
+    run = tmp_path_factory.mktemp("source") / "run"
+    done = cli("train", "--data", corpus_dir, *TINY, "--epochs=2", "--no-eval-test", "--out-dir", run)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.fixture(scope="module")
+def tuned(cli, source, tmp_path_factory):
+    before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
+    run = tmp_path_factory.mktemp("tuned") / "run"
+    done = cli("train", "--finetune", source, *TUNE, "--lr=1", "--out-dir", run)
+    assert done.returncode == 0, done.stderr
+    assert before == {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
+    return run
+
+
+def test_it_takes_the_configuration_of_the_source_but_for_the_flags_given(source, tuned):
+    before, after = (json.loads((run / "config.json").read_text()) for run in (source, tuned))
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"finetune", "lr"}
+
+
+def test_it_averages_all_iterates_from_the_first_update_on(source, train_here, tmp_path):
+    start = load_checkpoint(source / "ckpt" / "best.pt")["model"]
+    iterates = []
+    for steps in (1, 2, 3):
+        run = tmp_path / str(steps)
+        train_here("--finetune", source, *TUNE, f"--max-steps={steps}", "--no-eval-test", "--out-dir", run)
+        last = load_checkpoint(run / "ckpt" / "last.pt")
+        iterates.append(last["model"])
+        assert last["averaging"]["iterates"] == steps
+        for name, mean in last["averaging"]["averaged"].items():
+            torch.testing.assert_close(mean, torch.stack([weights[name] for weights in iterates]).mean(0))
+    assert not torch.equal(iterates[0]["decoder.bias"], start["decoder.bias"])
+
+
+def test_it_never_ends_worse_on_valid_than_it_started(source, train_here, tmp_path):
+    result = train_here("--finetune", source, *TUNE, "--lr=300", "--clip=0", "--out-dir", tmp_path / "run")
+    before = json.loads((source / "result.json").read_text())
+    assert result["best_epoch"] == 0
+    assert result["valid_loss"] == pytest.approx(before["valid_loss"], rel=1e-9)
+    assert not result["averaged"]  # which is said of the weights that are kept
+    best, start = (load_checkpoint(run / "ckpt" / "best.pt")["model"] for run in (tmp_path / "run", source))
+    assert all(torch.equal(best[name], start[name]) for name in start)
+
+
+def test_it_ends_where_nt_asgd_would_start_averaging(source, train_here, tmp_path):
+    run = tmp_path / "run"
+    flags = ["--finetune", source, "--epochs=9", "--nonmono=1", "--lr=300", "--clip=0", "--out-dir", run, *TUNE[1:]]
+    train_here(*flags)
+    losses = [json.loads(line).get("valid_loss") for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [loss for loss in losses if loss is not None]
+    fires = next((n for n in range(2, len(losses)) if losses[n] > min(losses[: n - 1])), None)
+    assert fires is not None
+    assert len(losses) == fires + 1 < 9
+    (run / "result.json").unlink()  # killed before it was written, it knows that training is over
+    train_here(*flags, "--resume=auto")
+    assert sum("valid_loss" in line for line in (run / "metrics.jsonl").read_text().splitlines()) == len(losses)
+
+
+def test_killed_and_resumed_it_ends_in_the_same_bits(source, tuned, work_dir, environment, cli, tmp_path):
+    run = tmp_path / "run"
+    command = ["--finetune", str(source), *TUNE, "--lr=1", "--out-dir", str(run), "--resume=auto"]
+    process = subprocess.Popen([sys.executable, "-m", "lm.train", *command], cwd=work_dir, env=environment)
+    until = time.monotonic() + 120
+    while not (run / "ckpt" / "last.pt").exists() and time.monotonic() < until:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (run / "result.json").exists()
+    assert cli("train", *command).returncode == 0
+    ours, theirs = (load_checkpoint(path / "ckpt" / "last.pt") for path in (run, tuned))
+    for name, tensor in theirs["averaging"]["averaged"].items():
+        assert torch.equal(ours["averaging"]["averaged"][name], tensor), name
+    results = [json.loads((path / "result.json").read_text()) for path in (run, tuned)]
+    assert results[0]["test_loss"] == results[1]["test_loss"]
+
+
+def test_it_is_resumed_although_its_source_is_gone(source, cli, tmp_path):
+    moved, run = tmp_path / "source", tmp_path / "run"
+    shutil.copytree(source, moved)
+    command = ["train", "--finetune", moved, "--no-tensorboard", "--no-eval-test", "--lr=1", "--out-dir", run]
+    assert cli(*command, "--epochs=1").returncode == 0
+    shutil.rmtree(moved)
+    assert "neither a run" in cli(*command, "--epochs=2").stderr
+    done = cli(*command, "--epochs=2", "--resume=auto")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run / "result.json").read_text())["epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        (["--nhid=13"], 2, "--nhid 12 (now 13)"),
+        (["--preset=examples-200"], 2, "--preset"),
+        (["--finetune=/nowhere"], 2, "neither a run directory"),
+        (["--resume=auto", "--out-dir=SOURCE"], 2, "--out-dir"),
+    ],
+)
+def test_what_cannot_be_fine_tuned_is_refused(source, cli, tmp_path, flags, code, words):
+    flags = [flag.replace("SOURCE", str(source)) for flag in flags]
+    done = cli("train", "--finetune", source, "--out-dir", tmp_path / "run", *flags)
+    assert (done.returncode, words in done.stderr) == (code, True), done.stderr
