@@ -37,7 +37,7 @@ from lm.text.units import split_units, summary, units_text
 from lm.training.checkpoint import fitting, load_checkpoint, load_latest
 from lm.training.divergence import check_loss, check_update, check_weights
 from lm.training.log import RunLog, log_to
-from lm.training.optim import clipped_step, set_rate
+from lm.training.optim import clip, set_beta1, set_rate
 from lm.training.results import choose_run_dir, finished_result
 from lm.training.run import Run
 from lm.training.writer import RunWriter
@@ -55,9 +55,11 @@ def gradient_step(run: Run, tokens_TB: Tensor, targets_TB: Tensor) -> None:
     )
     total = sum(terms.values(), start=loss)
 
-    run.optimizer.zero_grad()
+    run.optimizer.zero_grad(set_to_none=run.step_in_graph)  # else every graph leaves its gradients in one place
     total.backward()
-    norm = clipped_step(run.optimizer, config.clip)
+    norm = clip(run.optimizer, config.clip)
+    if run.step_in_graph:
+        run.optimizer.step()
     if run.device.type == "cpu":  # on a GPU this would wait for the device: `check_run` looks now and then
         check_update(total.item(), norm.item(), run.progress.step + 1)
     run.means.add(loss, terms, norm, config.clip, targets_TB.numel())
@@ -66,9 +68,15 @@ def gradient_step(run: Run, tokens_TB: Tensor, targets_TB: Tensor) -> None:
 
 def update(run: Run, window: Window) -> None:
     """One step of truncated backpropagation through time."""
-    run.rate = run.learning_rate.at(run.fraction(window.fraction))
+    fraction = run.fraction(window.fraction)
+    run.rate = run.learning_rate.at(fraction)
     set_rate(run.optimizer, run.rate * window.lr_scale)
+    if run.averaging.averaged is None and fraction >= 1 - run.config.average_last:
+        run.averaging.start(run.model)
     run.cuda_graphs(functools.partial(gradient_step, run), window.tokens_TB, window.targets_TB)
+    if not run.step_in_graph:
+        set_beta1(run.optimizer, run.trapezoid.beta1(fraction))
+        run.optimizer.step()
     run.averaging.after_update(run.model)
     run.means.count(window.targets_TB.numel())
     run.progress.step += 1
@@ -81,11 +89,13 @@ def train_epoch(run: Run, writer: RunWriter, options: RunOptions, log: RunLog, s
     done = progress.tokens - (progress.epoch - 1) * run.targets_per_epoch
     log.start_epoch(progress.epoch, run.config.epochs, run.targets_per_epoch, done)
     logged_tokens, logged_seconds = progress.tokens, progress.seconds
+    next_save = time.monotonic() + 60 * options.save_minutes
     while progress.step < max_steps and (window := next(run.windows, None)) is not None:
         started = time.perf_counter()
         update(run, window)
-        due, stopped = run.means.updates >= options.log_interval, stop.received is not None
-        save = progress.step % options.save_every == 0
+        due, stopped = run.means.updates >= options.log_interval, stop.asked
+        by_time, by_updates = time.monotonic() >= next_save, progress.step % options.save_every == 0
+        save = by_time if options.save_minutes else by_updates
         if due or save or stopped:  # what is saved must be good; waits for a GPU, whose work is in the time then
             check_run(run)
         progress.seconds += time.perf_counter() - started
@@ -95,6 +105,7 @@ def train_epoch(run: Run, writer: RunWriter, options: RunOptions, log: RunLog, s
             logged_tokens, logged_seconds = progress.tokens, progress.seconds
         if save:
             writer.save_last(run, log.sync())
+            next_save = time.monotonic() + 60 * options.save_minutes
         if stopped:
             stop.check()
 
@@ -122,15 +133,14 @@ def end_epoch(run: Run, writer: RunWriter, log: RunLog, stop: StopSignals) -> No
     config, progress = run.config, run.progress
     started = time.perf_counter()
     check_run(run)
-    model = run.averaging.evaluated(run.model)
-    valid = evaluate(model, run.corpus.splits["valid"], config.eval_batch_size, between_windows=stop.check)
+    evaluations = validate(run, f"valid after epoch {progress.epoch}", stop)
     progress.seconds += time.perf_counter() - started
-    check_loss(valid.loss, f"valid after epoch {progress.epoch}", activation=valid.activation)
-    log_epoch(run, log, valid)
+    log_epoch(run, log, evaluations)
+    better, valid = next(iter(evaluations.items()))
     if valid.loss < progress.best_loss:
         progress.best_epoch, progress.best_loss = progress.epoch, valid.loss
-        progress.best_activation, progress.best_averaged = valid.activation, model is not run.model
-        writer.save_best(run, model)
+        progress.best_activation, progress.best_averaged = valid.activation, better == "averaged"
+        writer.save_best(run, run.candidates()[better])
     run.learning_rate.end_epoch(progress.epoch, valid.loss)
     if run.averaging.end_epoch(valid.loss) and not config.finetune:
         run.averaging.start(run.model)
@@ -142,25 +152,37 @@ def end_epoch(run: Run, writer: RunWriter, log: RunLog, stop: StopSignals) -> No
     writer.save_last(run, log.sync())
 
 
+def validate(run: Run, where: str, stop: StopSignals) -> dict[str, Evaluation]:
+    """Each candidate, `raw` or `averaged`, on valid, the better one first. Raises DivergedError, naming `where`."""
+    ids, columns = run.corpus.splits["valid"], run.config.eval_batch_size
+    found = {}
+    for name, model in run.candidates().items():
+        found[name] = evaluate(model, ids, columns, between_windows=stop.check)
+        check_loss(found[name].loss, where, activation=found[name].activation)
+    return dict(sorted(found.items(), key=lambda pair: pair[1].loss))
+
+
 def keep_starting_point(run: Run, writer: RunWriter, log: RunLog, stop: StopSignals) -> None:
     """Make what fine-tuning starts from the best so far, so that it never ends worse on valid."""
     config, progress = run.config, run.progress
-    valid = evaluate(run.model, run.corpus.splits["valid"], config.eval_batch_size, between_windows=stop.check)
-    check_loss(valid.loss, f"valid of {config.finetune}", activation=valid.activation)
+    better, valid = next(iter(validate(run, f"valid of {config.finetune}", stop).items()))
     progress.best_loss, progress.best_activation = valid.loss, valid.activation
-    writer.save_best(run, run.model)
+    writer.save_best(run, run.candidates()[better])
     log.message(f"fine-tuning {config.finetune}: valid {valid.loss:.4f}  ppl {valid.perplexity:8.2f} at the start")
 
 
-def log_epoch(run: Run, log: RunLog, valid: Evaluation) -> None:
-    """Record an epoch's validation."""
-    progress, averaged = run.progress, run.averaging.averaged is not None
+def log_epoch(run: Run, log: RunLog, evaluations: dict[str, Evaluation]) -> None:
+    """Record an epoch's validation: the better of `evaluations`, which comes first, and the losses of both."""
+    progress = run.progress
+    better, valid = next(iter(evaluations.items()))
+    averaged = better == "averaged"
+    losses = {f"valid_loss_{name}": each.loss for name, each in evaluations.items()} if len(evaluations) > 1 else {}
     rate = run.learning_rate.at(run.fraction(1.0))
     figures = split_units(run.corpus, "valid", valid.loss)
     values = {
         "epoch": progress.epoch, "lr": rate, "valid_loss": valid.loss, "valid_ppl": valid.perplexity,
         "averaged": averaged, "activation": valid.activation, "seconds": round(progress.seconds, 2),
-    } | {f"valid_{name}": value for name, value in figures.items()}  # fmt: skip
+    } | losses | {f"valid_{name}": value for name, value in figures.items()}  # fmt: skip
     log.record("epoch", progress.step, values)
     log.histogram("activation", valid.sample_TBH, progress.step)
     log.message(
@@ -226,7 +248,7 @@ def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
     Raises:
         ConfigError, CorpusError, CheckpointError: nothing was started.
         DivergedError: a non-finite loss or gradient; result.json says `diverged`, checkpoints are the last good ones.
-        Interrupted: SIGINT or SIGTERM; everything is saved, `--resume auto` continues.
+        Interrupted: SIGINT, SIGTERM or --max-minutes; everything is saved, `--resume auto` continues.
     """
     run_dir = choose_run_dir(config, options)
     writer = RunWriter(run_dir, options.save)
@@ -256,7 +278,7 @@ def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
         writer.locked(),
         log_to(run_dir.log),
         RunLog(run_dir, position=log_position, step=run.progress.step, tensorboard=options.tensorboard) as log,
-        StopSignals() as stop,
+        StopSignals(options.max_minutes) as stop,
     ):
         try:
             writer.prepare(run)
@@ -271,7 +293,8 @@ def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
             if not run.progress.finished:  # else last.pt is written, and the model may hold the best weights by now
                 writer.save_last(run, log.sync())
             writer.write_result(run, "interrupted", {})
-            raise Interrupted(stop.received, f"{interruption}; saved: --resume auto continues {run_dir}") from None
+            text = f"{interruption}; saved: --resume auto continues {run_dir}"
+            raise Interrupted(text, interruption.exit_code) from None
         except DivergedError:
             writer.write_result(run, "diverged", {})
             raise

@@ -40,11 +40,11 @@ class CheckpointError(LMError):
 
 
 class Interrupted(LMError):
-    """A stop signal was honoured after a checkpoint was saved; exit code 128 + signal number."""
+    """A run stopped with a checkpoint saved: by a signal (exit code 128 + its number) or its time limit (0)."""
 
-    def __init__(self, signum: int, message: str) -> None:
+    def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signum
+        self.exit_code = exit_code
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -65,7 +65,7 @@ def run_cli(main: Callable[[], None]) -> NoReturn:
         main()
         sys.stdout.flush()
     except LMError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}" if error.exit_code else error, file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # `python -m lm.corpus ... | head`: the reader left, which is not our failure
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

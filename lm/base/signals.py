@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import signal
+import time
 from types import FrameType, TracebackType
 
 from lm.base.errors import Interrupted
 
 
 class StopSignals:
-    """Context manager that turns SIGINT and SIGTERM into a flag, so that a run can save before it ends.
+    """Context manager that turns SIGINT, SIGTERM and a time limit into a flag, so that a run can save before it ends.
 
     The first signal decides the exit code. A SIGINT after it ends the process at once, as it would without this class;
     a SIGTERM after it changes nothing, since batch systems repeat theirs. Handlers are restored on exit.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_minutes: float = 0.0) -> None:
+        """`max_minutes`: ask to stop after this time as well; 0: never."""
         self.received: int | None = None
+        self._minutes = max_minutes
+        self._deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
 
     def __enter__(self) -> StopSignals:
         self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -32,7 +37,14 @@ class StopSignals:
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
 
+    @property
+    def asked(self) -> bool:
+        """Whether a signal has arrived or the time is up."""
+        return self.received is not None or time.monotonic() >= self._deadline
+
     def check(self) -> None:
-        """Raise Interrupted if a signal has arrived."""
+        """Raise Interrupted if a signal has arrived or the time is up."""
         if self.received is not None:
-            raise Interrupted(self.received, f"stopped by {signal.Signals(self.received).name}")
+            raise Interrupted(f"stopped by {signal.Signals(self.received).name}", 128 + self.received)
+        if self.asked:
+            raise Interrupted(f"stopped after {self._minutes:g} minutes (--max-minutes)", 0)

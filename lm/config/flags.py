@@ -103,9 +103,16 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     return parser
 
 
+def shown_default(field: dataclasses.Field) -> str:
+    """A field's default as a user would write it; nothing for an empty one."""
+    if field.default in ("", ()):
+        return ""
+    return f"{field.default:.4g}" if isinstance(field.default, float) else json.dumps(field.default).strip('"')
+
+
 def _flag_type(hint: Any, field: dataclasses.Field, text: str) -> dict[str, Any]:
     """argparse keywords for one field."""
-    default = field.default if field.default != () else "none"
+    default = "none" if field.default == () else shown_default(field)
     text = (text if default == "" else f"{text} (default: {default})").replace("%", "%%")
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction, "help": text}
@@ -167,6 +174,9 @@ def parse_train_args(argv: list[str] | None) -> TrainArguments:
         if preset:
             raise ConfigError("--preset: fine-tuning starts from the configuration of the run; change it flag by flag")
         before = _config_to_tune(source, options)
+        if given.get("average_last"):
+            raise ConfigError("--average-last: fine-tuning averages from its start; leave it out")
+        before["average_last"] = 0.0
         preset, trained_on = before.pop("preset"), before.pop("dataset")
         dataset, data = dataset or trained_on, data or before["data"] or None
         given = before | given
@@ -179,7 +189,7 @@ def flags_markdown() -> str:
     for title, fields in flag_groups():
         lines.append(f"| **{title}** | | |")
         for field, text in fields:
-            default = json.dumps(field.default).strip('"') if field.default not in ("", ()) else ""
+            default = shown_default(field)
             hint = _hints()[field.name]
             if typing.get_origin(hint) is Literal:
                 text = f"{', '.join(f'`{choice}`' for choice in typing.get_args(hint))}: {text}"

@@ -36,6 +36,13 @@ def _examples(units: int, dropout: float) -> Preset:
 _AWD_PTB = {"dropouti": 0.4, "dropouth": 0.25, "dropout": 0.4, "dropoute": 0.1}
 # Small models need less of them: 0.6 is what fast.ai's language models took of AWD-LSTM's values for short runs.
 _AWD_PTB_MILD = {name: round(0.6 * p, 3) for name, p in _AWD_PTB.items()}
+# Adam over a trapezoid of the learning rate, for AWD-LSTM in 90 epochs (README and train_rnn.py of
+# sgugger/Adam-experiments): L2 in the gradient, stronger penalties than the published 2 and 1, a tighter clip.
+_TRAPEZOID = {
+    "optimizer": "adam", "schedule": "trapezoid", "adam_beta1": 0.8, "adam_beta2": 0.99,
+    "wdecay": 1.2e-6, "clip": 0.12, "alpha": 3.0, "beta": 1.5,
+}  # fmt: skip
+
 PRESETS: dict[str, Preset] = {
     "examples-200": _examples(200, 0.2),
     "examples-650": _examples(650, 0.5),
@@ -47,6 +54,17 @@ PRESETS: dict[str, Preset] = {
             "wikitext-2": {
                 "batch_size": 80, "epochs": 750, "seed": 1882,
                 "dropouti": 0.65, "dropouth": 0.2, "dropout": 0.4, "dropoute": 0.1,
+            }
+        },
+    ),
+    "awd-lstm-fast": Preset(
+        "AWD-LSTM at its full size in about 100 epochs: WikiText-2 as sgugger/Adam-experiments (README, train_rnn.py); "
+        "for other corpora the same with PTB's dropouts, this project's own",
+        {**_AWD_PTB, **_TRAPEZOID, "batch_size": 40, "epochs": 100, "lr": 4e-3, "seed": 141},
+        {
+            "wikitext-2": {
+                "batch_size": 100, "epochs": 90, "lr": 5e-3, "seed": 1882,
+                "dropouti": 0.6, "dropouth": 0.2, "dropout": 0.4, "dropoute": 0.1,
             }
         },
     ),

@@ -101,8 +101,19 @@ class OptimConfig:
     """weight decay on all parameters"""
     nonmono: Count = 5
     """NT-ASGD: average once an epoch ends with a valid loss above the best of all but the last nonmono; 0: never"""
-    schedule: Literal["constant", "plateau", "linear", "onecycle"] = "constant"
-    """learning rate over the run; plateau: lr/4 after each epoch that does not improve valid"""
+    schedule: Literal["constant", "plateau", "linear", "onecycle", "trapezoid"] = "constant"
+    """learning rate over the run; plateau: lr/4 after each epoch that does not improve valid; trapezoid: up from lr/10,
+    flat, down to lr/10, then along a cosine to 0"""
+    trapezoid_rise: Probability = 1 / 12
+    """trapezoid: part of the run in which the rate rises"""
+    trapezoid_flat: Probability = 5 / 12
+    """trapezoid: part of the run at the full rate"""
+    trapezoid_fall: Probability = 5 / 12
+    """trapezoid: part of the run in which the rate falls to lr/10; what is left of the run is the cosine"""
+    trapezoid_beta1: Probability = 0.7
+    """trapezoid: Adam's beta1 at the full rate; it moves there from --adam-beta1, and back, as the rate does"""
+    average_last: Probability = 0.0
+    """average the weights over this last part of the run; valid chooses between the mean and the raw weights"""
     min_lr: NonNegative = 0.0
     """plateau: stop when the learning rate falls below this"""
     when: tuple[int, ...] = ()
@@ -151,6 +162,16 @@ class TrainConfig(ComputeConfig, OptimConfig, RegularizationConfig, ModelConfig,
             raise ConfigError("--bpe-vocab-size: works with --tokenizer bpe only")
         if self.min_lr and self.schedule != "plateau":
             raise ConfigError("--min-lr: works with --schedule plateau only")
+        self._check_annealing()
+
+    def _check_annealing(self) -> None:
+        if self.average_last and self.optimizer == "sgd" and self.nonmono:
+            raise ConfigError("--average-last: NT-ASGD averages already; add --nonmono 0, or leave it out")
+        for name in ("trapezoid_rise", "trapezoid_flat", "trapezoid_fall", "trapezoid_beta1"):
+            if self.schedule != "trapezoid" and getattr(self, name) != getattr(OptimConfig, name):
+                raise ConfigError(f"{flag(name)}: works with --schedule trapezoid only")
+        if self.trapezoid_rise + self.trapezoid_flat + self.trapezoid_fall > 1:
+            raise ConfigError("--trapezoid-rise, --trapezoid-flat and --trapezoid-fall: must not exceed 1 in all")
 
 
 @dataclass(frozen=True)
@@ -171,6 +192,10 @@ class RunOptions:
     """updates between two log records"""
     save_every: Size = 500
     """updates between two checkpoints; a killed run loses at most these"""
+    save_minutes: NonNegative = 0.0
+    """minutes between two checkpoints, in place of --save-every; 0: by updates"""
+    max_minutes: NonNegative = 0.0
+    """stop after this time with everything saved, as after SIGTERM but with exit code 0; 0: no limit"""
     eval_test: bool = True
     """score test once, from the best checkpoint, at the end"""
     tensorboard: bool = True

@@ -66,7 +66,8 @@ def resume_conflicts(now: TrainConfig, before: Mapping[str, Any]) -> list[str]:
     `--epochs` may change where the learning rate does not depend on it, and `--min-lr` may fall: both only end a run.
     """
     values, before = as_plain(now), with_defaults(before)
-    free = _LABELS + (("epochs",) if now.schedule in ("constant", "plateau") else ())
+    open_ended = now.schedule in ("constant", "plateau") and not now.average_last
+    free = _LABELS + (("epochs",) if open_ended else ())
     free += ("min_lr",) if now.min_lr < before["min_lr"] else ()
     changed = [name for name in values if name not in free and values[name] != before[name]]
     return [f"{flag(name)} {before[name]} (now {values[name]})" for name in changed]

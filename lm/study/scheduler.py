@@ -136,7 +136,7 @@ class Sweep:
             except Interrupted as interruption:
                 self._executor.stop()
                 raise Interrupted(
-                    stop.received, f"{interruption}; what was running is saved, the same command continues"
+                    f"{interruption}; what was running is saved, the same command continues", interruption.exit_code
                 ) from None
 
     def _work(self, todo: deque[Job], executor: Executor, view: LiveView, stop: StopSignals) -> None:

@@ -269,7 +269,8 @@ def _line(row: Row) -> list[str]:
     found, change = row.configuration, row.ppl_difference
     return [
         row.source, row.verdict, "1" if row.quoted_from else str(len(found.runs)),
-        mean_sd(found.estimates.get("valid_ppl")), mean_sd(found.estimates.get("test_ppl")), row.split or "", interval(row.difference),
+        mean_sd(found.estimates.get("valid_ppl")), mean_sd(found.estimates.get("test_ppl")),
+        row.split or "", interval(row.difference),
         "" if change is None else signed(change, 2),
         number(found.mean("gap"), 3), number(found.mean("rms"), 4), number(found.mean("temporal_rms"), 4),
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Optimizers, and the clipped step that they make."""
+"""Optimizers, their settings of the next step, and clipping."""
 
 from __future__ import annotations
 
@@ -33,8 +33,14 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = rate
 
 
-def clipped_step(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
-    """Make one update with gradients scaled to a joint norm of at most `max_norm` (0: as they are).
+def set_beta1(optimizer: torch.optim.Optimizer, beta1: float) -> None:
+    """Set Adam's beta1 of the next step; a CUDA graph that holds the step would not see it."""
+    for group in optimizer.param_groups:
+        group["betas"] = (beta1, group["betas"][1])
+
+
+def clip(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
+    """Let the next step scale the gradients to a joint norm of at most `max_norm` (0: as they are).
 
     The scaling happens inside the fused update, as gradient unscaling does in mixed precision, so that gradients are
     read twice in all: for the norm and for the update. An update whose norm is not finite is left out, without a
@@ -43,7 +49,11 @@ def clipped_step(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
     # 1e-6 as in torch.nn.utils.clip_grad_norm_.
-    optimizer.grad_scale = ((norm + 1e-6) / max_norm).clamp_(min=1.0).float() if max_norm else None
-    optimizer.found_inf = (~norm.isfinite()).float()
-    optimizer.step()
+    scale = ((norm + 1e-6) / max_norm).clamp_(min=1.0).float() if max_norm else None
+    for name, value in (("grad_scale", scale), ("found_inf", (~norm.isfinite()).float())):
+        # In one place for all CUDA graphs, so that a step outside of them finds the values of the last replay.
+        if value is not None and getattr(optimizer, name, None) is not None:
+            getattr(optimizer, name).copy_(value)
+        else:
+            setattr(optimizer, name, value)
     return norm

@@ -23,7 +23,7 @@ from lm.training.averaging import NTASGD
 from lm.training.cudagraphs import CUDAGraphs
 from lm.training.means import IntervalMeans
 from lm.training.optim import build_optimizer
-from lm.training.schedule import LearningRate
+from lm.training.schedule import LearningRate, trapezoid_of
 
 logger = logging.getLogger(__name__)
 # What, with the configuration, decides how results are rounded, among `versions`.
@@ -56,7 +56,10 @@ class Run:
             self.model = AWDLSTM(corpus.vocab_size, config, pick_precision(config.precision, device))
         self.optimizer = build_optimizer(self.model, config)
         self.averaging = NTASGD(config.nonmono if config.optimizer == "sgd" or config.finetune else 0)
-        self.learning_rate = LearningRate(config.schedule, config.lr, config.when)
+        self.trapezoid = trapezoid_of(config) if config.schedule == "trapezoid" else None
+        self.learning_rate = LearningRate(config.schedule, config.lr, config.when, self.trapezoid)
+        # Fused Adam takes beta1 as a number, which a CUDA graph would freeze.
+        self.step_in_graph = self.trapezoid is None
         self._check_columns()
         columns_NB = batchify(corpus.splits["train"], config.batch_size, device)
         self.windows = BPTTWindows(
@@ -84,6 +87,13 @@ class Run:
         config, progress = self.config, self.progress
         done = (progress.epoch - 1 + of_epoch) / config.epochs
         return max(done, progress.step / config.max_steps) if config.max_steps else done
+
+    def candidates(self) -> dict[str, AWDLSTM]:
+        """What valid is to choose from: `raw` or `averaged` weights or, where --average-last asks for it, both."""
+        averaged = self.averaging.averaged
+        if averaged is None:
+            return {"raw": self.model}
+        return ({"raw": self.model} if self.config.average_last else {}) | {"averaged": averaged}
 
     def is_over(self) -> bool:
         """Whether training ends at this end of an epoch."""

@@ -6,9 +6,57 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from lm.config.schema import TrainConfig
+
 # One cycle (Smith 2018, arXiv 1803.09820): cosine from lr/25 up to lr over the first 30 % of the run, then down to
 # lr/25/10^4. The shape and its constants are those of torch.optim.lr_scheduler.OneCycleLR's defaults.
 _CYCLE_WARMUP, _CYCLE_START, _CYCLE_END = 0.3, 25.0, 1e4
+
+
+# Where the trapezoid's rate starts, and where its linear fall ends.
+_TRAPEZOID_LOW = 0.1
+
+
+@dataclass(frozen=True)
+class Trapezoid:
+    """Learning rate and Adam's beta1 over a run, as in sgugger/Adam-experiments (train_rnn.py).
+
+    The rate rises linearly from a tenth, stays, falls linearly to a tenth, and follows a cosine to 0 over what is left
+    of the run. beta1 falls from `beta1_high` to `beta1_low` while the rate rises, and comes back while it falls.
+    """
+
+    rise: float
+    flat: float
+    fall: float
+    beta1_high: float
+    beta1_low: float
+
+    def height(self, fraction: float) -> float:
+        """0 at the low rate to 1 at the full one, after `fraction` (0 to 1) of the run."""
+        if fraction < self.rise:
+            return fraction / self.rise
+        into_fall = fraction - self.rise - self.flat
+        if into_fall <= 0:
+            return 1.0
+        return 1 - into_fall / self.fall if into_fall < self.fall else 0.0
+
+    def rate_factor(self, fraction: float) -> float:
+        """Factor on the learning rate."""
+        start = self.rise + self.flat + self.fall
+        if fraction < start or start >= 1:
+            return _TRAPEZOID_LOW + (1 - _TRAPEZOID_LOW) * self.height(fraction)
+        return _TRAPEZOID_LOW * (1 + math.cos(math.pi * (fraction - start) / (1 - start))) / 2
+
+    def beta1(self, fraction: float) -> float:
+        """Adam's beta1."""
+        return self.beta1_high + (self.beta1_low - self.beta1_high) * self.height(fraction)
+
+
+def trapezoid_of(config: TrainConfig) -> Trapezoid:
+    """The trapezoid that a configuration describes."""
+    return Trapezoid(
+        config.trapezoid_rise, config.trapezoid_flat, config.trapezoid_fall, config.adam_beta1, config.trapezoid_beta1
+    )
 
 
 def schedule_factor(schedule: str, fraction: float) -> float:
@@ -31,10 +79,13 @@ class LearningRate:
     schedule: str
     base: float
     when: tuple[int, ...] = ()
+    trapezoid: Trapezoid | None = None
     best: float = math.inf
 
     def at(self, fraction: float) -> float:
         """Learning rate after `fraction` of the run, before the scaling by window length."""
+        if self.trapezoid:
+            return self.base * self.trapezoid.rate_factor(fraction)
         return self.base * schedule_factor(self.schedule, fraction)
 
     def end_epoch(self, epoch: int, valid_loss: float) -> None:

@@ -9,7 +9,7 @@ from lm.base.errors import DivergedError
 from lm.config.values import make_config
 from lm.training.averaging import NTASGD
 from lm.training.divergence import check_update
-from lm.training.optim import build_optimizer, clipped_step
+from lm.training.optim import build_optimizer, clip
 from lm.training.schedule import LearningRate, schedule_factor
 
 
@@ -53,8 +53,8 @@ def test_the_mean_is_the_equal_weight_mean_of_the_iterates_after_the_switch():
                 parameter.add_(torch.randn_like(parameter))
         averaging.after_update(model)
         iterates.append(copy.deepcopy(model.weight))
-    assert torch.allclose(averaging.evaluated(model).weight, torch.stack(list(iterates)).mean(0), atol=1e-12)
-    assert averaging.evaluated(model) is not model
+    assert torch.allclose(averaging.averaged.weight, torch.stack(list(iterates)).mean(0), atol=1e-12)
+    assert averaging.averaged is not model
 
 
 def test_averaging_restored_from_its_state_goes_on_with_the_same_mean():
@@ -67,7 +67,7 @@ def test_averaging_restored_from_its_state_goes_on_with_the_same_mean():
         model.weight.add_(1)
     for averaging in (straight, resumed):
         averaging.after_update(model)
-    assert torch.equal(straight.evaluated(model).weight, resumed.evaluated(model).weight)
+    assert torch.equal(straight.averaged.weight, resumed.averaged.weight)
 
 
 def test_sgd_is_the_plain_update_with_weight_decay_in_the_gradient():
@@ -88,15 +88,17 @@ def test_adam_and_adamw_take_the_configured_values(name, kind):
     assert (group["lr"], group["weight_decay"], group["betas"]) == (0.1, 0.2, (0.5, 0.6))
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize("max_norm", [1.0, 100.0, 0.0])
-def test_a_clipped_step_is_clip_grad_norm_and_a_plain_step(optimizer, max_norm):
-    config = make_config(optimizer=optimizer, lr=0.1, wdecay=0.01)
+def test_a_clipped_step_is_clip_grad_norm_and_a_plain_step(kind, max_norm):
+    config = make_config(optimizer=kind, lr=0.1, wdecay=0.01)
     ours, theirs = (nn.Linear(3, 4) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
     for module in (ours, theirs):
         (module(torch.arange(6.0).view(2, 3)) ** 2).sum().backward()
-    norm = clipped_step(build_optimizer(ours, config), max_norm)
+    optimizer = build_optimizer(ours, config)
+    norm = clip(optimizer, max_norm)
+    optimizer.step()
     expected = nn.utils.clip_grad_norm_(theirs.parameters(), max_norm or math.inf)
     build_optimizer(theirs, config).step()
     assert torch.isclose(norm, expected)
@@ -105,14 +107,15 @@ def test_a_clipped_step_is_clip_grad_norm_and_a_plain_step(optimizer, max_norm):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_a_gradient_that_is_not_finite_makes_no_update(bad, optimizer):
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_a_gradient_that_is_not_finite_makes_no_update(bad, kind):
     module = nn.Linear(2, 2)
     before = copy.deepcopy(module.state_dict())
     module(torch.ones(1, 2)).sum().backward()
     module.weight.grad[0, 0] = bad
-    norm = clipped_step(build_optimizer(module, make_config(optimizer=optimizer)), 0.25)
-    assert not norm.isfinite()
+    optimizer = build_optimizer(module, make_config(optimizer=kind))
+    assert not clip(optimizer, 0.25).isfinite()
+    optimizer.step()
     assert all(torch.equal(w, before[name]) for name, w in module.state_dict().items())
 
 
@@ -153,3 +156,14 @@ def test_onecycle_is_pytorchs_onecycle():
 def test_linear_goes_from_one_to_zero_and_constant_stays():
     assert [schedule_factor("linear", f) for f in (0, 0.25, 1)] == [1, 0.75, 0]
     assert schedule_factor("constant", 0.7) == schedule_factor("plateau", 0.7) == 1
+
+
+def test_the_norm_of_the_last_gradient_is_the_one_that_a_step_scales_by():
+    module = nn.Linear(2, 2, bias=False)
+    optimizer = build_optimizer(module, make_config(lr=1.0, wdecay=0.0))
+    before = module.weight.detach().clone()
+    for size in (100.0, 4.0):  # the second finds the place that the first has written to
+        module.weight.grad = torch.full((2, 2), size)
+        assert clip(optimizer, 1.0).item() == pytest.approx(2 * size)
+    optimizer.step()
+    assert torch.allclose(before - module.weight, torch.full((2, 2), 0.5), atol=1e-5)
