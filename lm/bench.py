@@ -19,7 +19,6 @@ import timeit
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,16 +35,21 @@ from lm.nn.plain import PlainLM, plain_step
 from lm.nn.products import pack_linear
 from lm.tables.speed import text, write_table
 from lm.text.cards import SPLITS, known_corpora
+from lm.text.corpus import Corpus
+from lm.text.tokenizer import EOS, UNK
+from lm.text.words import WordTokenizer
 from lm.train import update
 from lm.training.run import Run
 
 Step = Callable[[], Any]
+# Label, preset, corpus, changed fields.
+Benchmark = tuple[str, str, str, dict[str, Any]]
 _CPU = torch.device("cpu")
 # Steps in a row before the other program's turn, of which the first, whose caches are cold, does not count. A GPU's
 # work is waited for at the end of a turn only, as training does, so a turn must be long beside that.
 _STEPS_A_TURN = {"cpu": 3, "cuda": 101}
-# Configurations of the table in results/speed: label, preset, corpus, changed fields.
-_GROWTH: list[tuple[str, str, str, dict[str, Any]]] = [
+# Rows of the table in results/speed.
+_GROWTH: list[Benchmark] = [
     ("awd-lstm, PTB", "awd-lstm", "ptb", {}),
     ("awd-lstm, WT2", "awd-lstm", "wikitext-2", {}),
     ("examples-650, PTB", "examples-650", "ptb", {}),
@@ -71,7 +75,19 @@ def random_run(config: TrainConfig, vocab_size: int, device: torch.device = _CPU
     """A training run whose text, 400 windows of it, is random words."""
     tokens = config.batch_size * (config.bptt * 400 + 1)
     ids = np.random.default_rng(0).integers(0, vocab_size, tokens).astype(np.int32)
-    corpus = SimpleNamespace(source="random words", vocab_size=vocab_size, splits=dict.fromkeys(SPLITS, ids))
+    tokenizer = WordTokenizer([EOS, UNK, *map(str, range(vocab_size - 2))])
+    uncounted = dict.fromkeys(SPLITS, 0)
+    corpus = Corpus(
+        name="random words",
+        source="random words",
+        tokenizer=tokenizer,
+        splits=dict.fromkeys(SPLITS, ids),
+        unk=uncounted,
+        lines=uncounted,
+        words=uncounted,
+        sha256=dict.fromkeys(SPLITS, ""),
+        path=None,
+    )
     return Run(config, corpus, device)
 
 
@@ -81,10 +97,13 @@ def _our_step(config: TrainConfig, vocab_size: int, device: torch.device) -> tup
     run = random_run(config, vocab_size, device)
     phases: dict[str, list[float]] = {}
     if device.type == "cpu":
-        phases = {"forward": [], "loss": [], "update": []}
-        run.model.forward = _timed(run.model.forward, phases["forward"])
-        run.model.loss = _timed(run.model.loss, phases["loss"])
-        run.optimizer.step = _timed(run.optimizer.step, phases["update"])
+        for phase, owner, name in (
+            ("forward", run.model, "forward"),
+            ("loss", run.model, "loss"),
+            ("update", run.optimizer, "step"),
+        ):
+            phases[phase] = []
+            setattr(owner, name, _timed(getattr(owner, name), phases[phase]))
 
     def step() -> None:
         for spent in phases.values():
@@ -230,8 +249,11 @@ def main() -> None:
     if min(arguments.turns, arguments.threads) < 1:
         raise ConfigError("--turns and --threads: must be at least 1")
     pick_device(arguments.device)
-    chosen, rows = [(arguments.preset, arguments.preset, arguments.dataset, {})], {}
-    for label, preset, dataset, changes in _GROWTH if arguments.table else chosen:
+    measured: list[Benchmark] = [(arguments.preset, arguments.preset, arguments.dataset, {})]
+    if arguments.table:
+        measured = _GROWTH
+    rows: dict[str, dict[str, Any]] = {}
+    for label, preset, dataset, changes in measured:
         config = make_config(preset, dataset, **changes, precision=arguments.precision, kernel=arguments.kernel)
         vocab_size = known_corpora()[dataset].vocab_size
         rows[label] = measure(config, vocab_size, arguments.turns, arguments.threads, arguments.device)

@@ -39,10 +39,13 @@ def main() -> None:
     parser = Parser("python -m lm.corpus", description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", metavar="NAME", help=f"one of {', '.join(known_corpora())}, or a folder in data/")
     parser.add_argument("--data", metavar="DIR", help="folder with train.txt, valid.txt and test.txt")
-    flags = {"help": field_help(DataConfig)["tokenizer"], "default": DataConfig.tokenizer}
-    parser.add_argument("--tokenizer", choices=("word", "char", "bpe"), **flags)
-    flags = {"help": field_help(DataConfig)["bpe_vocab_size"], "default": DataConfig.bpe_vocab_size}
-    parser.add_argument("--bpe-vocab-size", type=int, metavar="N", **flags)
+    texts = field_help(DataConfig)
+    parser.add_argument(
+        "--tokenizer", choices=("word", "char", "bpe"), default=DataConfig.tokenizer, help=texts["tokenizer"]
+    )
+    parser.add_argument(
+        "--bpe-vocab-size", type=int, metavar="N", default=DataConfig.bpe_vocab_size, help=texts["bpe_vocab_size"]
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     args = parser.parse_args()
     own = {"tokenizer": args.tokenizer, "bpe_vocab_size": args.bpe_vocab_size}

@@ -108,9 +108,13 @@ def _parse() -> argparse.Namespace:
     inside.add_argument("--activations", type=Path, metavar="PNG", help="draw what the last layer does on a split")
     inside.add_argument("--beside", type=RunDir, metavar="RUN_DIR", help="another run, drawn in the same axes")
     inside.add_argument(
-        "--words", type=int, nargs=2, metavar=("START", "COUNT"), default=(0, 50),
+        "--words",
+        type=int,
+        nargs=2,
+        metavar=("START", "COUNT"),
+        default=(0, 50),
         help="words of the split that are shown one by one (default: 0 50)",
-    )  # fmt: skip
+    )
     parser.add_argument("--export", type=RunDir, metavar="DIR", help="write the model for use without this program")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     arguments = parser.parse_args()

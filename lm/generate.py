@@ -83,8 +83,9 @@ def _build_parser() -> Parser:
     text.add_argument("--prompt", metavar="TEXT", help="text to go on from, at the start of a line (default: none)")
     text.add_argument("--tokens", type=int, metavar="N", help="to generate, <eos> included (default: 200)")
     text.add_argument("--samples", type=int, metavar="N", help="texts; with --beam the N best (default: 1)")
-    unk = {"action": argparse.BooleanOptionalAction, "default": None}
-    text.add_argument("--unk", **unk, help="whether <unk> may be generated (default: --no-unk)")
+    text.add_argument(
+        "--unk", action=argparse.BooleanOptionalAction, help="whether <unk> may be generated (default: --no-unk)"
+    )
     text.add_argument("--detokenize", action="store_const", const=True, help="print readable English")
     text.add_argument("--temperature", type=float, metavar="X", help="divides the logits (default: 1)")
     text.add_argument("--top-k", type=int, metavar="N", help="draw from the N likeliest words (default: 0, all)")

@@ -20,9 +20,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = Parser("python -m lm.report", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("studies", nargs="*", metavar="STUDY_DIR", help="folder with study.toml and runs.jsonl")
     parser.add_argument(
-        "--compare", nargs="+", metavar="SOURCE",
+        "--compare",
+        nargs="+",
+        metavar="SOURCE",
         help="two or more of: a study, a run directory, or the word published; the first study or run is the reference",
-    )  # fmt: skip
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     args = parser.parse_args(arguments)
     if bool(args.studies) == bool(args.compare):

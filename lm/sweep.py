@@ -101,9 +101,11 @@ def finish(sweep: Sweep, jobs: Sequence[Job], args: argparse.Namespace) -> None:
 def parse_args(description: str, arguments: list[str] | None) -> argparse.Namespace:
     """Parse the command line of a sweep. Raises ConfigError."""
     parser = Parser(
-        prog="python -m lm.sweep", description=description, allow_abbrev=False,
+        prog="python -m lm.sweep",
+        description=description,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("study", nargs="?", metavar="STUDY_DIR", help="folder with study.toml")
     parser.add_argument("--out", metavar="DIR", help="folder for a study that the flags below describe")
     parser.add_argument(
@@ -163,10 +165,13 @@ def _grid_flags(parser: Parser) -> None:
             if hint is bool:
                 keywords = {"nargs": "*", "type": _boolean, "metavar": "true|false"}
                 group.add_argument(
-                    names.flag(f"no_{field.name}"), dest=field.name, action="store_const", const=[False],
+                    names.flag(f"no_{field.name}"),
+                    dest=field.name,
+                    action="store_const",
+                    const=[False],
                     default=argparse.SUPPRESS,
                     help=argparse.SUPPRESS,
-                )  # fmt: skip
+                )
             elif typing.get_origin(hint) is Literal:
                 keywords = {"nargs": "+", "choices": typing.get_args(hint)}
             elif typing.get_origin(hint) is tuple:

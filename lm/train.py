@@ -210,7 +210,7 @@ def final_scores(run: Run, run_dir: RunDir, options: RunOptions, stop: StopSigna
         scores["test_loss"] = score("test", config.test_batch_size)
         if config.test_batch_size != 1:  # beside the protocol's figure the one that scores every token
             scores["test_batch1_loss"] = score("test", 1)
-    figures = {}
+    figures: dict[str, float] = {}
     for name, loss in (scores | {"valid_loss": run.progress.best_loss}).items():
         units = {"ppl": perplexity(loss)} | split_units(corpus, name.split("_")[0], loss)
         figures |= {name.replace("loss", unit): value for unit, value in units.items()}
@@ -269,9 +269,15 @@ def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
     run, log_position = open_run(config, options, device, run_dir)
     logger.info(
         "%s: %s tokens, %s types; %s parameters; %s, %s, %d threads; %s",
-        run.corpus.name, f"{len(run.corpus.splits['train']):,}", f"{run.corpus.vocab_size:,}",
-        f"{count_parameters(run.model):,}", device, run.model.precision, torch.get_num_threads(), run_dir,
-    )  # fmt: skip
+        run.corpus.name,
+        f"{len(run.corpus.splits['train']):,}",
+        f"{run.corpus.vocab_size:,}",
+        f"{count_parameters(run.model):,}",
+        device,
+        run.model.precision,
+        torch.get_num_threads(),
+        run_dir,
+    )
     if options.dry_run:
         return {}
     with (

@@ -20,7 +20,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 def pick_device(name: str) -> torch.device:
     """`auto`, `cpu` or `cuda` -> device, its fp32 set to be fp32. Raises ConfigError for cuda where there is none."""
     # fp32 means fp32: cuDNN's LSTM would take TF32 (10 bits) by default, and bf16 is the faster way to be less exact.
-    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.rnn.fp32_precision = "ieee"
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.rnn.fp32_precision = "ieee"  # type: ignore[attr-defined]  # PyTorch adds it on import
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: PyTorch sees no CUDA device; use --device auto or cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

@@ -106,6 +106,11 @@ def remove_temporaries(folder: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file's whole content by `write_atomic`."""
+    write_atomic(path, lambda file: file.write(content))
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, atomically."""
-    write_atomic(path, lambda file: file.write((json.dumps(value, indent=2) + "\n").encode()))
+    """Write a value as indented JSON by `write_atomic`."""
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())

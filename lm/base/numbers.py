@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any
+from typing import Any, TypeGuard
 
 # The largest loss, in nats, whose perplexity and its square, in a variance, are floats still. A loss above it is
 # divergence (`lm.training.divergence`), so a capped perplexity is never a result.
@@ -16,6 +16,6 @@ def perplexity(loss: float) -> float:
     return math.exp(min(loss, LARGEST_LOSS))
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether `value` is a finite number (true and false are not)."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

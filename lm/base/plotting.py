@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
 
 from matplotlib import style
 from matplotlib.axes import Axes
@@ -40,13 +41,16 @@ def new_figure(size: tuple[float, float]) -> Figure:
 
 def save_png(figure: Figure, path: Path) -> None:
     """Write a figure, complete or not at all."""
-    options = {"format": "png", "dpi": 120, "metadata": {"Software": None}, "bbox_inches": "tight"}
+    options: dict[str, Any] = {"format": "png", "dpi": 120, "metadata": {"Software": None}, "bbox_inches": "tight"}
     write_atomic(path, lambda file: figure.savefig(file, **options))
 
 
 def place_labels(ax: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str]) -> None:
     """Label every point near by, or at the end of a line; where all places are taken it stays unlabelled."""
-    renderer, frame = ax.figure.canvas.get_renderer(), ax.get_window_extent()
+    canvas = ax.figure.canvas
+    assert isinstance(canvas, FigureCanvasAgg), "a figure of `new_figure`"
+    renderer = canvas.get_renderer()
+    frame = ax.get_window_extent()
     dots = [tuple(ax.transData.transform(point)) for point in points]
     taken: list[tuple[float, float, float, float]] = []
     spots = [(r, math.radians(a)) for r in (9, 22, 34, 46) for a in (30, 330, 150, 210, 90, 270, 60, 300, 120, 240)]
@@ -54,10 +58,19 @@ def place_labels(ax: Axes, points: Sequence[tuple[float, float]], texts: Sequenc
         near = [(x - 10, y - 10, x + 10, y + 10) for j, (x, y) in enumerate(dots) if j != i]
         for radius, angle in spots:
             dx, dy = radius * math.cos(angle), radius * math.sin(angle)
-            align = {"ha": "center" if abs(dx) < 1 else "left" if dx > 0 else "right", "va": "center"}
+            side: Literal["center", "left", "right"] = "center" if abs(dx) < 1 else "left" if dx > 0 else "right"
             line = {"arrowstyle": "-", "color": "#999999", "linewidth": 0.6, "shrinkB": 4} if radius > 9 else None
-            font = {"fontsize": 8.5, "color": "#333333"}
-            note = ax.annotate(text, point, (dx, dy), textcoords="offset points", arrowprops=line, **font, **align)
+            note = ax.annotate(
+                text,
+                point,
+                (dx, dy),
+                textcoords="offset points",
+                arrowprops=line,
+                ha=side,
+                va="center",
+                fontsize=8.5,
+                color="#333333",
+            )
             note.update_positions(renderer)
             x0, y0, x1, y1 = Text.get_window_extent(note, renderer).extents  # the words without their line
             inside = x0 > frame.x0 and x1 < frame.x1 and y0 > frame.y0 and y1 < frame.y1

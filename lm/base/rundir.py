@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class RunDir:
     """The directory of a run (config.json, ckpt/, ...) or of an export (config.json, model.safetensors, ...)."""
 
     path: Path
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "path", Path(self.path))  # so that a command line's text will do
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        object.__setattr__(self, "path", Path(path))
 
     def __str__(self) -> str:
         return str(self.path)

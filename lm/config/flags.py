@@ -9,11 +9,12 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import itertools
 import json
 import sys
 import textwrap
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -40,12 +41,14 @@ ALIASES = {"epochs": ("--epoch",)}
 @functools.cache
 def field_help(owner: type) -> dict[str, str]:
     """Field name -> the docstring below it, for a dataclass of `lm.config`."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body
-    return {
-        field.target.id: " ".join(text.value.value.split())
-        for field, text in zip(body, body[1:], strict=False)
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-    }
+    tree = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    found = {}
+    for statement, following in itertools.pairwise(tree.body):
+        match statement, following:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                found[name] = " ".join(text.split())
+    return found
 
 
 @functools.cache
@@ -58,7 +61,7 @@ def flag_groups() -> Iterator[tuple[str, list[tuple[dataclasses.Field, str]]]]:
     """Group title and its (field, help) pairs, in the order of `--help`."""
     for owner in (DataConfig, ModelConfig, RegularizationConfig, OptimConfig, ComputeConfig, RunOptions):
         texts = field_help(owner)
-        yield owner.__doc__, [(field, texts[field.name]) for field in dataclasses.fields(owner)]
+        yield owner.__doc__ or "", [(field, texts[field.name]) for field in dataclasses.fields(owner)]
 
 
 def _hyphenated(argument: str) -> str:
@@ -70,9 +73,9 @@ def _hyphenated(argument: str) -> str:
 class Parser(argparse.ArgumentParser):
     """Takes `_` for `-` in names of flags, and reports a bad argument as ConfigError, as every command does."""
 
-    def parse_known_args(self, args: list[str] | None = None, namespace: Any = None) -> Any:  # noqa: D102 - argparse's
-        args = [_hyphenated(argument) for argument in (sys.argv[1:] if args is None else args)]
-        return super().parse_known_args(args, namespace)
+    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:  # noqa: D102 - argparse's
+        spelt = [_hyphenated(argument) for argument in (sys.argv[1:] if args is None else args)]
+        return super().parse_known_args(spelt, namespace)
 
     def error(self, message: str) -> typing.NoReturn:  # noqa: D102 - argparse's
         unknown = [word.partition("=")[0] for word in message.split() if "unrecognized" in message and word[:2] == "--"]

@@ -75,7 +75,7 @@ def resume_conflicts(now: TrainConfig, before: Mapping[str, Any]) -> list[str]:
 
 def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     """Plain values of an earlier version's configuration, completed by those of younger fields."""
-    return _defaults() | values
+    return {**_defaults(), **values}
 
 
 @functools.cache  # a configuration checks itself, which takes 0.5 ms, and reports ask for every line and field

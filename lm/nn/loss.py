@@ -75,20 +75,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
         h, w, b = h_NE.to(dtype), weight_VE.to(dtype), bias_V.to(dtype)
         logits = pack_linear(w)
         nats = torch.empty(N, dtype=exact, device=h.device)
-        dh = dw = db = None
-        if needs_grad:
-            hidden_gradient = pack_linear(transposed(w) if w.device.type == "cpu" else w.t())
-            dh, db = torch.empty_like(h_NE), torch.zeros_like(bias_V)
+        if not needs_grad:
+            for rows in _spans(N, _BLOCK_LOGITS, V):
+                nats[rows] = _nats_and_gradient_(logits(h[rows], b), target_N[rows], exact, None)
+            return nats.mean()
+        hidden_gradient = pack_linear(transposed(w) if w.device.type == "cpu" else w.t())
+        dh = torch.empty_like(h_NE)
+        dw = None
+        db = torch.zeros_like(bias_V)
         for rows in _spans(N, _BLOCK_LOGITS, V):
             z = logits(h[rows], b)
             nats[rows] = _nats_and_gradient_(z, target_N[rows], exact, db)
-            if needs_grad:
-                dh[rows] = hidden_gradient(z)
-                dw_rows = transposed_product(z, h[rows])
-                dw = dw_rows.to(exact) if dw is None else dw.add_(dw_rows)
-        if needs_grad:
-            ctx.save_for_backward(dh, dw, db)
-            ctx.rows = N
+            dh[rows] = hidden_gradient(z)
+            dw_rows = transposed_product(z, h[rows])
+            dw = dw_rows.to(exact) if dw is None else dw.add_(dw_rows)
+        ctx.save_for_backward(dh, dw, db)
+        ctx.rows = N
         return nats.mean()
 
     @staticmethod

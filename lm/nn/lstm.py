@@ -57,7 +57,8 @@ class WeightDropLSTM(nn.Module):
 
         Output and state have the dtype of the weights, whatever the products are computed in.
         """
-        weight, mask, scale = self.weight_hh_l0, None, 1.0
+        weight = self.weight_hh_l0
+        mask, scale = None, 1.0
         kernel, dtype = choose_kernel(
             self.kernel, self.cell, self.precision, weight.device, weight.dtype, self.hidden_size
         )
@@ -66,23 +67,26 @@ class WeightDropLSTM(nn.Module):
         if kernel == "native":
             return self._native(x_TBI, state, mask, scale, dtype)
         weights = (self.weight_ih_l0, weight, self.bias_ih_l0, self.bias_hh_l0)
-        out, *state = FusedLSTM.apply(x_TBI, *state, *weights, mask, scale, dtype, torch.is_grad_enabled())
-        return out, tuple(state)
+        out, *after = FusedLSTM.apply(x_TBI, *state, *weights, mask, scale, dtype, torch.is_grad_enabled())
+        return out, tuple(after)
 
-    def _native(self, x: Tensor, state: State, mask: Tensor | None, scale: float, dtype: torch.dtype):
-        weights = [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0]
+    def _native(
+        self, x: Tensor, state: State, mask: Tensor | None, scale: float, dtype: torch.dtype
+    ) -> tuple[Tensor, State]:
+        weights: list[Tensor] = [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0]
         exact = self.weight_hh_l0.dtype
         if mask is not None:
             weights[1] = weights[1] * mask.to(exact).mul_(scale)
         if x.is_cuda:
             # "ieee" bars not only fp32 from tensor cores but bf16 as well (ATen/cudnn/Descriptors.h).
-            torch.backends.cudnn.rnn.fp32_precision = "ieee" if dtype == torch.float32 else "tf32"
+            allowed = "ieee" if dtype == torch.float32 else "tf32"
+            torch.backends.cudnn.rnn.fp32_precision = allowed  # type: ignore[attr-defined]  # PyTorch adds it on import
             weights = list(FlatWeights.apply(dtype, *weights))
-        hx = [s.unsqueeze(0).to(dtype) for s in state]
+        before = [s.unsqueeze(0).to(dtype) for s in state]
+        hx = before if self.cell == "LSTM" else before[0]
         run = getattr(torch._VF, self.cell.lower())
-        hx = hx if self.cell == "LSTM" else hx[0]
-        out, *state = run(x.to(dtype), hx, weights, True, 1, 0.0, self.training, False, False)
-        return out.to(exact), tuple(s.squeeze(0).to(exact) for s in state)
+        out, *after = run(x.to(dtype), hx, weights, True, 1, 0.0, self.training, False, False)
+        return out.to(exact), tuple(s.squeeze(0).to(exact) for s in after)
 
     def extra_repr(self) -> str:
         sizes, choices = f"{self.input_size}, {self.hidden_size}", f"kernel={self.kernel}, precision={self.precision}"

@@ -70,9 +70,11 @@ class AWDLSTM(nn.Module):
 
     def initial_state(self, batch_size: int) -> State:
         """Zeros for every layer, on the model's device."""
-        tensors = 2 if self.rnns[0].cell == "LSTM" else 1
         weight = self.decoder.bias
-        return [tuple(weight.new_zeros(batch_size, rnn.hidden_size) for _ in range(tensors)) for rnn in self.rnns]
+        return [
+            tuple(weight.new_zeros(batch_size, rnn.hidden_size) for _ in range(2 if rnn.cell == "LSTM" else 1))
+            for rnn in self._layers()
+        ]
 
     def forward(self, tokens_TB: Tensor, state: State) -> Output:
         """Outputs of every layer for a window of tokens that follows `state`."""
@@ -86,6 +88,10 @@ class AWDLSTM(nn.Module):
             new_state.append(layer_state)
         return Output(raw, after_dropout, new_state)
 
+    def _layers(self) -> list[WeightDropLSTM]:
+        """`rnns` with their type, which an `nn.ModuleList` does not tell."""
+        return [rnn for rnn in self.rnns if isinstance(rnn, WeightDropLSTM)]
+
     @contextmanager
     def exact(self) -> Iterator[None]:
         """Compute in fp32 (or the parameters' type, if wider) within: for figures that are reported."""
@@ -98,7 +104,7 @@ class AWDLSTM(nn.Module):
 
     def _set_precision(self, precision: str) -> None:
         self.precision = precision
-        for rnn in self.rnns:
+        for rnn in self._layers():
             rnn.precision = precision
 
     def without_dropout(self) -> AWDLSTM:
@@ -106,7 +112,7 @@ class AWDLSTM(nn.Module):
         model = copy.deepcopy(self).train()
         for dropout in (model.embedding_dropout, model.input_dropout, *model.output_dropouts):
             dropout.p = 0.0
-        for rnn in model.rnns:
+        for rnn in model._layers():
             rnn.weight_drop = 0.0
         model._set_precision("fp32")
         return model

@@ -37,8 +37,8 @@ class PlainLM(nn.Module):
         x = F.embedding(tokens_TB, self.encoder.weight * F.dropout(rows, config.dropoute))
         x = self._mask(x, config.dropouti)
         for layer, rnn in enumerate(self.rnns):
-            dropped = F.dropout(rnn.weight_hh_l0, config.wdrop)
-            weights = [rnn.weight_ih_l0, dropped, rnn.bias_ih_l0, rnn.bias_hh_l0]
+            w_ih, w_hh, b_ih, b_hh = rnn.parameters()
+            weights = [w_ih, F.dropout(w_hh, config.wdrop), b_ih, b_hh]
             raw, *state = torch._VF.lstm(x, self.state[layer], weights, True, 1, 0.0, True, False, False)
             self.state[layer] = [tensor.detach() for tensor in state]
             x = self._mask(raw, config.dropout if rnn is self.rnns[-1] else config.dropouth)

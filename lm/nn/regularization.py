@@ -9,8 +9,10 @@ Shapes: T time, B batch, H units.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from operator import add
 from typing import Any
 
 import torch
@@ -67,9 +69,9 @@ def regularization_terms(
     chosen = slice(None) if layers == "all" else slice(-1, None)
     terms = {}
     if alpha:
-        terms["ar"] = alpha * sum(activation_penalty(h_TBH, norm) for h_TBH in after_dropout[chosen])
+        terms["ar"] = alpha * functools.reduce(add, (activation_penalty(h, norm) for h in after_dropout[chosen]))
     if beta:
-        terms["tar"] = beta * sum(temporal_penalty(h_TBH) for h_TBH in raw[chosen])
+        terms["tar"] = beta * functools.reduce(add, (temporal_penalty(h) for h in raw[chosen]))
     return terms
 
 

@@ -57,7 +57,8 @@ def adapted_nats(
     history = History(max((cache.window for cache in caches if cache), default=0))
     totals, targets = torch.zeros(len(caches), dtype=torch.float64, device=device), 0
     with torch.set_grad_enabled(learner is not None):
-        for window, output in read(reader, batchify(ids, batch_size, device), dynamic.segment if learner else None):
+        rows = learner.dynamic.segment if learner else None
+        for window, output in read(reader, batchify(ids, batch_size, device), rows):
             totals += _window_nats(reader, output, window, caches, history)
             targets += window.targets_TB.numel()
             if learner:
@@ -69,7 +70,9 @@ def _window_nats(
     model: AWDLSTM, output: Output, window: Window, caches: Sequence[Cache | None], history: History
 ) -> Tensor:
     """Sum of a window's nats under each cache."""
-    nats, sums, known = model.token_loss(output, window.targets_TB), [], {}
+    nats = model.token_loss(output, window.targets_TB)
+    sums: list[Tensor] = []
+    known: dict[tuple[int, float], Tensor] = {}
     if any(caches):
         keys = history.extend(output.raw[-1].detach(), window.targets_TB)
     for cache in caches:

@@ -7,6 +7,8 @@ import dataclasses
 import time
 from typing import Any
 
+from torch import Tensor
+
 from lm.base.errors import ConfigError
 from lm.base.names import flag
 from lm.base.numbers import perplexity
@@ -45,9 +47,12 @@ def add_adaptation_flags(parser: argparse.ArgumentParser) -> None:
             if owner is Dynamic and field.name in _SGD:
                 default += f", for sgd {_SGD[field.name]}"
             group.add_argument(
-                f"--{prefix}-{name}", dest=f"{prefix}_{field.name}", type=type(field.default), metavar=name.upper(),
+                f"--{prefix}-{name}",
+                dest=f"{prefix}_{field.name}",
+                type=type(field.default),
+                metavar=name.upper(),
                 help=f"default: {default}",
-            )  # fmt: skip
+            )
 
 
 def check_adaptation_flags(given: set[str], args: argparse.Namespace) -> None:
@@ -79,15 +84,17 @@ class Adaptation:
         cache = _values(Cache, "cache", args, dict(published))
         dynamic = _values(Dynamic, "dynamic", args, _SGD if args.dynamic_rule == "sgd" else {})
         columns = args.columns or config.eval_batch_size
-        self._rms, learns = None, any("dynamic" in mode for mode in modes)
-        if learns and dynamic.rule == "rms":
+        learning = any("dynamic" in mode for mode in modes)
+        self._rms: list[Tensor] | None = None
+        if learning and dynamic.rule == "rms":
             self._rms = gradient_rms(model, corpus.splits["train"], config.batch_size, config.bptt)
         valid = corpus.splits["valid"]
-        if learns and args.tune:
+        if learning and args.tune:
             dynamic = tune_dynamic(model, valid, columns, dynamic, self._rms)
         self._settings: dict[str, tuple[Cache | None, Dynamic | None]] = {}
         for mode in modes:
-            looks, learns = cache if "cache" in mode else None, dynamic if "dynamic" in mode else None
+            looks = cache if "cache" in mode else None
+            learns = dynamic if "dynamic" in mode else None
             if looks and args.tune:
                 looks = tune_cache(model, valid, columns, learns, self._rms)
             self._settings[mode] = looks, learns

@@ -35,8 +35,7 @@ class History:
 
     def __init__(self, window: int) -> None:
         self._window = window
-        self._keys_BKH: Tensor | None = None
-        self._words_BK: Tensor | None = None
+        self._kept: tuple[Tensor, Tensor] | None = None  # keys_BKH and words_BK
 
     def extend(self, h_TBH: Tensor, targets_TB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Take the outputs of a window of text and the words after them.
@@ -47,12 +46,13 @@ class History:
         """
         keys, words = h_TBH.transpose(0, 1), targets_TB.t()
         T = keys.shape[1]
-        if self._keys_BKH is not None:
-            keys, words = torch.cat([self._keys_BKH, keys], 1), torch.cat([self._words_BK, words], 1)
+        if self._kept is not None:
+            keys = torch.cat([self._kept[0], keys], 1)
+            words = torch.cat([self._kept[1], words], 1)
         K = keys.shape[1]
         scores = keys[:, K - T :] @ keys.transpose(1, 2)
         place = torch.arange(K, device=keys.device)
-        self._keys_BKH, self._words_BK = keys[:, -self._window :].clone(), words[:, -self._window :].clone()
+        self._kept = keys[:, -self._window :].clone(), words[:, -self._window :].clone()
         return scores, words, place[K - T :, None] - place[None]
 
 

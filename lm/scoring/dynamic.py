@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import add
 
 import numpy as np
 import torch
@@ -52,7 +54,7 @@ def _gradient(model: AWDLSTM, output: Output, targets_TB: Tensor) -> list[Tensor
     model.zero_grad()
     logits = F.linear(output.after_dropout[-1].flatten(0, 1), model.decoder.weight, model.decoder.bias)
     F.cross_entropy(logits, targets_TB.flatten()).backward()
-    return [parameter.grad for parameter in model.parameters()]
+    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
 def gradient_rms(model: AWDLSTM, ids: np.ndarray, batch_size: int, bptt: int) -> list[Tensor]:
@@ -73,20 +75,22 @@ class Learner:
 
     def __init__(self, model: AWDLSTM, dynamic: Dynamic, rms: Sequence[Tensor] | None = None) -> None:
         """`rms`: of the gradients on train, from `gradient_rms`; needed by the rule of that name."""
-        self.model, self._dynamic = model.without_dropout(), dynamic
-        self._parameters = list(self.model.parameters())
+        self.model = model.without_dropout()
+        self.dynamic = dynamic
+        self._parameters: list[Tensor] = list(self.model.parameters())
         self._trained = [parameter.detach().clone() for parameter in self._parameters]
         if dynamic.rule == "rms":
             if rms is None:
                 raise ValueError("the rms rule needs the gradients' root mean square on train")
-            values = sum(r.numel() for r in rms)
-            mean = sum(r.sum(dtype=torch.float64) for r in rms) / values
-            self._rates = [1 / (r + dynamic.epsilon) for r in rms]
-            self._decays = [(r * (dynamic.decay / mean).to(r.dtype)).clamp_(max=1) for r in rms]
+            total = functools.reduce(add, (r.sum(dtype=torch.float64) for r in rms))
+            mean = total / sum(r.numel() for r in rms)
+            self._rates: list[Tensor] = [1 / (r + dynamic.epsilon) for r in rms]
+            self._decays: list[Tensor] = [(r * (dynamic.decay / mean).to(r.dtype)).clamp_(max=1) for r in rms]
 
     def learn(self, output: Output, targets_TB: Tensor) -> None:
         """Make one update from the forward pass of a segment."""
-        gradient, dynamic = _gradient(self.model, output, targets_TB), self._dynamic
+        dynamic = self.dynamic
+        gradient = _gradient(self.model, output, targets_TB)
         with torch.no_grad():
             if dynamic.rule == "rms":
                 torch._foreach_lerp_(self._parameters, self._trained, self._decays)

@@ -6,17 +6,15 @@ use it without this project. Tensors have the names that they have in a checkpoi
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import tempfile
 from pathlib import Path
-from typing import BinaryIO
 
 from safetensors.torch import save
 
 from lm.base.errors import CheckpointError, ConfigError
-from lm.base.files import write_atomic
+from lm.base.files import write_bytes
 from lm.base.rundir import RunDir
 from lm.config.values import as_plain, config_from_dict
 from lm.scoring.loading import load_trained, read_json_object, weights_digest
@@ -60,11 +58,7 @@ def export_run(run_dir: RunDir, directory: RunDir) -> None:
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.resolve().parent, prefix=f".{place.name}.") as scratch:
         for file, content in contents.items():
-            write_atomic(Path(scratch, file.name), functools.partial(_write, content))
+            write_bytes(Path(scratch, file.name), content)
         directory.config.unlink(missing_ok=True)  # back as the last: until then the export is incomplete
         for file in contents:
             os.replace(Path(scratch, file.name), file)
-
-
-def _write(content: bytes, file: BinaryIO) -> None:
-    file.write(content)

@@ -76,7 +76,7 @@ def weights_digest(weights: dict[str, Tensor], text: str) -> str:
     digest = hashlib.sha256(text.encode())
     for name in sorted(weights):
         digest.update(name.encode())
-        digest.update(weights[name].numpy())
+        digest.update(weights[name].numpy().data)
     return digest.hexdigest()
 
 

@@ -42,7 +42,7 @@ class Activations:
         """
         self._tokens, self._start, self._stop = tokens, start, start + count
         self._row = self._read = 0
-        self._small_H: Tensor | int = 0
+        self._small: list[np.ndarray] = []
         self._sample: list[np.ndarray] = []
         self._nats: list[np.ndarray] = []
         self._mean_abs: list[np.ndarray] = []
@@ -50,7 +50,7 @@ class Activations:
     def add(self, h_TBH: Tensor, nats_TB: Tensor) -> None:
         """Take in a window: raw output of the last layer, and the nats of each target."""
         rows, columns, units = h_TBH.shape
-        self._small_H += (h_TBH.abs() < INACTIVE).sum((0, 1))
+        self._small.append((h_TBH.abs() < INACTIVE).sum((0, 1)).cpu().numpy())
         self._read += rows * columns
         every = math.ceil(self._tokens * units / _SAMPLE)
         self._sample.append(h_TBH[-self._row % every :: every].flatten().float().cpu().numpy())
@@ -67,7 +67,7 @@ class Activations:
     @property
     def inactive(self) -> np.ndarray:
         """The fraction of time that each unit is inactive, (H,)."""
-        return self._small_H.cpu().numpy() / self._read
+        return np.sum(self._small, axis=0) / self._read
 
     @property
     def nats(self) -> np.ndarray:
@@ -82,9 +82,10 @@ class Activations:
     def as_json(self) -> dict[str, Any]:
         """What the picture shows but for the histogram, as plain values."""
         return {
-            "unit_inactive": self.inactive.tolist(), "word_loss": self.nats.tolist(),
+            "unit_inactive": self.inactive.tolist(),
+            "word_loss": self.nats.tolist(),
             "word_mean_abs": self.mean_abs.tolist(),
-        }  # fmt: skip
+        }
 
 
 def draw(path: Path, title: str, seen: Mapping[str, Activations], words: Sequence[str]) -> None:
@@ -118,7 +119,7 @@ def draw(path: Path, title: str, seen: Mapping[str, Activations], words: Sequenc
 def _histogram(ax: Axes, colours: dict[Activations, str]) -> None:
     samples = {one: one.sample for one in colours}
     reach = max(np.abs(sample).max() for sample in samples.values())
-    edges = np.linspace(-reach, reach, 121)
+    edges = np.linspace(-reach, reach, 121).tolist()
     for one, colour in colours.items():
         ax.hist(samples[one], edges, density=True, histtype="step", color=colour, linewidth=1.4)
     ax.set(xlabel="activation h", ylabel="density", title="Activations of the last layer", yscale="log")
@@ -145,6 +146,6 @@ def _words(part: Figure, colours: dict[Activations, str], words: Sequence[str], 
     loss.set_ylabel("nats")
     size.set_title("Size of the activations that it is predicted from", loc="left")
     size.set_ylabel("mean |h|")
-    for ax, values in ((loss, "nats"), (size, "mean_abs")):
-        ax.set_ylim(0, 1.05 * max(getattr(one, values).max() for one in colours))
+    for ax, name in ((loss, "nats"), (size, "mean_abs")):
+        ax.set_ylim(0, 1.05 * max(getattr(one, name).max() for one in colours))
         ax.tick_params(axis="x", length=0)

@@ -13,9 +13,11 @@ from lm.text.cards import known_corpora
 from lm.text.units import NAMES
 
 _LAYERS = {
-    "LSTM": "nn.LSTM({}, {})", "GRU": "nn.GRU({}, {})", "RNN_TANH": "nn.RNN({}, {})",
+    "LSTM": "nn.LSTM({}, {})",
+    "GRU": "nn.GRU({}, {})",
+    "RNN_TANH": "nn.RNN({}, {})",
     "RNN_RELU": 'nn.RNN({}, {}, nonlinearity="relu")',
-}  # fmt: skip
+}
 _CARD = """\
 # {title}
 

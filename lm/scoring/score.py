@@ -71,8 +71,10 @@ def _score_row(kind: str, nats: np.ndarray, tokens: int, lines: int, words: int,
     """`logprob` in nats; perplexities are None where no token was scored."""
     total = float(nats.sum())
     loss = total / len(nats) if len(nats) else math.nan
-    figures = {"ppl": perplexity(loss)} | comparable(kind, loss, tokens, words + lines)
-    figures = figures if len(nats) else dict.fromkeys(figures)
+    figures = {
+        name: value if len(nats) else None
+        for name, value in ({"ppl": perplexity(loss)} | comparable(kind, loss, tokens, words + lines)).items()
+    }
     counts = {"tokens": len(nats), "words": words, "unknown": unknown}
     return {"logprob": 0.0 - total, "ppl": figures.pop("ppl")} | counts | figures
 

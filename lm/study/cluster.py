@@ -72,9 +72,11 @@ class RayExecutor:
         _check_address(address)
         try:
             ray.init(
-                address=address or None, log_to_driver=False, logging_level="error",
+                address=address or None,
+                log_to_driver=False,
+                logging_level="error",
                 runtime_env={"env_vars": _environment(threads)},
-            )  # fmt: skip
+            )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(f"--ray-address {address}: no cluster answers there: {error}") from None
         self._ray, self._jobs = ray, jobs

@@ -123,9 +123,13 @@ def launch(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "lm.study.executors", str(os.getpid()), str(job.run_dir), *job.arguments]
     with open(job.run_dir.output, "ab") as log:
         return subprocess.Popen(
-            command, env=os.environ | environment | {"PYTHONPATH": path}, process_group=0,
-            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            command,
+            env=os.environ | environment | {"PYTHONPATH": path},
+            process_group=0,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
 
 
 def visible_gpus(device: str) -> list[str]:

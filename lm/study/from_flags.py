@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.base.errors import ConfigError
-from lm.base.files import write_atomic
+from lm.base.files import write_bytes
 from lm.base.names import flag
 from lm.config.schema import TrainConfig
 from lm.config.values import make_config
@@ -27,8 +27,11 @@ SINGLE = ("dataset", "data", "preset", "when")
 def given_fields(args: argparse.Namespace) -> dict[str, Any]:
     """The configuration fields among the parsed flags, in the order of the command line."""
     names = {field.name for field in dataclasses.fields(TrainConfig)}
-    return {name: value or [True] if value == [] and name != "when" else value
-            for name, value in vars(args).items() if name in names}  # fmt: skip
+    return {
+        name: value or [True] if value == [] and name != "when" else value
+        for name, value in vars(args).items()
+        if name in names
+    }
 
 
 def study_from_flags(args: argparse.Namespace) -> Study:
@@ -102,7 +105,7 @@ def save_study(study: Study) -> None:
     space = study.refine.get("space", {})
     text += _table("[refine]", {name: value for name, value in study.refine.items() if name != "space"})
     text += _table("[refine.space]", space)
-    write_atomic(file, lambda stream: stream.write(text.encode()))
+    write_bytes(file, text.encode())
 
 
 def _distinct(values: typing.Iterable[Any]) -> list[Any]:

@@ -84,11 +84,10 @@ class Sweep:
     def job(self, configuration: dict[str, Any], seed: int, epochs: int | None = None) -> Job:
         """One run to compute; with `epochs`, its first part."""
         config = self.config(configuration, seed)
-        run_dir, rung = (
-            RunDir((self.folder / config_id(config)).absolute()),
-            epochs is not None and epochs < config.epochs,
-        )
-        if rung:
+        run_dir = RunDir((self.folder / config_id(config)).absolute())
+        rung = False
+        if epochs is not None and epochs < config.epochs:
+            rung = True
             config = dataclasses.replace(config, epochs=epochs)
         arguments = [*train_arguments(config), f"--threads={self.args.threads}"]
         if self.args.device != "auto":
@@ -106,9 +105,10 @@ class Sweep:
     def missing(self, jobs: Sequence[Job]) -> list[Job]:
         """Those without a line in the ledger that says how they ended, and not failed before in this sweep."""
         return [
-            job for job in {job.id: job for job in jobs}.values()
+            job
+            for job in {job.id: job for job in jobs}.values()
             if self.status(job) not in _SETTLED and job.id not in self.failures
-        ]  # fmt: skip
+        ]
 
     def status(self, job: Job) -> str:
         """What the ledger says of a run; empty: nothing."""
@@ -232,9 +232,10 @@ class Sweep:
         found = [[self.results[job.id] for job in row] for row in jobs]
         return [
             math.fsum(loss_of(r, "valid") for r in row) / len(row)
-            if all(r["status"] == "completed" for r in row) else math.inf
+            if all(r["status"] == "completed" for r in row)
+            else math.inf
             for row in found
-        ]  # fmt: skip
+        ]
 
     def _part(self, rung: Job) -> dict[str, Any] | None:
         """What the ledger's line of a longer run says of its first part, which that run's directory cannot repeat."""

@@ -32,7 +32,9 @@ from lm.study.specification import Study
 
 JOURNAL, LOCK = "search.journal", "search.lock"
 _REDUCTION = 3
-_KEYS = {"field": str, "values": list, "rounds": int, "points": int, "search": str, "trials": int, "space": dict}
+_KEYS: dict[str, type] = {
+    "field": str, "values": list, "rounds": int, "points": int, "search": str, "trials": int, "space": dict,
+}  # fmt: skip
 # The keys that each of the two kinds reads.
 _READ = {"field": {"field", "values", "rounds", "points"}, "search": {"search", "trials", "space"}}
 
@@ -43,7 +45,7 @@ def check_settings(study: Study, settings: dict[str, Any], config: TrainConfig) 
     for key, value in settings.items():
         if key not in _KEYS:
             raise ConfigError(f"{file}: refine.{key}: unknown key; the keys are {', '.join(_KEYS)}")
-        if type(value) is not _KEYS[key] or (_KEYS[key] is int and value < 1):
+        if type(value) is not _KEYS[key] or (isinstance(value, int) and value < 1):
             raise ConfigError(f"{file}: refine.{key}: {value!r} makes no sense")
     if ("field" in settings) == ("search" in settings):
         raise ConfigError(f"{file}: refine: needs either field or search, and not both")

@@ -41,7 +41,9 @@ from lm.config.values import make_config
 
 STUDY_FILE, LEDGER_FILE = "study.toml", "runs.jsonl"
 _KEYS = {"title", "question", "preset", "dataset", "seeds", "flags", "grid", "baseline", "quoted", "refine"}
-_QUOTED_KEYS = {"label": str, "source": str, "protocol": str, "valid_ppl": (int, float), "test_ppl": (int, float)}
+_QUOTED_KEYS: dict[str, type | tuple[type, ...]] = {
+    "label": str, "source": str, "protocol": str, "valid_ppl": (int, float), "test_ppl": (int, float),
+}  # fmt: skip
 # Fields that have a place of their own in study.toml, so that a value has one home.
 _OWN_PLACE = {"seed": "seeds", "dataset": "dataset", "preset": "preset"}
 
@@ -192,9 +194,11 @@ def _expand(
     for block, own_seeds in zip(blocks, block_seeds, strict=True):
         for name in names:
             _check(
-                file, f"grid.{name}", name in block or name in flags,
+                file,
+                f"grid.{name}",
+                name in block or name in flags,
                 "one block sets it and another does not; give it in every block, or its usual value under [flags]",
-            )  # fmt: skip
+            )
             values = block.get(name, [flags.get(name)])
             _check(file, f"grid.{name}", isinstance(values, list) and bool(values), "must be a list of values")
         for values in itertools.product(*(block.get(name, [flags.get(name)]) for name in names)):

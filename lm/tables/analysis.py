@@ -48,6 +48,11 @@ class Analysis:
         return self.ranking[0] if self.ranking else None
 
     @property
+    def base(self) -> Configuration | None:
+        """The baseline, if it is among the configurations."""
+        return None if self.baseline is None else self.configurations[self.baseline]
+
+    @property
     def unit(self) -> str:
         """What perplexity and nats are per: token, or word where the tokens of some runs are no words."""
         return "word" if any(config_of(record)["tokenizer"] != "word" for record in self.records) else "token"
@@ -65,14 +70,14 @@ def rank_on_valid(configurations: Sequence[Configuration], baseline: int | None)
     but the baseline has, all do that share one. Before the baseline has run, configurations are ranked by their mean
     loss. One that diverged on some seed has no finite mean, however good its other seeds are.
     """
-    finished = [
-        i
+    means = {
+        i: mean
         for i, configuration in enumerate(configurations)
-        if configuration.mean("valid_loss") is not None and not configuration.diverged
-    ]
-    if baseline not in finished:
-        return sorted(finished, key=lambda i: configurations[i].mean("valid_loss"))
-    pairs = {i: d for i in finished if (d := configurations[i].differences["valid"])}
+        if (mean := configuration.mean("valid_loss")) is not None and not configuration.diverged
+    }
+    if baseline is None or baseline not in means:
+        return sorted(means, key=means.__getitem__)
+    pairs = {i: d for i in means if (d := configurations[i].differences["valid"])}
     full = {i: d for i, d in pairs.items() if d.n == len(configurations[baseline].runs)}
     losses = {baseline: 0.0} | {i: d.mean for i, d in (full or pairs).items()}
     return sorted(losses, key=losses.__getitem__)

@@ -16,7 +16,7 @@ def answer(analysis: Analysis) -> str:
         return "Nothing has run yet." if not analysis.records else "No run has finished with a usable result yet."
     unfinished = "" if done >= planned else f" So far {done} of {planned} runs are finished."
     best = analysis.configurations[analysis.chosen]
-    base = None if analysis.baseline is None else analysis.configurations[analysis.baseline]
+    base = analysis.base
     if base is None or not base.runs:
         name = base.label if base else "not in the ledger"
         return f"Best on valid: {best.label}, {_ppl(best)}; the baseline ({name}) has not finished yet.{unfinished}"

@@ -165,17 +165,17 @@ def _against(row: Row, first: Row) -> Row:
     row = replace(row, config_differs=differs)
     if (split := _common_split(row, first)) is None:
         return row
-    a, b = row.configuration.by_seed(f"{split}_loss"), first.configuration.by_seed(f"{split}_loss")
+    a = row.configuration.by_seed(f"{split}_loss")
+    b = first.configuration.by_seed(f"{split}_loss")
     common = a.keys() & b.keys()
-    if len(common) > 1:
-        a, b = ({seed: loss for seed, loss in losses.items() if seed in common} for losses in (a, b))
-        difference = paired_difference(a, b)
-    else:
+    difference = paired_difference(a, b) if len(common) > 1 else None
+    if difference is None:
         difference = welch_difference(list(a.values()), list(b.values()))
+    else:
+        a, b = ({seed: loss for seed, loss in losses.items() if seed in common} for losses in (a, b))
     other = "" if _texts(row.configuration) == _texts(first.configuration) else "another text, by its corpus_sha256"
-    difference = (
-        _untested(difference) if other or row.configuration.diverged or first.configuration.diverged else difference
-    )
+    if other or row.configuration.diverged or first.configuration.diverged:
+        difference = _untested(difference)
     change = fmean(map(perplexity, a.values())) - fmean(map(perplexity, b.values()))
     return replace(row, split=split, difference=difference, ppl_difference=change, other_protocol=other)
 
@@ -217,13 +217,12 @@ def _published_rows(row: Row, first: Row | None) -> list[Row]:
 def _quoted_against(quoted: Row, first: Row | None) -> Row:
     if first is None or (split := _common_split(quoted, first)) is None:
         return quoted
-    single, sample = (
-        quoted.configuration.mean(f"{split}_loss"),
-        list(first.configuration.by_seed(f"{split}_loss").values()),
-    )
+    single = quoted.configuration.estimated(f"{split}_loss").mean
+    sample = list(first.configuration.by_seed(f"{split}_loss").values())
     difference = draw_difference(single, sample)
-    difference = _untested(difference) if quoted.other_protocol else difference
-    change = quoted.configuration.mean(f"{split}_ppl") - first.configuration.mean(f"{split}_ppl")
+    if quoted.other_protocol:
+        difference = _untested(difference)
+    change = quoted.configuration.estimated(f"{split}_ppl").mean - first.configuration.estimated(f"{split}_ppl").mean
     return replace(quoted, split=split, difference=difference, ppl_difference=change)
 
 
@@ -241,7 +240,8 @@ def compare_text(rows: Sequence[Row]) -> str:
     groups = [list(group) for _, group in groupby(rows, key=lambda row: (row.dataset, identity(row.values)))]
     matched = [group for group in groups if len(group) > 1]
     several = len({row.dataset for row in rows}) > 1
-    lines, below = [], {}
+    lines: list[list[str]] = []
+    below: dict[str, None] = {}  # in order, each once
     for group in matched or groups:
         name = (f"{group[0].dataset}: " if several else "") + label(group[0].values)
         lines += [[name if row is group[0] else "", *_line(row)] for row in group]

@@ -34,8 +34,15 @@ class Configuration:
 
     def mean(self, metric: str) -> float | None:
         """Mean of the metric over seeds; None where no run has it."""
-        estimate = self.estimates.get(metric)
-        return estimate.mean if estimate else None
+        found = self.estimates.get(metric)
+        return found.mean if found else None
+
+    def estimated(self, metric: str) -> Estimate:
+        """Estimate of a metric that some run has. Raises KeyError where none has it."""
+        found = self.estimates.get(metric)
+        if found is None:
+            raise KeyError(metric)
+        return found
 
 
 def with_estimates(configuration: Configuration) -> Configuration:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lm.base.errors import ConfigError
-from lm.base.files import write_atomic
+from lm.base.files import write_bytes
 from lm.base.numbers import is_number
 from lm.study.ledger import read_ledger
 from lm.study.records import METRICS, show
@@ -205,7 +205,7 @@ def report(path: str) -> Analysis:
     try:
         plots = draw_plots(analysis, study.path)
         for name, text in (("table.csv", table_csv(analysis)), ("README.md", readme(analysis, plots))):
-            write_atomic(study.path / name, lambda file, text=text: file.write(text.encode()))
+            write_bytes(study.path / name, text.encode())
     except OSError as error:
         raise ConfigError(f"{study.path}: cannot be written: {error}") from None
     return analysis

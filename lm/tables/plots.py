@@ -9,7 +9,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -61,9 +61,10 @@ def _colour(analysis: Analysis, configuration: Configuration, other: str = OTHER
 
 def _slice(analysis: Analysis, *free: str) -> list[Configuration]:
     """The baseline, and what differs from it in the fields `free` alone, which hold numbers."""
-    if analysis.baseline is None:
+    if analysis.base is None:
         return []
-    base, held = analysis.configurations[analysis.baseline].values, set(analysis.fields) - set(free)
+    base = analysis.base.values
+    held = set(analysis.fields) - set(free)
     same = [c for c in analysis.configurations if all(identity(c.values.get(f)) == identity(base.get(f)) for f in held)]
     return [configuration for configuration in same if all(is_number(configuration.values.get(name)) for name in free)]
 
@@ -142,12 +143,12 @@ def _panel(
     metric: str,
     places: dict[float, float],
 ) -> None:
-    base = analysis.configurations[analysis.baseline].estimates[metric]
+    base = analysis.base.estimates[metric] if analysis.base else None
     if base is not None:
         ax.axhline(base.mean, color=BASELINE, linestyle="--", linewidth=1)
         ax.axhspan(base.mean - (base.sd or 0), base.mean + (base.sd or 0), color=BASELINE, alpha=0.1, linewidth=0)
     points = [
-        (places[configuration.values[name]], configuration.estimates[metric], _colour(analysis, configuration))
+        (places[configuration.values[name]], configuration.estimated(metric), _colour(analysis, configuration))
         for configuration in configurations
     ]
     ax.plot([x for x, _, _ in points], [e.mean for _, e, _ in points], color=OTHER, zorder=2)
@@ -156,24 +157,36 @@ def _panel(
     top = _cut_scale(ax, [e for _, e, _ in points], base)
     for x, e, _ in points:
         if e.mean > top:
-            place = {"xytext": (0, -2), "textcoords": "offset points", "xycoords": ax.get_xaxis_transform()}
-            ax.annotate(f"{number(e.mean, 1)} ↑", (x, 1.0), ha="center", va="top", fontsize=9, **place)
+            ax.annotate(
+                f"{number(e.mean, 1)} ↑",
+                (x, 1.0),
+                (0, -2),
+                ax.get_xaxis_transform(),
+                "offset points",
+                ha="center",
+                va="top",
+                fontsize=9,
+            )
 
 
 def _legend(
-    figure: Figure, analysis: Analysis, configurations: Sequence[Configuration], base_line: str = "none"
+    figure: Figure,
+    analysis: Analysis,
+    configurations: Sequence[Configuration],
+    base_line: Literal["--", "none"] = "none",
 ) -> str:
     """One legend below the panels; returns the end of the caption."""
     spread = " ± sd" if any(len(configuration.runs) > 1 for configuration in configurations) else ""
     colours = {_colour(analysis, configuration) for configuration in configurations}
-    entries = [
+    entries: list[tuple[str, str, Literal["--", "none"]]] = [
         (BASELINE, "baseline", base_line),
         (CHOSEN, "chosen on valid", "none"),
         (OTHER, "other configurations", "none"),
     ]
-    dot = {"marker": "o", "linewidth": 1}
     handles = [
-        Line2D([], [], color=c, ls=line, label=text + spread, **dot) for c, text, line in entries if c in colours
+        Line2D([], [], color=colour, linestyle=line, label=text + spread, marker="o", linewidth=1)
+        for colour, text, line in entries
+        if colour in colours
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return "; bars: sd over seeds." if spread else "; one seed a configuration."
@@ -183,32 +196,28 @@ def _heatmap(analysis: Analysis) -> Plot | None:
     """Mean valid perplexity over alpha x beta, when at least one 2 x 2 square of it has run."""
     if not {"alpha", "beta"} <= set(analysis.fields):
         return None
-    done = [
-        configuration
+    found = {
+        (configuration.values["alpha"], configuration.values["beta"]): (configuration, mean)
         for configuration in _slice(analysis, "alpha", "beta")
-        if configuration.mean("valid_ppl") is not None
-    ]
-    configurations = {
-        (configuration.values["alpha"], configuration.values["beta"]): configuration for configuration in done
+        if (mean := configuration.mean("valid_ppl")) is not None
     }
-    alphas, betas = sorted({a for a, _ in configurations}), sorted({b for _, b in configurations})
-    rows = [{b for b in betas if (a, b) in configurations} for a in alphas]
+    alphas = sorted({a for a, _ in found})
+    betas = sorted({b for _, b in found})
+    rows = [{b for b in betas if (a, b) in found} for a in alphas]
     if not any(len(rows[i] & rows[j]) > 1 for i in range(len(rows)) for j in range(i)):
         return None
-    values = [configuration.mean("valid_ppl") for configuration in done]
-    means = [
-        [configurations[a, b].mean("valid_ppl") if (a, b) in configurations else math.nan for a in alphas]
-        for b in betas
-    ]
+    values = [mean for _, mean in found.values()]
+    means = [[found[a, b][1] if (a, b) in found else math.nan for a in alphas] for b in betas]
     low, top = min(values), max(values)
-    high = max(min(top, _ceiling(values, analysis.configurations[analysis.baseline].mean("valid_ppl"))), low + 1e-9)
+    base = analysis.base.mean("valid_ppl") if analysis.base else None
+    high = max(min(top, _ceiling(values, base)), low + 1e-9)
     figure, (ax,) = _figure(1, (2.6 + 0.95 * len(alphas), 1.9 + 0.6 * len(betas)))
     colours = matplotlib.colormaps["cividis"].with_extremes(bad="#F2F2F2")
     image = ax.imshow(means, cmap=colours, vmin=low, vmax=high, origin="lower", aspect="auto")
-    for (a, b), configuration in configurations.items():
-        x, y, value = alphas.index(a), betas.index(b), configuration.mean("valid_ppl")
-        ink = "white" if value < low + 0.5 * (high - low) else "black"
-        ax.text(x, y, number(value, 2), ha="center", va="center", color=ink)
+    for (a, b), (configuration, mean) in found.items():
+        x, y = alphas.index(a), betas.index(b)
+        ink = "white" if mean < low + 0.5 * (high - low) else "black"
+        ax.text(x, y, number(mean, 2), ha="center", va="center", color=ink)
         if (colour := _colour(analysis, configuration)) != OTHER:
             for edge, width in (("white", 5.5), (colour, 3)):
                 ax.add_patch(Rectangle((x - 0.46, y - 0.44), 0.92, 0.88, fill=False, edgecolor=edge, linewidth=width))
@@ -218,7 +227,7 @@ def _heatmap(analysis: Analysis) -> Plot | None:
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
     figure.colorbar(image, ax=ax, label="valid perplexity", extend="max" if top > high else "neither")
-    chosen = any(_colour(analysis, configuration) == CHOSEN for configuration in done)
+    chosen = any(_colour(analysis, configuration) == CHOSEN for configuration, _ in found.values())
     frames = "black frame: baseline" + "; orange frame: chosen on valid" * chosen
     figure.text(0.5, -0.01, frames, ha="center", va="top", fontsize=9)
     return figure, f"Mean valid perplexity over alpha and beta; {frames}."
@@ -232,21 +241,21 @@ def _activations(analysis: Analysis) -> Plot | None:
     panels = [(name, configurations) for name, configurations in panels if len(configurations) > 1]
     if not panels:
         return None
-    base = None if analysis.baseline is None else analysis.configurations[analysis.baseline].estimates[metric]
+    base = analysis.base.estimates[metric] if analysis.base else None
     figure, axes = _figure(len(panels), (1.0 + 4.6 * len(panels), 4.8))
     for ax, (name, configurations) in zip(axes, panels, strict=True):
         for configuration in configurations:
-            x, y = configuration.estimates[name], configuration.estimates[metric]
+            x, y = configuration.estimated(name), configuration.estimated(metric)
             ax.errorbar(
                 x.mean, y.mean, xerr=x.sd, yerr=y.sd, color=_colour(analysis, configuration), marker="o", elinewidth=1
             )
         ax.xaxis.set_major_locator(MaxNLocator(6))
         ax.margins(0.14)
-        _cut_scale(ax, [configuration.estimates[metric] for configuration in configurations], base)
+        _cut_scale(ax, [configuration.estimated(metric) for configuration in configurations], base)
         ax.set(xlabel=_NAMES[name], ylabel=f"{analysis.split} perplexity")
-    main = [name for name in ("alpha", "beta") if name in analysis.fields] or list(analysis.fields)
+    main: list[str] = [name for name in ("alpha", "beta") if name in analysis.fields] or list(analysis.fields)
     cut = any(
-        c.mean(metric) > ax.get_ylim()[1]
+        c.estimated(metric).mean > ax.get_ylim()[1]
         for ax, (_, configurations) in zip(axes, panels, strict=True)
         for c in configurations
     )
@@ -255,20 +264,24 @@ def _activations(analysis: Analysis) -> Plot | None:
     ending = _legend(figure, analysis, done)
     figure.canvas.draw()  # the layout must stand before labels can be kept apart
     for ax, (name, configurations) in zip(axes, panels, strict=True):
-        top, points, texts = ax.get_ylim()[1], [], []
+        top = ax.get_ylim()[1]
+        points = []
+        texts = []
         for configuration in configurations:
-            x, y, text = configuration.mean(name), configuration.mean(metric), _short(analysis, configuration, main)
-            points.append((x, min(y, top)))
-            texts.append(text if y <= top else f"{text}: {number(y, 1)}")
-            if y > top:
-                ax.plot(x, top, color=_colour(analysis, configuration), marker="^", clip_on=False)
+            size = configuration.estimated(name).mean
+            ppl = configuration.estimated(metric).mean
+            text = _short(analysis, configuration, main)
+            points.append((size, min(ppl, top)))
+            texts.append(text if ppl <= top else f"{text}: {number(ppl, 1)}")
+            if ppl > top:
+                ax.plot(size, top, color=_colour(analysis, configuration), marker="^", clip_on=False)
         place_labels(ax, points, texts)
     return figure, f"Perplexity on {analysis.split} against rms activation and its change ({labels}){ending}"
 
 
 def _short(analysis: Analysis, configuration: Configuration, main: Sequence[str]) -> str:
     """`2/1`, and what else differs from the baseline."""
-    base = analysis.configurations[analysis.baseline].values if analysis.baseline is not None else {}
+    base = analysis.base.values if analysis.base else {}
     text = "/".join(show(configuration.values.get(name)) for name in main)
     others = [(k, v) for k, v in configuration.values.items() if k not in main and identity(v) != identity(base.get(k))]
     return " ".join([text, *(f"{name} {show(value)}" for name, value in others)])

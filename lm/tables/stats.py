@@ -109,6 +109,6 @@ def with_holm(differences: Sequence[Difference | None]) -> list[Difference | Non
 
 def pooled_sd(samples: Iterable[Iterable[float]]) -> float | None:
     """Seed noise: sd within configurations, pooled over the configurations with at least two seeds."""
-    estimates = [e for e in map(estimate, samples) if e and e.n > 1]
-    freedom = sum(e.n - 1 for e in estimates)
-    return math.sqrt(sum((e.n - 1) * e.sd**2 for e in estimates) / freedom) if freedom else None
+    spreads = [(e.n - 1, e.sd) for e in map(estimate, samples) if e and e.sd is not None]
+    freedom = sum(degrees for degrees, _ in spreads)
+    return math.sqrt(sum(degrees * sd**2 for degrees, sd in spreads) / freedom) if freedom else None

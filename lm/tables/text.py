@@ -43,7 +43,9 @@ def interval(difference: Difference | None) -> str:
     if difference is None:
         return ""
     text = signed(difference.mean)
-    return text if difference.low is None else f"{text} [{signed(difference.low)}, {signed(difference.high)}]"
+    if difference.low is None or difference.high is None:
+        return text
+    return f"{text} [{signed(difference.low)}, {signed(difference.high)}]"
 
 
 def p_text(p: float) -> str:

@@ -26,7 +26,7 @@ def download(card: CorpusCard) -> dict[str, bytes]:
     else:
         # One request without retries, so that a refused network is found out in seconds; `load_dataset` tries for 20 s.
         info = huggingface_hub.dataset_info(repo, revision=card.hub["revision"], timeout=HUB_TIMEOUT_S)
-        base, names = f"hf://datasets/{repo}@{card.hub['revision']}", [file.rfilename for file in info.siblings]
+        base, names = f"hf://datasets/{repo}@{card.hub['revision']}", [file.rfilename for file in info.siblings or ()]
     files: dict[str, list[str]] = {}
     for split, hub_split in zip(SPLITS, ("train", "validation", "test"), strict=True):
         pattern = re.compile(rf"{re.escape(folder)}/(.*[/-])?{hub_split}([/-].*)?\.parquet")

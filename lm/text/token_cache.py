@@ -9,6 +9,7 @@ import logging
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,13 +29,15 @@ def read_cache(folder: Path, name: str, source: str, tokenization: Tokenization)
         meta = json.loads((folder / "meta.json").read_bytes())
         if meta.pop("sha256") != hashlib.sha256(json.dumps(meta).encode()).hexdigest():
             raise ValueError("meta.json is not as it was written")
-        contents = {f"{split}.bin": np.memmap(folder / f"{split}.bin", np.int32, mode="r") for split in SPLITS}
+        splits: dict[str, np.ndarray] = {
+            split: np.memmap(folder / f"{split}.bin", np.int32, mode="r") for split in SPLITS
+        }
+        contents: dict[str, bytes | memoryview] = {f"{split}.bin": ids.data for split, ids in splits.items()}
         contents["tokenizer.json"] = (folder / "tokenizer.json").read_bytes()
         for file, content in contents.items():
             if hashlib.sha256(content).hexdigest() != meta["checksums"][file]:
                 raise ValueError(f"{file} is not as it was written")
         tokenizer = tokenization.load(folder / "tokenizer.json")
-        splits = {split: contents[f"{split}.bin"] for split in SPLITS}
         counts = {"words": {split: len(ids) for split, ids in splits.items()}} | meta["corpus"]  # older: words alone
         return Corpus(name, source, tokenizer, splits, **counts, path=folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, CorpusError) as error:
@@ -53,7 +56,7 @@ def write_cache(folder: Path, corpus: Corpus) -> None:
         corpus.tokenizer.save(new / "tokenizer.json")
         checksums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(new.iterdir())}
         counts = {name: getattr(corpus, name) for name in ("unk", "lines", "words", "sha256")}
-        meta = {"corpus": counts, "checksums": checksums}
+        meta: dict[str, Any] = {"corpus": counts, "checksums": checksums}
         meta["sha256"] = hashlib.sha256(json.dumps(meta).encode()).hexdigest()
         (new / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
         for path in new.iterdir():

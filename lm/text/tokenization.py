@@ -42,12 +42,14 @@ class Tokenization:
 
     def train(self, text: str) -> TextTokenizer:
         """The tokenizer that a training text gives."""
-        if self.kind == BPETokenizer.kind:
-            tokenizer = BPETokenizer.from_text(text, self.bpe_vocab_size)
-            if tokenizer.vocab_size < self.bpe_vocab_size:
-                logger.warning("bpe: the text yields %d types, not %d", tokenizer.vocab_size, self.bpe_vocab_size)
-            return tokenizer
-        return _KINDS[self.kind].from_text(text)
+        if self.kind == WordTokenizer.kind:
+            return WordTokenizer.from_text(text)
+        if self.kind == CharTokenizer.kind:
+            return CharTokenizer.from_text(text)
+        tokenizer = BPETokenizer.from_text(text, self.bpe_vocab_size)
+        if tokenizer.vocab_size < self.bpe_vocab_size:
+            logger.warning("bpe: the text yields %d types, not %d", tokenizer.vocab_size, self.bpe_vocab_size)
+        return tokenizer
 
     def load(self, path: Path) -> TextTokenizer:
         """Read `tokenizer.json`. Raises CorpusError if it is damaged or of another kind."""

@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer
 from tokenizers.normalizers import Replace
 
 from lm.base.errors import CorpusError
-from lm.base.files import write_atomic
+from lm.base.files import write_bytes
 
 EOS = "<eos>"
 UNK = "<unk>"
@@ -113,8 +113,7 @@ class TextTokenizer(ABC):
         Raises:
             OSError: the file cannot be written.
         """
-        text = self.library().to_str(pretty=True)
-        write_atomic(Path(path), lambda file: file.write(text.encode()))
+        write_bytes(Path(path), self.library().to_str(pretty=True).encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

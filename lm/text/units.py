@@ -52,7 +52,7 @@ def units_text(figures: dict[str, float]) -> str:
 def summary(result: dict[str, Any]) -> str:
     """The line that training prints of a result.json; the first figures are those to compare."""
     units = [name for name in ("bits_per_char", "word_ppl", "ppl") if f"valid_{name}" in result]
-    parts = []
+    parts: list[str] = []
     for unit in units:
         values = {split: result.get(f"{split}_{unit}") for split in ("train", "valid", "test")}
         known = [f"{split} {value:{_FORMATS[unit]}}" for split, value in values.items() if value]

@@ -53,7 +53,9 @@ class WordTokenizer(TextTokenizer):
         last = len(lines) - 1 if final_eos or text.endswith("\n") else len(lines) - 2
 
         def ids() -> Iterator[int]:
-            get, eos, unk = self.vocab.get, self.eos_id, self.unk_id
+            get = self.vocab.get
+            eos = self.vocab[EOS]
+            unk = self.vocab[UNK]
             for index, line in enumerate(lines):
                 for word in split_words(line):
                     yield get(word, unk)

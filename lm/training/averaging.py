@@ -46,7 +46,7 @@ class NTASGD:
         self.averaged, self.iterates = copy.deepcopy(model), 0
 
     @torch.no_grad()
-    def after_update(self, model: nn.Module) -> None:
+    def after_update(self, model: Model) -> None:
         """Add the new iterate to the mean: mean += (new - mean) / iterates."""
         if self.averaged is not None:
             self.iterates += 1
@@ -57,14 +57,16 @@ class NTASGD:
         """History and, after the switch, the mean and its number of iterates."""
         averaged = None if self.averaged is None else self.averaged.state_dict()
         return {
-            "history": list(self.history), "triggered": self.triggered,
-            "averaged": averaged, "iterates": self.iterates,
-        }  # fmt: skip
+            "history": list(self.history),
+            "triggered": self.triggered,
+            "averaged": averaged,
+            "iterates": self.iterates,
+        }
 
     def load_state_dict(self, state: dict[str, Any], model: AWDLSTM) -> None:
         """Restore what `state_dict` returned; `model` gives the structure of the mean."""
         self.history, self.triggered = list(state["history"]), state["triggered"]
         if state["averaged"] is not None:
-            self.start(model)
-            self.averaged.load_state_dict(state["averaged"])
-            self.iterates = state["iterates"]
+            mean = copy.deepcopy(model)
+            mean.load_state_dict(state["averaged"])
+            self.averaged, self.iterates = mean, state["iterates"]

@@ -114,7 +114,7 @@ def load_latest(path: Path) -> tuple[dict[str, Any] | None, str]:
         CheckpointError: there are files, but none is usable.
     """
     candidates = [candidate for candidate in (path, _previous(path)) if candidate.exists()]
-    problems = []
+    problems: list[str] = []
     for candidate in candidates:
         try:
             return load_checkpoint(candidate), "; ".join(problems)

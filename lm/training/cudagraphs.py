@@ -41,9 +41,10 @@ class CUDAGraphs:
                 function(*inputs)
             torch.cuda.current_stream().wait_stream(self._stream)
         else:
-            if self._graphs[shape] is None:
-                self._graphs[shape] = self._record(function, inputs)
-            graph, held = self._graphs[shape]
+            recorded = self._graphs[shape]
+            if recorded is None:
+                recorded = self._graphs[shape] = self._record(function, inputs)
+            graph, held = recorded
             for place, value in zip(held, inputs, strict=True):
                 place.copy_(value)
             graph.replay()

@@ -67,8 +67,9 @@ def finished_result(run_dir: RunDir, config: TrainConfig, *, tested: bool) -> di
     """The result in the directory, if the run is complete, and scored on test where `tested` asks for it."""
     result = read_result(run_dir, config)
     try:
-        complete = result is not None and result["status"] == "completed"
-        good = complete and (result["test_loss"] is not None or not tested) and summary(result)
-    except (LookupError, TypeError):  # damaged: it is computed again
+        if result is None or result["status"] != "completed" or (result["test_loss"] is None and tested):
+            return None
+        summary(result)  # needs the figures that a damaged one lacks
+    except (LookupError, TypeError):  # it is computed again
         return None
-    return result if good else None
+    return result

@@ -48,7 +48,8 @@ class FusedLSTM(torch.autograd.Function):
         bias = b_ih + b_hh
         for block in (w_in, w_rec, bias):
             block.chunk(4)[2].mul_(2)  # tanh(z) = 2 sigmoid(2z) - 1
-        T, B, H = *x.shape[:2], h_BH.shape[1]
+        T, B = x.shape[:2]
+        H = h_BH.shape[1]
         z_TB4H = pack_linear(w_in)(x.reshape(T * B, -1), bias.to(dtype)).view(T, B, 4 * H)
         out, h, c, gates, tanh_c = _lstm_steps(z_TB4H, h_BH, c_BH, pack_linear(w_rec))
         if keep:
