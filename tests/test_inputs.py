@@ -294,8 +294,12 @@ def test_a_damaged_file_of_a_run_is_named_or_not_needed(content, run_dir, finish
 
 
 HINTS = typing.get_type_hints(TrainConfig) | typing.get_type_hints(RunOptions)
-NUMERIC = [field.name for owner in (TrainConfig, RunOptions) for field in dataclasses.fields(owner)
-           if HINTS[field.name] in (int, float)]  # fmt: skip
+NUMERIC = [
+    field.name
+    for owner in (TrainConfig, RunOptions)
+    for field in dataclasses.fields(owner)
+    if HINTS[field.name] in (int, float)
+]
 # No flag takes these, whatever it means.
 NEVER = ["-1", "nan", "inf", "-inf", "1e400", "", "x", "0x10"]
 

@@ -60,7 +60,7 @@ def write_study(folder, records, *, seeds=(1, 2, 3), body=GRID):
 
 
 def records_of(losses, *, offset=0.04):
-    """Valid losses from a table; test losses lie `offset` below, plus a little that differs by seed and configuration."""
+    """Valid losses from a table; test losses lie `offset` below, plus a little by seed and configuration."""
     return [
         record(
             seed,
@@ -397,8 +397,11 @@ def test_a_line_older_than_a_field_stays_apart_from_a_newer_one_that_sets_it(tmp
 
 
 def test_the_baseline_of_a_search_has_the_presets_values_and_the_answer_counts_what_was_asked(tmp_path):
-    lines = [record(seed, loss, test=loss, config={"dropout": p, "alpha": 0.0, "beta": 0.0})
-             for p, loss in ((0.1, 4.3), (0.2, 4.5), (0.4, 4.4)) for seed in (1, 2)]  # fmt: skip
+    lines = [
+        record(seed, loss, test=loss, config={"dropout": p, "alpha": 0.0, "beta": 0.0})
+        for p, loss in ((0.1, 4.3), (0.2, 4.5), (0.4, 4.4))
+        for seed in (1, 2)
+    ]
     pruned = record(1, 4.8, status="pruned", config={"dropout": 0.6})
     analysis = analysis_of(tmp_path, [*lines, pruned], seeds=(1, 2), body="")
     assert analysis.configurations[analysis.baseline].values == {"dropout": 0.2}

@@ -57,8 +57,11 @@ def test_around_zero_the_next_decade_below_is_tried():
 
 
 def test_dropout_is_refined_on_a_linear_scale_and_stays_a_probability(tmp_path):
-    tried = refine(study_at(tmp_path), {"field": "dropout", "rounds": 3},
-                   lambda configurations: [-configuration["dropout"] for configuration in configurations])  # fmt: skip
+    tried = refine(
+        study_at(tmp_path),
+        {"field": "dropout", "rounds": 3},
+        lambda configurations: [-configuration["dropout"] for configuration in configurations],
+    )
     assert list(tried)[:5] == [0, 0.2, 0.4, 0.6, 0.8]
     assert all(value < 1 for value in tried)
     assert finer({0.2: 2.0, 0.4: 1.0, 0.6: 3.0}, 2, linear=True) == [0.3, 0.5]
@@ -66,8 +69,11 @@ def test_dropout_is_refined_on_a_linear_scale_and_stays_a_probability(tmp_path):
 
 def test_whole_number_fields_get_whole_numbers_and_a_diverged_value_is_never_best(tmp_path):
     losses = {10: math.inf, 100: 1.0, 1000: 2.0}
-    tried = refine(study_at(tmp_path), {"field": "nhid", "values": list(losses)},
-                   lambda configurations: [losses.get(configuration["nhid"], 1.5) for configuration in configurations])  # fmt: skip
+    tried = refine(
+        study_at(tmp_path),
+        {"field": "nhid", "values": list(losses)},
+        lambda configurations: [losses.get(configuration["nhid"], 1.5) for configuration in configurations],
+    )
     assert all(type(value) is int for value in tried)
     assert {21, 46, 215, 464} <= tried.keys()
 

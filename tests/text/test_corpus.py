@@ -376,9 +376,12 @@ def test_a_corpus_is_downloaded_from_a_hub_server_at_its_revision(tmp_path):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Hub, root=repository)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         environment = os.environ | {
-            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hf"),
-            "NO_PROXY": "127.0.0.1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "0",
-        }  # fmt: skip
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "HF_HOME": str(tmp_path / "hf"),
+            "NO_PROXY": "127.0.0.1",
+            "PYTHONPATH": str(ROOT),
+            "HF_HUB_OFFLINE": "0",
+        }
         done = subprocess.run(
             [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60
         )

@@ -158,9 +158,12 @@ def test_merges_do_not_depend_on_threads_or_process(environment):
     )
     for parallel in ("false", "true"):
         found = subprocess.run(
-            [sys.executable, "-c", program], env=environment | {"TOKENIZERS_PARALLELISM": parallel},
-            capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
+            [sys.executable, "-c", program],
+            env=environment | {"TOKENIZERS_PARALLELISM": parallel},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
         assert found.strip() == BPE.fingerprint()
 
 
