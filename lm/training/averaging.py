@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 
 from lm.nn.model import AWDLSTM
 
@@ -46,7 +45,7 @@ class NTASGD:
         self.averaged, self.iterates = copy.deepcopy(model), 0
 
     @torch.no_grad()
-    def after_update(self, model: Model) -> None:
+    def after_update(self, model: AWDLSTM) -> None:
         """Add the new iterate to the mean: mean += (new - mean) / iterates."""
         if self.averaged is not None:
             self.iterates += 1
