@@ -211,7 +211,8 @@ def measure(config: TrainConfig, vocab_size: int, turns: int, threads: int, devi
         process.join()
     (phases, memory), (_, plain_memory) = reports
     seconds, plain_seconds = (statistics.median(spent) for spent in times)
-    tokens, place = config.batch_size * config.bptt, torch.device(device)
+    tokens = config.batch_size * config.bptt
+    place = torch.device(device)
     precision = pick_precision(config.precision, place)
     kernel, _ = choose_kernel(config.kernel, config.model, precision, place, torch.float32, config.nhid)
     row = {

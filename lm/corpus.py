@@ -19,7 +19,8 @@ from lm.text.finding import configured_corpus
 
 def _report(corpus: Corpus) -> str:
     """A corpus for a human reader."""
-    card, words = known_corpora().get(corpus.name), corpus.tokenizer.kind == "word"
+    card = known_corpora().get(corpus.name)
+    words = corpus.tokenizer.kind == "word"
     rows = [
         f"{corpus.name}: {card.title}; {card.licence}" if card else corpus.name,
         f"text    {corpus.source}",

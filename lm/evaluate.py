@@ -65,16 +65,20 @@ def look_inside(arguments: argparse.Namespace) -> None:
     """Draw what the last layers of one or two runs do on a split. Raises ConfigError if they read different texts."""
     from lm.scoring import look  # matplotlib takes half a second to import
 
-    device, (start, count), split = pick_device(arguments.device), arguments.words, (arguments.split or ["valid"])[0]
+    device = pick_device(arguments.device)
+    start, count = arguments.words
+    split = (arguments.split or ["valid"])[0]
     names = [name for name in (arguments.run_dir, arguments.beside) if name]
     runs = [load_run(name, device) for name in names]
     _, config, corpus = runs[0]
-    ids, columns = corpus.splits[split], arguments.columns or protocol_columns(config, split)
+    ids = corpus.splits[split]
+    columns = arguments.columns or protocol_columns(config, split)
     if runs[-1][2].sha256 != corpus.sha256 or not np.array_equal(runs[-1][2].splits[split], ids):
         raise ConfigError(f"--beside: {names[1]} was trained on another text or vocabulary than {names[0]}")
     if 0 < (length := len(ids) // columns - 1) <= start:
         raise ConfigError(f"--words: START must be below {length}, the words of a column of {split}; got {start}")
-    reports, seen = [], {}
+    reports = []
+    seen = {}
     for name, (model, config, _) in zip(names, runs, strict=True):
         one = look.Activations(len(ids), start, count)
         result = evaluate(model, ids, columns, watch=one.add)

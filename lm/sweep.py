@@ -34,7 +34,8 @@ logger = logging.getLogger("lm.sweep")
 
 def plan(sweep: Sweep) -> list[Job]:
     """Jobs of the study's grid, after a look at every value that the study can come to. Raises ConfigError."""
-    study, settings = sweep.study, sweep.study.refine
+    study = sweep.study
+    settings = sweep.study.refine
     if settings:
         search.check_settings(study, settings, sweep.config(study.baseline, study.seeds[0]))
         for name, values in settings.get("space", {}).items():
@@ -47,7 +48,8 @@ def plan(sweep: Sweep) -> list[Job]:
 
 def look_further(sweep: Sweep) -> None:
     """What `[refine]` asks, if anything, once the grid is done."""
-    study, settings = sweep.study, sweep.study.refine
+    study = sweep.study
+    settings = sweep.study.refine
     if "field" in settings:
         tried = search.refine(study, settings, sweep.measure)
         best = min(tried, key=lambda value: (tried[value], value))
@@ -75,7 +77,8 @@ def dry_run(sweep: Sweep, jobs: Sequence[Job], as_json: bool) -> str:
 
 def finish(sweep: Sweep, jobs: Sequence[Job], args: argparse.Namespace) -> None:
     """Report, and raise SweepFailed or DivergedError if a run of the grid has no result."""
-    study, asked = sweep.study, {job.id for job in jobs}
+    study = sweep.study
+    asked = {job.id for job in jobs}
     records = [record for run, record in settled(study).items() if run in asked]
     diverged = [
         f"seed {r.get('seed')}, {r.get('command')}: {r.get('error')}" for r in records if r.get("status") == "diverged"

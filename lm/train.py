@@ -47,7 +47,8 @@ logger = logging.getLogger("lm.train")
 
 def gradient_step(run: Run, tokens_TB: Tensor, targets_TB: Tensor) -> None:
     """Loss + AR + TAR of one window, their gradient, and the step it makes; all of it on the run's device."""
-    config, model = run.config, run.model
+    config = run.config
+    model = run.model
     output = model(tokens_TB, run.hidden)
     loss = model.loss(output, targets_TB)
     terms = regularization_terms(
@@ -85,16 +86,20 @@ def update(run: Run, window: Window) -> None:
 
 def train_epoch(run: Run, writer: RunWriter, options: RunOptions, log: RunLog, stop: StopSignals) -> None:
     """The rest of the current epoch, with its log records and checkpoints."""
-    progress, max_steps = run.progress, run.config.max_steps or math.inf
+    progress = run.progress
+    max_steps = run.config.max_steps or math.inf
     done = progress.tokens - (progress.epoch - 1) * run.targets_per_epoch
     log.start_epoch(progress.epoch, run.config.epochs, run.targets_per_epoch, done)
-    logged_tokens, logged_seconds = progress.tokens, progress.seconds
+    logged_tokens = progress.tokens
+    logged_seconds = progress.seconds
     next_save = time.monotonic() + 60 * options.save_minutes
     while progress.step < max_steps and (window := next(run.windows, None)) is not None:
         started = time.perf_counter()
         update(run, window)
-        due, stopped = run.means.updates >= options.log_interval, stop.asked
-        by_time, by_updates = time.monotonic() >= next_save, progress.step % options.save_every == 0
+        due = run.means.updates >= options.log_interval
+        stopped = stop.asked
+        by_time = time.monotonic() >= next_save
+        by_updates = progress.step % options.save_every == 0
         save = by_time if options.save_minutes else by_updates
         if due or save or stopped:  # what is saved must be good; waits for a GPU, whose work is in the time then
             check_run(run)
@@ -102,7 +107,8 @@ def train_epoch(run: Run, writer: RunWriter, options: RunOptions, log: RunLog, s
         log.progress(window.targets_TB.numel())
         if due:
             record_step(run, log, (progress.tokens - logged_tokens) / (progress.seconds - logged_seconds))
-            logged_tokens, logged_seconds = progress.tokens, progress.seconds
+            logged_tokens = progress.tokens
+            logged_seconds = progress.seconds
         if save:
             writer.save_last(run, log.sync())
             next_save = time.monotonic() + 60 * options.save_minutes
@@ -117,7 +123,10 @@ def check_run(run: Run) -> None:
 
 def record_step(run: Run, log: RunLog, tokens_per_s: float) -> None:
     """Record the means over the updates since the last record."""
-    means, epoch, step, rate = run.means.take(), run.progress.epoch, run.progress.step, run.rate
+    means = run.means.take()
+    epoch = run.progress.epoch
+    step = run.progress.step
+    rate = run.rate
     values = {"epoch": epoch, "lr": rate, **means, "tokens_per_s": round(tokens_per_s)}
     log.record("step", step, values | peak_memory(run.device))
     log.message(
@@ -130,7 +139,8 @@ def record_step(run: Run, log: RunLog, tokens_per_s: float) -> None:
 
 def end_epoch(run: Run, writer: RunWriter, log: RunLog, stop: StopSignals) -> None:
     """Validate, keep the best, and let the validation loss steer learning rate and averaging."""
-    config, progress = run.config, run.progress
+    config = run.config
+    progress = run.progress
     started = time.perf_counter()
     check_run(run)
     evaluations = validate(run, f"valid after epoch {progress.epoch}", stop)
@@ -138,8 +148,10 @@ def end_epoch(run: Run, writer: RunWriter, log: RunLog, stop: StopSignals) -> No
     log_epoch(run, log, evaluations)
     better, valid = next(iter(evaluations.items()))
     if valid.loss < progress.best_loss:
-        progress.best_epoch, progress.best_loss = progress.epoch, valid.loss
-        progress.best_activation, progress.best_averaged = valid.activation, better == "averaged"
+        progress.best_epoch = progress.epoch
+        progress.best_loss = valid.loss
+        progress.best_activation = valid.activation
+        progress.best_averaged = better == "averaged"
         writer.save_best(run, run.candidates()[better])
     run.learning_rate.end_epoch(progress.epoch, valid.loss)
     if run.averaging.end_epoch(valid.loss) and not config.finetune:
@@ -154,7 +166,8 @@ def end_epoch(run: Run, writer: RunWriter, log: RunLog, stop: StopSignals) -> No
 
 def validate(run: Run, where: str, stop: StopSignals) -> dict[str, Evaluation]:
     """Each candidate, `raw` or `averaged`, on valid, the better one first. Raises DivergedError, naming `where`."""
-    ids, columns = run.corpus.splits["valid"], run.config.eval_batch_size
+    ids = run.corpus.splits["valid"]
+    columns = run.config.eval_batch_size
     found = {}
     for name, model in run.candidates().items():
         found[name] = evaluate(model, ids, columns, between_windows=stop.check)
@@ -164,9 +177,11 @@ def validate(run: Run, where: str, stop: StopSignals) -> dict[str, Evaluation]:
 
 def keep_starting_point(run: Run, writer: RunWriter, log: RunLog, stop: StopSignals) -> None:
     """Make what fine-tuning starts from the best so far, so that it never ends worse on valid."""
-    config, progress = run.config, run.progress
+    config = run.config
+    progress = run.progress
     better, valid = next(iter(validate(run, f"valid of {config.finetune}", stop).items()))
-    progress.best_loss, progress.best_activation = valid.loss, valid.activation
+    progress.best_loss = valid.loss
+    progress.best_activation = valid.activation
     writer.save_best(run, run.candidates()[better])
     log.message(f"fine-tuning {config.finetune}: valid {valid.loss:.4f}  ppl {valid.perplexity:8.2f} at the start")
 
@@ -195,7 +210,8 @@ def log_epoch(run: Run, log: RunLog, evaluations: dict[str, Evaluation]) -> None
 
 def final_scores(run: Run, run_dir: RunDir, options: RunOptions, stop: StopSignals) -> dict[str, Any]:
     """Perplexity of the best checkpoint on train (the generalisation gap) and, once, on test."""
-    config, corpus = run.config, run.corpus
+    config = run.config
+    corpus = run.corpus
     best = load_checkpoint(run_dir.best)
     with fitting(run_dir.best):
         run.model.load_state_dict(best["model"])
@@ -220,7 +236,8 @@ def final_scores(run: Run, run_dir: RunDir, options: RunOptions, stop: StopSigna
 def open_run(config: TrainConfig, options: RunOptions, device: torch.device, run_dir: RunDir) -> tuple[Run, int]:
     """Build the run, restored when resuming; returns it and how much of metrics.jsonl belongs to it."""
     run = Run(config, configured_corpus(config), device)
-    state, source = None, Path(options.resume)
+    state = None
+    source = Path(options.resume)
     if options.resume == "auto":
         source = run_dir.last
         state, warning = load_latest(source)

@@ -14,7 +14,8 @@ import torch
 from lm.base.errors import ConfigError
 
 # Parameters of glibc's mallopt (malloc.h).
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
 
 
 def pick_device(name: str) -> torch.device:

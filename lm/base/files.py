@@ -71,7 +71,8 @@ class LineFile:
 
     def write(self, text: str) -> None:
         """Append lines. Raises OSError, naming the file, and cuts off what did not fit whole."""
-        size, data = self.size, text.encode()
+        size = self.size
+        data = text.encode()
         try:
             with naming(self._path):
                 while data:

@@ -17,7 +17,10 @@ from matplotlib.text import Text
 from lm.base.files import write_atomic
 
 # Colours that colour-blind readers can tell apart (Okabe and Ito 2008).
-BASELINE, CHOSEN, OTHER, PALE = "#000000", "#D55E00", "#0072B2", "#BBBBBB"
+BASELINE = "#000000"
+CHOSEN = "#D55E00"
+OTHER = "#0072B2"
+PALE = "#BBBBBB"
 _STYLE = {
     "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 11, "axes.spines.top": False,
     "axes.spines.right": False, "axes.grid": True, "grid.color": "#E6E6E6", "axes.axisbelow": True,

@@ -172,7 +172,9 @@ def parse_train_args(argv: list[str] | None) -> TrainArguments:
     if given.pop("cuda"):
         warnings.append("--cuda is ignored: use --device cuda, --device cpu or nothing for automatic choice")
     options = RunOptions(**{f.name: given.pop(f.name) for f in dataclasses.fields(RunOptions) if f.name in given})
-    preset, dataset, data = given.pop("preset"), given.pop("dataset", None), given.get("data")
+    preset = given.pop("preset")
+    dataset = given.pop("dataset", None)
+    data = given.get("data")
     if source := given.get("finetune"):
         if preset:
             raise ConfigError("--preset: fine-tuning starts from the configuration of the run; change it flag by flag")
@@ -180,8 +182,10 @@ def parse_train_args(argv: list[str] | None) -> TrainArguments:
         if given.get("average_last"):
             raise ConfigError("--average-last: fine-tuning averages from its start; leave it out")
         before["average_last"] = 0.0
-        preset, trained_on = before.pop("preset"), before.pop("dataset")
-        dataset, data = dataset or trained_on, data or before["data"] or None
+        preset = before.pop("preset")
+        trained_on = before.pop("dataset")
+        dataset = dataset or trained_on
+        data = data or before["data"] or None
         given = before | given
     return TrainArguments(preset, dataset, data, given, options, warnings)
 

@@ -65,7 +65,8 @@ def resume_conflicts(now: TrainConfig, before: Mapping[str, Any]) -> list[str]:
 
     `--epochs` may change where the learning rate does not depend on it, and `--min-lr` may fall: both only end a run.
     """
-    values, before = as_plain(now), with_defaults(before)
+    values = as_plain(now)
+    before = with_defaults(before)
     open_ended = now.schedule in ("constant", "plateau") and not now.average_last
     free = _LABELS + (("epochs",) if open_ended else ())
     free += ("min_lr",) if now.min_lr < before["min_lr"] else ()

@@ -37,8 +37,12 @@ class WeightDropLSTM(nn.Module):
             raise ValueError(f"cell must be one of {', '.join(_GATES)}, got {cell!r}")
         keep_probability(weight_drop)
         choose_kernel(kernel, cell, precision, torch.device("cpu"), torch.float32, hidden_size)
-        self.cell, self.input_size, self.hidden_size = cell, input_size, hidden_size
-        self.weight_drop, self.kernel, self.precision = weight_drop, kernel, precision
+        self.cell = cell
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.weight_drop = weight_drop
+        self.kernel = kernel
+        self.precision = precision
         rows = _GATES[cell] * hidden_size
         self.weight_ih_l0 = nn.Parameter(torch.empty(rows, input_size))
         self.weight_hh_l0 = nn.Parameter(torch.empty(rows, hidden_size))
@@ -89,5 +93,6 @@ class WeightDropLSTM(nn.Module):
         return out.to(exact), tuple(s.squeeze(0).to(exact) for s in after)
 
     def extra_repr(self) -> str:
-        sizes, choices = f"{self.input_size}, {self.hidden_size}", f"kernel={self.kernel}, precision={self.precision}"
+        sizes = f"{self.input_size}, {self.hidden_size}"
+        choices = f"kernel={self.kernel}, precision={self.precision}"
         return f"{self.cell}, {sizes}, weight_drop={self.weight_drop}, {choices}"

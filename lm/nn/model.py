@@ -79,7 +79,9 @@ class AWDLSTM(nn.Module):
     def forward(self, tokens_TB: Tensor, state: State) -> Output:
         """Outputs of every layer for a window of tokens that follows `state`."""
         x_TBE = self.input_dropout(self.embedding_dropout(tokens_TB, self.encoder.weight))
-        raw, after_dropout, new_state = [], [], []
+        raw = []
+        after_dropout = []
+        new_state = []
         for rnn, dropout, layer_state in zip(self.rnns, self.output_dropouts, state, strict=True):
             h_TBH, layer_state = rnn(x_TBE, layer_state)
             x_TBE = dropout(h_TBH)
@@ -124,7 +126,8 @@ class AWDLSTM(nn.Module):
 
     def token_loss(self, output: Output, targets_TB: Tensor) -> Tensor:
         """Nats of every target, (T, B), without a graph: for evaluation."""
-        h_NH, decoder = output.after_dropout[-1].flatten(0, 1), self.decoder
+        h_NH = output.after_dropout[-1].flatten(0, 1)
+        decoder = self.decoder
         nats = token_cross_entropy(h_NH, decoder.weight, decoder.bias, targets_TB.flatten(), self.precision)
         return nats.view(targets_TB.shape)
 

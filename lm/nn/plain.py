@@ -33,7 +33,8 @@ class PlainLM(nn.Module):
 
     def loss(self, tokens_TB: Tensor, targets_TB: Tensor) -> Tensor:
         """Cross entropy with AR and TAR of a window that follows the last one."""
-        config, rows = self.config, self.encoder.weight.new_ones(self.encoder.num_embeddings, 1)
+        config = self.config
+        rows = self.encoder.weight.new_ones(self.encoder.num_embeddings, 1)
         x = F.embedding(tokens_TB, self.encoder.weight * F.dropout(rows, config.dropoute))
         x = self._mask(x, config.dropouti)
         for layer, rnn in enumerate(self.rnns):

@@ -101,7 +101,8 @@ class ActivationPenalty:
     def __init__(self, module: nn.Module, norm: str = "l2", coefficient: float = 1.0, *, time_dim: int = 0) -> None:
         if norm not in (*NORMS, "temporal"):
             raise ValueError(f"norm {norm!r} is not one of {', '.join(NORMS)}, temporal")
-        self._norm, self._time_dim = norm, time_dim
+        self._norm = norm
+        self._time_dim = time_dim
         self._coefficient = coefficient
         self._terms: list[Tensor] = []
         self._handle = module.register_forward_hook(_Hook(self))

@@ -55,7 +55,8 @@ def adapted_nats(
     reader = learner.model if learner else model.without_dropout()
     device = model.decoder.bias.device
     history = History(max((cache.window for cache in caches if cache), default=0))
-    totals, targets = torch.zeros(len(caches), dtype=torch.float64, device=device), 0
+    totals = torch.zeros(len(caches), dtype=torch.float64, device=device)
+    targets = 0
     with torch.set_grad_enabled(learner is not None):
         rows = learner.dynamic.segment if learner else None
         for window, output in read(reader, batchify(ids, batch_size, device), rows):

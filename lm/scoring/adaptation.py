@@ -77,7 +77,8 @@ class Adaptation:
     """The modes that one command asks for, their settings given, published for the corpus, or tuned on valid."""
 
     def __init__(self, model: AWDLSTM, config: TrainConfig, corpus: Corpus, args: argparse.Namespace) -> None:
-        self._model, self._corpus = model, corpus
+        self._model = model
+        self._corpus = corpus
         self.plain = "none" in args.adapt
         modes = [mode for mode in args.adapt if mode != "none"]
         published = zip(("window", "lam", "theta"), CACHE_POINTER.get(corpus.name, ()), strict=False)

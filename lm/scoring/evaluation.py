@@ -55,7 +55,8 @@ class _ActivationSums:
         h_TBH = h_TBH.float()
         joined = h_TBH if self._last_BH is None else torch.cat([self._last_BH.unsqueeze(0), h_TBH])
         change = (joined[1:] - joined[:-1]).square().sum(dtype=torch.float64)
-        square, magnitude = h_TBH.square().sum(dtype=torch.float64), h_TBH.abs().sum(dtype=torch.float64)
+        square = h_TBH.square().sum(dtype=torch.float64)
+        magnitude = h_TBH.abs().sum(dtype=torch.float64)
         small = (h_TBH.abs() < INACTIVE).sum(dtype=torch.float64)
         self._sums += torch.stack([square, magnitude, small, change])
         self._values += h_TBH.numel()
@@ -96,7 +97,8 @@ def evaluate(
         CorpusError: the text is too short for `batch_size`.
     """
     device = model.decoder.bias.device
-    nats, targets = torch.zeros((), dtype=torch.float64, device=device), 0
+    nats = torch.zeros((), dtype=torch.float64, device=device)
+    targets = 0
     sums = _ActivationSums(device)
     was_training = model.training
     model.eval()

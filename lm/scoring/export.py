@@ -37,8 +37,10 @@ def export_run(run_dir: RunDir, directory: RunDir) -> None:
     if place.exists() and not directory.is_export and not (place.is_dir() and not any(place.iterdir())):
         raise ConfigError(f"--export: {directory} is there and not an export; choose another, or empty it")
     trained = load_trained(run_dir)
-    result, environment = read_json_object(run_dir.result), read_json_object(run_dir.environment)
-    config, weights = config_from_dict(trained["config"]), trained["model"]
+    result = read_json_object(run_dir.result)
+    environment = read_json_object(run_dir.environment)
+    config = config_from_dict(trained["config"])
+    weights = trained["model"]
     if config.tied:
         del weights["decoder.weight"]
     with fitting(run_dir.path):

@@ -116,7 +116,8 @@ def load_model(directory: RunDir, device: torch.device) -> tuple[AWDLSTM, TrainC
         CheckpointError: no usable weights.
     """
     trained = load_trained(directory)
-    config, weights = config_from_dict(trained["config"]), trained.pop("model")
+    config = config_from_dict(trained["config"])
+    weights = trained.pop("model")
     with fitting(directory.path), device:  # whatever kernel the run took, this machine takes its own
         model = AWDLSTM(len(weights["decoder.bias"]), dataclasses.replace(config, kernel="auto"))
         model.load_state_dict(weights)

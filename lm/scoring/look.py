@@ -40,7 +40,9 @@ class Activations:
             start: 0 is the first target, which is the text's second word.
             count: fewer where the column ends before.
         """
-        self._tokens, self._start, self._stop = tokens, start, start + count
+        self._tokens = tokens
+        self._start = start
+        self._stop = start + count
         self._row = self._read = 0
         self._small: list[np.ndarray] = []
         self._sample: list[np.ndarray] = []

@@ -101,14 +101,13 @@ def model_card(
     def shown(name: str, digits: int) -> str:
         return "not scored" if result.get(name) is None else f"{result[name]:.{digits}f}"
 
-    splits, statistics, corpus = (
-        ("train", "valid", "test"),
-        result["activation"],
-        known_corpora().get(result["dataset"]),
-    )
+    splits = ("train", "valid", "test")
+    statistics = result["activation"]
+    corpus = known_corpora().get(result["dataset"])
     shapes = [weights[f"rnns.{layer}.weight_ih_l0"].shape[1] for layer in range(config.nlayers)]
     widths = [weights[f"rnns.{layer}.weight_hh_l0"].shape[1] for layer in range(config.nlayers)]
-    versions, git = result["versions"], result["git"]
+    versions = result["versions"]
+    git = result["git"]
     return _CARD.format(
         title=title, layers=config.nlayers, cell=config.model, vocab_size=len(weights["encoder.weight"]),
         emsize=config.emsize, params=result["params"], tied=", decoder tied to the embedding" if config.tied else "",

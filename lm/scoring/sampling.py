@@ -83,12 +83,15 @@ def sample(
         seeds: each continuation has its own generator, so it is the same alone and among others.
         forbidden: ids that are never drawn.
     """
-    device, generators = model.decoder.bias.device, [torch.Generator().manual_seed(seed) for seed in seeds]
-    rows, logprob_B = torch.arange(len(seeds)), torch.zeros(len(seeds), dtype=torch.float64)
+    device = model.decoder.bias.device
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    rows = torch.arange(len(seeds))
+    logprob_B = torch.zeros(len(seeds), dtype=torch.float64)
     drawn: list[Tensor] = []
     with model.exact():
         logits, state = _advance(model, torch.tensor(context, device=device).unsqueeze(1), model.initial_state(1))
-        logits, state = logits.expand(len(seeds), -1), _columns(state, torch.zeros_like(rows, device=device))
+        logits = logits.expand(len(seeds), -1)
+        state = _columns(state, torch.zeros_like(rows, device=device))
         while True:
             logits = logits.cpu()
             p = next_word_probabilities(logits, sampling, forbidden)

@@ -54,7 +54,8 @@ def score_independent(model: AWDLSTM, lines: Sequence[np.ndarray], eos_id: int) 
 
     Lines of similar length share a forward pass, which does not change their figures. Arguments as above.
     """
-    device, nats = model.decoder.bias.device, [np.empty(0)] * len(lines)
+    device = model.decoder.bias.device
+    nats = [np.empty(0)] * len(lines)
     by_length = sorted(range(len(lines)), key=lambda index: len(lines[index]))
     for start in range(0, len(lines), _LINES):
         batch = by_length[start : start + _LINES]

@@ -18,7 +18,8 @@ from lm.scoring.dynamic import Dynamic
 
 logger = logging.getLogger(__name__)
 # What `tune_cache` tries, one pass over the text for all.
-_WINDOWS, _THETAS = (100, 250, 500, 1000, 2000, 4000), (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+_WINDOWS = (100, 250, 500, 1000, 2000, 4000)
+_THETAS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 _LAMBDAS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
 # Nats a word that are worth another pass over the text: 0.01 % of perplexity.
 _LEAST_GAIN = 1e-4

@@ -79,7 +79,8 @@ class RayExecutor:
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(f"--ray-address {address}: no cluster answers there: {error}") from None
-        self._ray, self._jobs = ray, jobs
+        self._ray = ray
+        self._jobs = jobs
         self._running: dict[Any, Job] = {}
         self._gpu = device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
         self._need = 1 if self._gpu else threads

@@ -150,7 +150,8 @@ class LocalExecutor:
     def __init__(self, jobs: int, threads: int, gpus: Sequence[str]) -> None:
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._slots = list(range(jobs or len(gpus) or max(1, cpus // threads)))
-        self._threads, self._gpus = threads, gpus
+        self._threads = threads
+        self._gpus = gpus
         self._running: dict[subprocess.Popen[bytes], tuple[Job, int]] = {}
 
     def room(self) -> bool:

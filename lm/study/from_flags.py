@@ -49,7 +49,8 @@ def study_from_flags(args: argparse.Namespace) -> Study:
     flags = {name: v if name in SINGLE else v[0] for name, v in fields.items() if name not in grid}
     refine: dict[str, Any] = {}
     if args.search:
-        refine["space"], grid = grid, {}
+        refine["space"] = grid
+        grid = {}
     elif args.refine and args.refine in grid:
         refine["values"] = grid.pop(args.refine)
     text = _line("dataset", dataset) + (_line("preset", preset) if preset else "") + _line("seeds", seeds)
@@ -89,7 +90,8 @@ def save_study(study: Study) -> None:
     """Write study.toml, or add the `[refine]` that flags asked for; what is there stays as it was written."""
     file = study.path / STUDY_FILE
     if file.exists():
-        text, refine = file.read_text(encoding="utf-8"), load_study(study.path).refine
+        text = file.read_text(encoding="utf-8")
+        refine = load_study(study.path).refine
         if refine or not study.refine:
             return
         logger.info("%s: [refine] added, a later sweep goes on with it without flags", file)

@@ -14,7 +14,8 @@ from lm.study.records import word_ppl
 
 logger = logging.getLogger(__name__)
 # Bytes of metrics.jsonl that surely hold the last record of an epoch, and lines of the block.
-_TAIL, _LINES = 1 << 18, 12
+_TAIL = 1 << 18
+_LINES = 12
 
 
 def run_state(job: Job) -> tuple[float, str]:
@@ -23,7 +24,9 @@ def run_state(job: Job) -> tuple[float, str]:
     if not records:
         return 0.0, "starting"
     epoch = next((record for record in reversed(records) if record["kind"] == "epoch"), None)
-    config, step, done = job.config, records[-1]["step"], 0.0
+    config = job.config
+    step = records[-1]["step"]
+    done = 0.0
     ppl = f", valid ppl {word_ppl(epoch, 'valid'):.2f}" if epoch else ""
     if epoch:
         done = epoch["epoch"] * step / max(epoch["step"], 1) / config.epochs
@@ -46,9 +49,12 @@ class LiveView:
     """Shows `total` runs; a context manager. The time left assumes that what remains goes as fast as what was done."""
 
     def __init__(self, total: int) -> None:
-        self._total, self._ended, self._gained = total, 0, 0.0
+        self._total = total
+        self._ended = 0
+        self._gained = 0.0
         self._begun: dict[str, tuple[Job, float, float]] = {}
-        self._started, self._shown = time.monotonic(), 0.0
+        self._started = time.monotonic()
+        self._shown = 0.0
         self._tty = sys.stderr.isatty()
         self._bars: list[tqdm] = []
 

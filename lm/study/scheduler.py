@@ -65,7 +65,8 @@ class Sweep:
     """The runs of one study: which are missing, where they are computed, and their way into the ledger."""
 
     def __init__(self, study: Study, args: argparse.Namespace) -> None:
-        self.study, self.args = study, args
+        self.study = study
+        self.args = args
         self.folder = Path(args.runs_dir, study.name)
         self.results = settled(study)
         self.failures: dict[str, str] = {}
@@ -143,13 +144,16 @@ class Sweep:
         """Keep the executor busy; a run that another sweep has taken is looked at again every second."""
         running: dict[str, Job] = {}
         waiting: deque[Job] = deque()
-        told, look_again = False, 0.0
+        told = False
+        look_again = 0.0
         while todo or waiting or running:
             if not todo and waiting and time.monotonic() >= look_again:
                 if not told:
                     logger.info("%d runs are computed by another sweep: waiting for them", len(waiting))
-                told, look_again = True, time.monotonic() + 1
-                todo, waiting = waiting, deque()
+                told = True
+                look_again = time.monotonic() + 1
+                todo = waiting
+                waiting = deque()
             while todo and executor.room():
                 job = todo.popleft()
                 if not self._claim(job):
@@ -190,7 +194,8 @@ class Sweep:
 
     def _settle(self, outcome: Outcome) -> str:
         """Enter how a run ended into the ledger, or among the failures; returns it in words."""
-        result, job = outcome.result, outcome.job
+        result = outcome.result
+        job = outcome.job
         if result and (outcome.code, result["status"]) in ((0, "completed"), (DivergedError.exit_code, "diverged")):
             return self._enter(outcome, result)
         self.failures[job.id] = (
@@ -250,7 +255,8 @@ class Sweep:
     def prune(self, configuration: dict[str, Any], epochs: int) -> None:
         """Enter a configuration that a search gave up after `epochs` into the ledger, as no result."""
         for seed in self.study.seeds:
-            job, rung_job = self.job(configuration, seed), self.job(configuration, seed, epochs)
+            job = self.job(configuration, seed)
+            rung_job = self.job(configuration, seed, epochs)
             if self.status(job) in _SETTLED:
                 continue
             rung = self.results.get(rung_job.id) or read_result(rung_job.run_dir, rung_job.config) or {}

@@ -30,7 +30,8 @@ from lm.config.bounds import Bounds
 from lm.config.schema import TrainConfig
 from lm.study.specification import Study
 
-JOURNAL, LOCK = "search.journal", "search.lock"
+JOURNAL = "search.journal"
+LOCK = "search.lock"
 _REDUCTION = 3
 _KEYS: dict[str, type] = {
     "field": str, "values": list, "rounds": int, "points": int, "search": str, "trials": int, "space": dict,
@@ -74,7 +75,8 @@ def check_settings(study: Study, settings: dict[str, Any], config: TrainConfig) 
         if not ranged and not (isinstance(values, list) and values):
             raise ConfigError(f"{file}: refine.space.{name}: must be a list of values, or low, high and perhaps log")
         if ranged:
-            ends, kinds = (values["low"], values["high"]), {int, _hint(study, name)[0]}
+            ends = (values["low"], values["high"])
+            kinds = {int, _hint(study, name)[0]}
             if not {*map(type, ends)} <= kinds or not ends[0] < ends[1] or (values.get("log") and ends[0] <= 0):
                 raise ConfigError(f"{file}: refine.space.{name}: low must be a number below high, above 0 with log")
             if "trials" not in settings:
@@ -263,7 +265,8 @@ def _draw(study: Study, trial: Any, space: dict[str, Any]) -> dict[str, Any]:
         if isinstance(values, list):
             configuration[name] = trial.suggest_categorical(name, values)
             continue
-        low, high, log = values["low"], values["high"], values.get("log", False)
+        low, high = values["low"], values["high"]
+        log = values.get("log", False)
         if _hint(study, name)[0] is int:
             configuration[name] = trial.suggest_int(name, low, high, log=log)
         else:

@@ -39,7 +39,8 @@ from lm.base.files import ROOT
 from lm.config.schema import TrainConfig
 from lm.config.values import make_config
 
-STUDY_FILE, LEDGER_FILE = "study.toml", "runs.jsonl"
+STUDY_FILE = "study.toml"
+LEDGER_FILE = "runs.jsonl"
 _KEYS = {"title", "question", "preset", "dataset", "seeds", "flags", "grid", "baseline", "quoted", "refine"}
 _QUOTED_KEYS: dict[str, type | tuple[type, ...]] = {
     "label": str, "source": str, "protocol": str, "valid_ppl": (int, float), "test_ppl": (int, float),

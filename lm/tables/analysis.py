@@ -183,7 +183,8 @@ def _configurations(
     study: Study, records: Sequence[dict[str, Any]], hidden: Set[str]
 ) -> tuple[tuple[str, ...], list[Configuration]]:
     """Fields that make the configurations, and these: those asked for in the study's order, then others by value."""
-    fields, usual = _varying(study, records, hidden), _usual(study)
+    fields = _varying(study, records, hidden)
+    usual = _usual(study)
     grouped: dict[Any, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
     for record in records:
         values = {name: config_of(record).get(name) for name in fields}
@@ -200,9 +201,11 @@ def _configurations(
 
 
 def _configuration(values: dict[str, Any], records: Sequence[dict[str, Any]], seeds: Sequence[int]) -> Configuration:
-    runs, others = {}, {}
+    runs = {}
+    others = {}
     for record in records:
-        seed, status = _seed(record), record.get("status", "unknown")
+        seed = _seed(record)
+        status = record.get("status", "unknown")
         if status == "completed" and math.isfinite(loss_of(record, "valid")):
             runs[seed] = record
         else:

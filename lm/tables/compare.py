@@ -96,7 +96,8 @@ def load_source(name: str) -> Source:
 def _load_run(name: str, file: Path) -> Source:
     try:
         record = check_record(json.loads(file.read_bytes()), str(file))
-        config, seed = dict(record["config"]), record["seed"]
+        config = dict(record["config"])
+        seed = record["seed"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{file}: not the result of a run: {error!r}") from None
     status = record.get("status", "unknown")
@@ -187,7 +188,8 @@ def _untested(difference: Difference) -> Difference:
 
 def _published_rows(row: Row, first: Row | None) -> list[Row]:
     """The published figures of a row's corpus, preset and varying configuration, held against the reference."""
-    config, rows = row.config, []
+    config = row.config
+    rows = []
     for figure in load_published():
         if (figure["dataset"], figure["preset"]) != (row.dataset, config.get("preset")):
             continue
@@ -266,7 +268,8 @@ def compare_text(rows: Sequence[Row]) -> str:
 
 
 def _line(row: Row) -> list[str]:
-    found, change = row.configuration, row.ppl_difference
+    found = row.configuration
+    change = row.ppl_difference
     return [
         row.source, row.verdict, "1" if row.quoted_from else str(len(found.runs)),
         mean_sd(found.estimates.get("valid_ppl")), mean_sd(found.estimates.get("test_ppl")),

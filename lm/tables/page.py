@@ -115,7 +115,8 @@ def unfinished(analysis: Analysis) -> list[str]:
 
 def provenance(analysis: Analysis) -> str:
     """The command that makes these figures, and the code, machine and time that made them."""
-    study, records = analysis.study, analysis.records
+    study = analysis.study
+    records = analysis.records
     commits = set()
     for git in filter(None, (record.get("git") for record in records)):
         changed = " with uncommitted changes" if git.get("dirty") else ""

@@ -90,7 +90,8 @@ def _plot(path: Path, rows: dict[str, dict[str, Any]]) -> None:
     from lm.base.plotting import new_figure, save_png  # matplotlib takes half a second to import
 
     figure = new_figure((8, 0.55 * len(rows) + 1.2))
-    axes, places = figure.add_subplot(), np.arange(len(rows))
+    axes = figure.add_subplot()
+    places = np.arange(len(rows))
     for shift, key, label in ((-0.2, "tokens_per_s", "this project"), (0.2, "plain_tokens_per_s", "plain PyTorch")):
         bars = axes.barh(places + shift, [row[key] for row in rows.values()], 0.38, label=label)
         axes.bar_label(bars, fmt="{:,.0f}", padding=3)

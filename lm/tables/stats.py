@@ -57,7 +57,8 @@ def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) ->
     if not seeds:
         return None
     differences = [ours[seed] - theirs[seed] for seed in seeds]
-    mean, n = float(np.mean(differences)), len(seeds)
+    mean = float(np.mean(differences))
+    n = len(seeds)
     if n == 1:
         return Difference(mean, n)
     if no_spread(differences):
@@ -69,7 +70,8 @@ def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) ->
 
 def welch_difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     """mean(ours) - mean(theirs), n of the smaller, with Welch's t-test; no test for one value or without any spread."""
-    mean, n = float(np.mean(ours) - np.mean(theirs)), min(len(ours), len(theirs))
+    mean = float(np.mean(ours) - np.mean(theirs))
+    n = min(len(ours), len(theirs))
     if n < 2 or no_spread(ours, theirs):
         return Difference(mean, n)
     test = stats.ttest_ind(ours, theirs, equal_var=False)
@@ -82,7 +84,8 @@ def draw_difference(single: float, sample: Sequence[float]) -> Difference:
 
     t = difference / (sd sqrt(1 + 1/n)) with n - 1 degrees of freedom: the prediction interval. n: the sample's size.
     """
-    mean, n = float(single - np.mean(sample)), len(sample)
+    mean = float(single - np.mean(sample))
+    n = len(sample)
     if n < 2 or no_spread(sample):
         return Difference(mean, n)
     scale = float(np.std(sample, ddof=1)) * math.sqrt(1 + 1 / n)

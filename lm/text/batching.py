@@ -77,7 +77,10 @@ class BPTTWindows:
         self, columns_NB: Tensor, bptt: int, *, variable: bool = False, max_delta: int = 0, seed: int = 0
     ) -> None:
         """Start at the top of the text; lengths are drawn around `bptt` when `variable`, up to bptt + max_delta."""
-        self._columns, self._bptt, self._variable, self._max_length = columns_NB, bptt, variable, bptt + max_delta
+        self._columns = columns_NB
+        self._bptt = bptt
+        self._variable = variable
+        self._max_length = bptt + max_delta
         self._generator = torch.Generator().manual_seed(seed)
         self._position = 0
 

@@ -22,13 +22,17 @@ def detokenize(words: Iterable[str]) -> str:
     Punctuation is attached, straight quotes in pairs within a line; contractions are joined ("did n't", "Teddy 's"),
     "@-@", "@,@" and "@.@" become the character between the words around them, PTB's "\/" becomes "/".
     """
-    pieces, joined, quoted = [], True, False
+    pieces = []
+    joined = True
+    quoted = False
     for word in words:
         if word == EOS:
             pieces.append("\n")
-            joined, quoted = True, False
+            joined = True
+            quoted = False
             continue
-        inner, quote = word in _INNER, word == '"'
+        inner = word in _INNER
+        quote = word == '"'
         attached = inner or word in _NO_SPACE_BEFORE or _CONTRACTION.fullmatch(word) or (quote and quoted)
         pieces += ["" if joined or attached else " ", _INNER.get(word, word.replace("\\/", "/"))]
         joined = inner or word in _NO_SPACE_AFTER or (quote and not quoted)

@@ -20,13 +20,17 @@ def download(card: CorpusCard) -> dict[str, bytes]:
     import datasets  # takes most of a second, and only a download needs it
     import huggingface_hub
 
-    repo, folder, column = card.hub["id"], card.hub["folder"], card.hub["column"]
+    repo = card.hub["id"]
+    folder = card.hub["folder"]
+    column = card.hub["column"]
     if os.path.isabs(repo):
-        base, names = repo, [path.relative_to(repo).as_posix() for path in Path(repo).rglob("*.parquet")]
+        base = repo
+        names = [path.relative_to(repo).as_posix() for path in Path(repo).rglob("*.parquet")]
     else:
         # One request without retries, so that a refused network is found out in seconds; `load_dataset` tries for 20 s.
         info = huggingface_hub.dataset_info(repo, revision=card.hub["revision"], timeout=HUB_TIMEOUT_S)
-        base, names = f"hf://datasets/{repo}@{card.hub['revision']}", [file.rfilename for file in info.siblings or ()]
+        base = f"hf://datasets/{repo}@{card.hub['revision']}"
+        names = [file.rfilename for file in info.siblings or ()]
     files: dict[str, list[str]] = {}
     for split, hub_split in zip(SPLITS, ("train", "validation", "test"), strict=True):
         pattern = re.compile(rf"{re.escape(folder)}/(.*[/-])?{hub_split}([/-].*)?\.parquet")

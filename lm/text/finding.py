@@ -98,7 +98,8 @@ def _find(dataset: str | None, data: str | Path | None) -> _Found:
             if dataset not in (None, alias):
                 raise ConfigError(f"--data {data} stands for the corpus {alias}, not for --dataset {dataset}")
             logger.warning("--data %s: no such folder; looking for the corpus %s in the usual places", data, alias)
-            dataset, data = alias, None
+            dataset = alias
+            data = None
     if dataset is not None and not re.fullmatch(r"\w[\w.-]*" if data is None else "[^/]+", dataset):
         raise ConfigError(f"--dataset {dataset!r} is not the name of a corpus; name a folder by --data")
     if dataset == "pydocs":

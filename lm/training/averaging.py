@@ -42,7 +42,8 @@ class NTASGD:
 
     def start(self, model: AWDLSTM) -> None:
         """Average from the next update on."""
-        self.averaged, self.iterates = copy.deepcopy(model), 0
+        self.averaged = copy.deepcopy(model)
+        self.iterates = 0
 
     @torch.no_grad()
     def after_update(self, model: AWDLSTM) -> None:
@@ -64,8 +65,10 @@ class NTASGD:
 
     def load_state_dict(self, state: dict[str, Any], model: AWDLSTM) -> None:
         """Restore what `state_dict` returned; `model` gives the structure of the mean."""
-        self.history, self.triggered = list(state["history"]), state["triggered"]
+        self.history = list(state["history"])
+        self.triggered = state["triggered"]
         if state["averaged"] is not None:
             mean = copy.deepcopy(model)
             mean.load_state_dict(state["averaged"])
-            self.averaged, self.iterates = mean, state["iterates"]
+            self.averaged = mean
+            self.iterates = state["iterates"]

@@ -53,7 +53,8 @@ def _is_as_written(path: Path) -> bool:
             with zipfile.ZipFile(path) as archive:  # written by torch.save alone, with a CRC-32 for every tensor
                 return archive.testzip() is None
         file.seek(0)
-        digest, covered = hashlib.sha256(), size - _DIGEST_BYTES
+        digest = hashlib.sha256()
+        covered = size - _DIGEST_BYTES
         for start in range(0, covered, _BLOCK_BYTES):
             digest.update(file.read(min(_BLOCK_BYTES, covered - start)))
         return file.read() == digest.digest()

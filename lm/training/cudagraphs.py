@@ -27,7 +27,8 @@ class CUDAGraphs:
         self._graphs: dict[torch.Size, Recorded | None] = {}
         if device.type == "cuda":
             # Graphs share memory, as no two run at a time; what is recorded may not be on the default stream.
-            self._stream, self._pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+            self._stream = torch.cuda.Stream(device)
+            self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, function: Callable[..., None], *inputs: Tensor) -> None:
         """Call the function with tensors of one shape."""
@@ -50,7 +51,8 @@ class CUDAGraphs:
             graph.replay()
 
     def _record(self, function: Callable[..., None], inputs: tuple[Tensor, ...]) -> Recorded:
-        held, graph = [value.clone() for value in inputs], torch.cuda.CUDAGraph()
+        held = [value.clone() for value in inputs]
+        graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, self._pool, self._stream):  # runs nothing
             function(*held)
         return graph, held

@@ -127,7 +127,8 @@ class _LineHandler(logging.StreamHandler):
 def log_to(path: Path) -> Iterator[None]:
     """Append every message of this package to `path` as well, details included; OSError on a full disk."""
     file = LineFile(path)
-    package, handler = logging.getLogger("lm"), _LineHandler(file)
+    package = logging.getLogger("lm")
+    handler = _LineHandler(file)
     level = package.level
     package.addHandler(handler)
     package.setLevel(logging.DEBUG)

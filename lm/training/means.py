@@ -55,4 +55,5 @@ class IntervalMeans:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self._sums.copy_(state["sums"])
-        self._updates, self._targets = state["updates"], state["targets"]
+        self._updates = state["updates"]
+        self._targets = state["targets"]

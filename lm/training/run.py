@@ -50,7 +50,9 @@ class Run:
     """The parts of a training run. Equal configurations and corpora build equal runs, to the bit."""
 
     def __init__(self, config: TrainConfig, corpus: Corpus, device: torch.device) -> None:
-        self.config, self.corpus, self.device = config, corpus, device
+        self.config = config
+        self.corpus = corpus
+        self.device = device
         set_determinism(config.deterministic, config.seed)
         with device:
             self.model = AWDLSTM(corpus.vocab_size, config, pick_precision(config.precision, device))
@@ -74,7 +76,8 @@ class Run:
 
     def _check_columns(self) -> None:
         """Raise CorpusError, naming split and flag, where a split is too short for what training will cut it into."""
-        config, corpus = self.config, self.corpus
+        config = self.config
+        corpus = self.corpus
         columns = [("train", "batch_size"), ("train", "eval_batch_size"), ("valid", "eval_batch_size")]
         for split, field_name in [*columns, ("test", "test_batch_size")]:
             where = f"{corpus.source}, {split}"
@@ -84,7 +87,8 @@ class Run:
 
     def fraction(self, of_epoch: float) -> float:
         """How much of the run (0 to 1) is over after `of_epoch` (0 to 1) of the current epoch, for the schedule."""
-        config, progress = self.config, self.progress
+        config = self.config
+        progress = self.progress
         done = (progress.epoch - 1 + of_epoch) / config.epochs
         return max(done, progress.step / config.max_steps) if config.max_steps else done
 
@@ -97,7 +101,8 @@ class Run:
 
     def is_over(self) -> bool:
         """Whether training ends at this end of an epoch."""
-        config, progress = self.config, self.progress
+        config = self.config
+        progress = self.progress
         return (
             progress.epoch > config.epochs
             or (config.max_steps > 0 and progress.step >= config.max_steps)
@@ -165,7 +170,8 @@ class Run:
         carry_state(self.hidden, state["hidden"])
         self.means.load_state_dict(state["means"])
         self.progress = Progress(**state["progress"])
-        between_epochs, epoch = self.windows.at_start, self.progress.epoch
+        between_epochs = self.windows.at_start
+        epoch = self.progress.epoch
         if (begun := epoch - between_epochs) > self.config.epochs:
             raise ConfigError(f"--epochs: this run is in epoch {begun} already; give at least as many")
         self.progress.finished = between_epochs and self.is_over()

@@ -10,7 +10,9 @@ from lm.config.schema import TrainConfig
 
 # One cycle (Smith 2018, arXiv 1803.09820): cosine from lr/25 up to lr over the first 30 % of the run, then down to
 # lr/25/10^4. The shape and its constants are those of torch.optim.lr_scheduler.OneCycleLR's defaults.
-_CYCLE_WARMUP, _CYCLE_START, _CYCLE_END = 0.3, 25.0, 1e4
+_CYCLE_WARMUP = 0.3
+_CYCLE_START = 25.0
+_CYCLE_END = 1e4
 
 
 # Where the trapezoid's rate starts, and where its linear fall ends.
@@ -67,7 +69,8 @@ def schedule_factor(schedule: str, fraction: float) -> float:
         low = 1 / _CYCLE_START
         if fraction < _CYCLE_WARMUP:
             return low + (1 - low) * (1 - math.cos(math.pi * fraction / _CYCLE_WARMUP)) / 2
-        end, rest = low / _CYCLE_END, (fraction - _CYCLE_WARMUP) / (1 - _CYCLE_WARMUP)
+        end = low / _CYCLE_END
+        rest = (fraction - _CYCLE_WARMUP) / (1 - _CYCLE_WARMUP)
         return end + (1 - end) * (1 + math.cos(math.pi * rest)) / 2
     return 1.0
 
@@ -103,4 +106,5 @@ class LearningRate:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self.base, self.best = state["base"], state["best"]
+        self.base = state["base"]
+        self.best = state["best"]

@@ -85,7 +85,8 @@ class RunWriter:
 
     def write_result(self, run: Run, status: str, scores: dict[str, Any]) -> dict[str, Any]:
         """Write result.json, the last file of a run, and return its content."""
-        progress, known = run.progress, math.isfinite(run.progress.best_loss)
+        progress = run.progress
+        known = math.isfinite(run.progress.best_loss)
         result = {
             "status": status, "id": config_id(run.config), "config": as_plain(run.config), "seed": run.config.seed,
             "dataset": run.corpus.name, "best_epoch": progress.best_epoch,

@@ -54,7 +54,8 @@ class FusedLSTM(torch.autograd.Function):
         out, h, c, gates, tanh_c = _lstm_steps(z_TB4H, h_BH, c_BH, pack_linear(w_rec))
         if keep:
             ctx.save_for_backward(x, w_ih, mask, h, c, gates, tanh_c)
-            ctx.recur_back, ctx.scale = recur_back, scale
+            ctx.recur_back = recur_back
+            ctx.scale = scale
         return out, out[-1].clone(), c[-1].clone()
 
     @staticmethod
@@ -73,7 +74,9 @@ class FusedLSTM(torch.autograd.Function):
 
 def _lstm_steps(z_TB4H: Tensor, h_BH: Tensor, c_BH: Tensor, recur: Linear) -> tuple[Tensor, ...]:
     """The forward loop: from W_ih x + b (rows of g doubled) to out, h_{-1..T-1}, c_{-1..T-1}, gates, tanh(c)."""
-    (T, B, _), H, exact = z_TB4H.shape, h_BH.shape[1], c_BH.dtype
+    T, B, _ = z_TB4H.shape
+    H = h_BH.shape[1]
+    exact = c_BH.dtype
     h = z_TB4H.new_empty(T + 1, B, H)
     c, out, tanh_c = (c_BH.new_empty(T + k, B, H) for k in (1, 0, 0))
     gates = z_TB4H if z_TB4H.dtype == exact else torch.empty_like(z_TB4H, dtype=exact)
@@ -110,7 +113,9 @@ def _lstm_steps_back(dout_TBH, dh_BH, dc_BH, dtype, c, gates, tanh_c, recur_back
     by_h = torch.ops.aten.tanh_backward(o, tanh_c)
 
     dz = exact_dz if dtype == gates.dtype else torch.empty_like(exact_dz, dtype=dtype)
-    dh, dc, dh_next = torch.empty_like(dh_BH), dc_BH.clone(), dh_BH
+    dh = torch.empty_like(dh_BH)
+    dc = dc_BH.clone()
+    dh_next = dh_BH
     rows = zip(*(v.unbind() for v in (dout_TBH, f, by_h, exact_dz, exact_dz[:, :, :3], dz_o, dz)), strict=True)
     for t, (dout_t, f_t, by_h_t, exact_t, ifg_t, o_t, dz_t) in reversed(list(enumerate(rows))):
         torch.add(dout_t, dh_next, out=dh)
