@@ -79,10 +79,10 @@ def look_inside(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--words: START must be below {length}, the words of a column of {split}; got {start}")
     reports = []
     seen = {}
-    for name, (model, config, _) in zip(names, runs, strict=True):
+    for name, (model, trained, _) in zip(names, runs, strict=True):
         one = look.Activations(len(ids), start, count)
         result = evaluate(model, ids, columns, watch=one.add)
-        label = f"{name}: AR {config.alpha:g}, TAR {config.beta:g}; perplexity {result.perplexity:.2f}"
+        label = f"{name}: AR {trained.alpha:g}, TAR {trained.beta:g}; perplexity {result.perplexity:.2f}"
         seen[f"{label}, rms h {result.activation['rms']:.3f}, rms dh {result.activation['temporal_rms']:.3f}"] = one
         report = {"run": str(name), "loss": result.loss, "ppl": result.perplexity, "activation": result.activation}
         reports.append(report | one.as_json())

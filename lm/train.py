@@ -21,7 +21,6 @@ from torch import Tensor
 
 from lm.base.device import keep_freed_memory, peak_memory, pick_device
 from lm.base.errors import ConfigError, DivergedError, Interrupted, run_cli
-from lm.base.numbers import perplexity
 from lm.base.rundir import RunDir
 from lm.base.signals import StopSignals
 from lm.config.flags import parse_train_args
@@ -29,13 +28,13 @@ from lm.config.schema import RunOptions, TrainConfig
 from lm.config.values import as_plain, make_config
 from lm.nn.model import carry_state, count_parameters
 from lm.nn.regularization import regularization_terms
-from lm.scoring.evaluation import Evaluation, evaluate
 from lm.scoring.loading import load_trained
+from lm.scoring.validation import final_scores, log_epoch, validate
 from lm.text.batching import Window
 from lm.text.finding import configured_corpus, corpus_name
-from lm.text.units import split_units, summary, units_text
+from lm.text.units import summary
 from lm.training.checkpoint import fitting, load_checkpoint, load_latest
-from lm.training.divergence import check_loss, check_update, check_weights
+from lm.training.divergence import check_update, check_weights
 from lm.training.log import RunLog, log_to
 from lm.training.optim import clip, set_beta1, set_rate
 from lm.training.results import choose_run_dir, finished_result
@@ -164,17 +163,6 @@ def end_epoch(run: Run, writer: RunWriter, log: RunLog, stop: StopSignals) -> No
     writer.save_last(run, log.sync())
 
 
-def validate(run: Run, where: str, stop: StopSignals) -> dict[str, Evaluation]:
-    """Each candidate, `raw` or `averaged`, on valid, the better one first. Raises DivergedError, naming `where`."""
-    ids = run.corpus.splits["valid"]
-    columns = run.config.eval_batch_size
-    found = {}
-    for name, model in run.candidates().items():
-        found[name] = evaluate(model, ids, columns, between_windows=stop.check)
-        check_loss(found[name].loss, where, activation=found[name].activation)
-    return dict(sorted(found.items(), key=lambda pair: pair[1].loss))
-
-
 def keep_starting_point(run: Run, writer: RunWriter, log: RunLog, stop: StopSignals) -> None:
     """Make what fine-tuning starts from the best so far, so that it never ends worse on valid."""
     config = run.config
@@ -184,53 +172,6 @@ def keep_starting_point(run: Run, writer: RunWriter, log: RunLog, stop: StopSign
     progress.best_activation = valid.activation
     writer.save_best(run, run.candidates()[better])
     log.message(f"fine-tuning {config.finetune}: valid {valid.loss:.4f}  ppl {valid.perplexity:8.2f} at the start")
-
-
-def log_epoch(run: Run, log: RunLog, evaluations: dict[str, Evaluation]) -> None:
-    """Record an epoch's validation: the better of `evaluations`, which comes first, and the losses of both."""
-    progress = run.progress
-    better, valid = next(iter(evaluations.items()))
-    averaged = better == "averaged"
-    losses = {f"valid_loss_{name}": each.loss for name, each in evaluations.items()} if len(evaluations) > 1 else {}
-    rate = run.learning_rate.at(run.fraction(1.0))
-    figures = split_units(run.corpus, "valid", valid.loss)
-    values = {
-        "epoch": progress.epoch, "lr": rate, "valid_loss": valid.loss, "valid_ppl": valid.perplexity,
-        "averaged": averaged, "activation": valid.activation, "seconds": round(progress.seconds, 2),
-    } | losses | {f"valid_{name}": value for name, value in figures.items()}  # fmt: skip
-    log.record("epoch", progress.step, values)
-    log.histogram("activation", valid.sample_TBH, progress.step)
-    log.message(
-        f"epoch {progress.epoch:3}/{run.config.epochs}  lr {rate:<8.4g} valid {valid.loss:.4f}  "
-        f"ppl {valid.perplexity:8.2f}{'*' if valid.loss < progress.best_loss else ' '} "
-        f"rms h {valid.activation['rms']:.3f}  rms dh {valid.activation['temporal_rms']:.3f}  "
-        f"{progress.seconds:6.0f} s{'  (averaged)' if averaged else ''}{units_text(figures)}"
-    )
-
-
-def final_scores(run: Run, run_dir: RunDir, options: RunOptions, stop: StopSignals) -> dict[str, Any]:
-    """Perplexity of the best checkpoint on train (the generalisation gap) and, once, on test."""
-    config = run.config
-    corpus = run.corpus
-    best = load_checkpoint(run_dir.best)
-    with fitting(run_dir.best):
-        run.model.load_state_dict(best["model"])
-
-    def score(split: str, columns: int, tokens: int | None = None) -> float:
-        found = evaluate(run.model, corpus.splits[split][:tokens], columns, between_windows=stop.check)
-        check_loss(found.loss, split, activation=found.activation)
-        return found.loss
-
-    scores = {"train_loss": score("train", config.eval_batch_size, config.eval_train_tokens or None)}
-    if options.eval_test:
-        scores["test_loss"] = score("test", config.test_batch_size)
-        if config.test_batch_size != 1:  # beside the protocol's figure the one that scores every token
-            scores["test_batch1_loss"] = score("test", 1)
-    figures: dict[str, float] = {}
-    for name, loss in (scores | {"valid_loss": run.progress.best_loss}).items():
-        units = {"ppl": perplexity(loss)} | split_units(corpus, name.split("_")[0], loss)
-        figures |= {name.replace("loss", unit): value for unit, value in units.items()}
-    return scores | figures
 
 
 def open_run(config: TrainConfig, options: RunOptions, device: torch.device, run_dir: RunDir) -> tuple[Run, int]:
@@ -259,6 +200,17 @@ def open_run(config: TrainConfig, options: RunOptions, device: torch.device, run
     return run, log_position
 
 
+def prepare_device(config: TrainConfig, options: RunOptions) -> torch.device:
+    """The device to train on, with this process set up for it. Raises ConfigError where the kernel cannot run on it."""
+    keep_freed_memory()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = pick_device(options.device)
+    if config.kernel == "fused" and device.type != "cpu":
+        raise ConfigError("--kernel: the fused kernel is for CPUs; use auto or native, or --device cpu")
+    return device
+
+
 def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
     """One run, from a configuration to the content of its result.json ({} for a dry run).
 
@@ -277,24 +229,13 @@ def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
         logger.info("%s is complete: nothing to do", run_dir)
         writer.copy_best()
         return result
-    keep_freed_memory()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    device = pick_device(options.device)
-    if config.kernel == "fused" and device.type != "cpu":
-        raise ConfigError("--kernel: the fused kernel is for CPUs; use auto or native, or --device cpu")
+    device = prepare_device(config, options)
     run, log_position = open_run(config, options, device, run_dir)
     logger.info(
         "%s: %s tokens, %s types; %s parameters; %s, %s, %d threads; %s",
-        run.corpus.name,
-        f"{len(run.corpus.splits['train']):,}",
-        f"{run.corpus.vocab_size:,}",
-        f"{count_parameters(run.model):,}",
-        device,
-        run.model.precision,
-        torch.get_num_threads(),
-        run_dir,
-    )
+        run.corpus.name, f"{len(run.corpus.splits['train']):,}", f"{run.corpus.vocab_size:,}",
+        f"{count_parameters(run.model):,}", device, run.model.precision, torch.get_num_threads(), run_dir,
+    )  # fmt: skip
     if options.dry_run:
         return {}
     with (

@@ -203,12 +203,11 @@ def _race(
 ) -> None:
     """Train the open trials of the Optuna study `found` and new ones, from rung to rung."""
     rungs = _rungs(epochs) if settings["search"] == "hyperband" else [epochs]
-    race = []
-    for trial in found.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
-        race.append(optuna.trial.Trial(found, trial._trial_id))
+    begun = found.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING])
+    trials = [optuna.trial.Trial(found, trial._trial_id) for trial in begun]
     waiting = len(found.get_trials(deepcopy=False, states=[optuna.trial.TrialState.WAITING]))
-    race += [found.ask() for _ in range(waiting + max(0, settings.get("trials", 0) - len(found.trials)))]
-    race = [(trial, study.baseline | _draw(study, trial, settings["space"])) for trial in race]
+    trials += [found.ask() for _ in range(waiting + max(0, settings.get("trials", 0) - len(found.trials)))]
+    race = [(trial, study.baseline | _draw(study, trial, settings["space"])) for trial in trials]
     for rung in rungs:
         known = [found.trials[trial.number].intermediate_values.get(rung) for trial, _ in race]
         new = measure(

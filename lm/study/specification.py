@@ -190,10 +190,10 @@ def _expand(
     blocks = [dict(block) for block in blocks]
     block_seeds = [_seeds(file, "grid.seed", b.pop("seed")) if "seed" in b else seeds for b in blocks]
     blocks = [_fields(file, "grid", block) for block in blocks]
-    names = list(dict.fromkeys(name for block in blocks for name in block))
+    fields = list(dict.fromkeys(name for block in blocks for name in block))
     found: dict[Any, tuple[dict[str, Any], dict[int, None]]] = {}
     for block, own_seeds in zip(blocks, block_seeds, strict=True):
-        for name in names:
+        for name in fields:
             _check(
                 file,
                 f"grid.{name}",
@@ -202,8 +202,8 @@ def _expand(
             )
             values = block.get(name, [flags.get(name)])
             _check(file, f"grid.{name}", isinstance(values, list) and bool(values), "must be a list of values")
-        for values in itertools.product(*(block.get(name, [flags.get(name)]) for name in names)):
-            configuration = dict(zip(names, values, strict=True))
+        for combination in itertools.product(*(block.get(name, [flags.get(name)]) for name in fields)):
+            configuration = dict(zip(fields, combination, strict=True))
             found.setdefault(identity(configuration), (configuration, {}))[1].update(dict.fromkeys(own_seeds))
     return tuple(configuration for configuration, _ in found.values()), tuple(tuple(own) for _, own in found.values())
 

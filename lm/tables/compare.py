@@ -8,40 +8,25 @@ draw.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from lm.base.errors import ConfigError
 from lm.base.numbers import perplexity
-from lm.base.rundir import RunDir
-from lm.config.values import as_plain, make_config, with_defaults
-from lm.study.ledger import check_record, read_ledger
-from lm.study.records import METRICS, config_of, label, show
-from lm.study.specification import STUDY_FILE, identity, load_study
-from lm.tables.analysis import analyse
+from lm.config.values import as_plain, make_config
+from lm.study.records import METRICS, label, show
+from lm.study.specification import identity
 from lm.tables.configurations import Configuration, with_estimates
 from lm.tables.published import MARKS, NO_PROTOCOL, PUBLISHED, PUBLISHED_FILE, load_published
+from lm.tables.sources import load_source
 from lm.tables.stats import Difference, draw_difference, paired_difference, welch_difference, with_holm
 from lm.tables.text import aligned, interval, mean_sd, number, signed, verdict
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Source:
-    """What one argument of --compare names: its configurations, all values of each, and the fields that make them."""
-
-    name: str
-    dataset: str
-    fields: tuple[str, ...]
-    configurations: tuple[Configuration, ...]
-    configs: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -71,41 +56,6 @@ class Row:
         if self.configuration.diverged:
             return "diverged on some seed"
         return verdict(self.difference)
-
-
-def load_source(name: str) -> Source:
-    """A study or a run directory. Raises ConfigError when the folder is neither."""
-    folder = Path(name)
-    if RunDir(folder).result.is_file():
-        return _load_run(name, RunDir(folder).result)
-    if (folder / STUDY_FILE).is_file():
-        study = load_study(folder)
-        analysis = analyse(study, read_ledger(study.ledger))
-        configs = [
-            config_of(next(iter(configuration.runs.values())))
-            if configuration.runs
-            else as_plain(study.config(**configuration.values))
-            for configuration in analysis.configurations
-        ]
-        return Source(name, study.dataset, analysis.fields, analysis.configurations, tuple(configs))
-    raise ConfigError(
-        f"--compare {name}: neither a study ({STUDY_FILE}), nor a finished run (result.json), nor published"
-    )
-
-
-def _load_run(name: str, file: Path) -> Source:
-    try:
-        record = check_record(json.loads(file.read_bytes()), str(file))
-        config = dict(record["config"])
-        seed = record["seed"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{file}: not the result of a run: {error!r}") from None
-    status = record.get("status", "unknown")
-    configuration = (
-        Configuration({}, runs={seed: record}) if status == "completed" else Configuration({}, others=((seed, status),))
-    )
-    dataset = record.get("dataset") or config.get("dataset", "")
-    return Source(name, dataset, (), (with_estimates(configuration),), (with_defaults(config),))
 
 
 def _texts(configuration: Configuration) -> set[Any]:

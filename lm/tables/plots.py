@@ -1,6 +1,6 @@
 """Plots of a study, as PNG files that are the same bytes whenever they are drawn from the same ledger.
 
-Everywhere the baseline is black and the configuration chosen on valid is orange.
+Everywhere the baseline is black and the configuration chosen on valid is orange (`lm.tables.axes`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -19,19 +18,26 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from lm.base.numbers import is_number
-from lm.base.plotting import BASELINE, CHOSEN, OTHER, PALE, house_style, new_figure, place_labels, save_png
+from lm.base.plotting import BASELINE, CHOSEN, OTHER, PALE, house_style, place_labels, save_png
 from lm.study.records import show
 from lm.study.specification import identity
 from lm.tables.analysis import Analysis
+from lm.tables.axes import (
+    NAMES,
+    ceiling,
+    colour_of,
+    configurations_over,
+    cut_scale,
+    held_fixed,
+    legend_below,
+    new_panels,
+    places_of,
+    set_ticks,
+)
 from lm.tables.configurations import Configuration
-from lm.tables.stats import Estimate
 from lm.tables.text import number
 
 _MORE = (OTHER, "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-_NAMES = {
-    "alpha": "alpha (coefficient of AR)", "beta": "beta (coefficient of TAR)",
-    "rms": "rms of the activations h", "temporal_rms": "rms of h[t+1] - h[t]",
-}  # fmt: skip
 Plot = tuple[Figure, str]
 
 
@@ -49,90 +55,24 @@ def draw_plots(analysis: Analysis, folder: Path) -> list[tuple[str, str]]:
     return drawn
 
 
-def _figure(panels: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    figure = new_figure(size)
-    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
-
-
-def _colour(analysis: Analysis, configuration: Configuration, other: str = OTHER) -> str:
-    index = next(i for i, c in enumerate(analysis.configurations) if c is configuration)
-    return CHOSEN if index == analysis.chosen else BASELINE if index == analysis.baseline else other
-
-
-def _slice(analysis: Analysis, *free: str) -> list[Configuration]:
-    """The baseline, and what differs from it in the fields `free` alone, which hold numbers."""
-    if analysis.base is None:
-        return []
-    base = analysis.base.values
-    held = set(analysis.fields) - set(free)
-    same = [c for c in analysis.configurations if all(identity(c.values.get(f)) == identity(base.get(f)) for f in held)]
-    return [configuration for configuration in same if all(is_number(configuration.values.get(name)) for name in free)]
-
-
-def _rest(analysis: Analysis, *free: str) -> str:
-    """What is held fixed in a slice, in words."""
-    base = analysis.configurations[analysis.baseline or 0].values
-    fixed = ", ".join(f"{name} {show(value)}" for name, value in base.items() if name not in free)
-    return f" at {fixed}" if fixed else ""
-
-
-def _cut_scale(ax: Axes, estimates: Sequence[Estimate], baseline: Estimate | None) -> float:
-    """Cut the scale where an outlier would flatten all differences; returns the largest mean that stays in."""
-    means = [e.mean for e in estimates]
-    top = _ceiling(means, baseline.mean if baseline else None)
-    if max(means) > top:
-        inside = [(e.mean - (e.sd or 0), e.mean + (e.sd or 0)) for e in estimates if e.mean <= top]
-        low, high = min(a for a, _ in inside), max(b for _, b in inside)
-        ax.set_ylim(low - 0.1 * (high - low), high + 0.25 * (high - low))
-    return top
-
-
-def _ceiling(means: Sequence[float], baseline: float | None) -> float:
-    """The largest mean that is not far off."""
-    best = min(means)
-    return best + 4 * max((baseline or best) - best, statistics.median(means) - best, 0.01 * best)
-
-
-def _places(values: Sequence[float]) -> dict[float, float]:
-    """Value -> place on the axis: linear for a narrow range, else logarithmic with 0 one step to the left."""
-    values = sorted(set(values))
-    positive = [v for v in values if v > 0]
-    if len(positive) < 2 or values[0] < 0 or positive[-1] / positive[0] <= 4:
-        return {v: float(v) for v in values}
-    logs = [math.log(v) for v in positive]
-    step = statistics.median(b - a for a, b in zip(logs, logs[1:], strict=False))
-    step = max(step, (logs[-1] - logs[0]) / 8)
-    return dict(zip(positive, logs, strict=True)) | ({0: logs[0] - step} if values[0] == 0 else {})
-
-
-def _ticks(axis: Any, places: dict[float, float], diverged: set[float]) -> None:
-    """Label the places with their values, leaving out labels that would touch the one before."""
-    span = max(places.values()) - min(places.values())
-    kept: list[tuple[float, str]] = []
-    for value, place in sorted(places.items(), key=lambda item: item[1]):
-        if not kept or place - kept[-1][0] >= 0.06 * span:
-            kept.append((place, show(value) + "\ndiverged" * (value in diverged)))
-    axis.set_ticks([place for place, _ in kept], [text for _, text in kept])
-
-
 def _over_field(analysis: Analysis, name: str) -> Plot | None:
     """Perplexity over one field, everything else as in the baseline, whose band is shown."""
-    configurations = sorted(_slice(analysis, name), key=lambda configuration: configuration.values[name])
+    configurations = sorted(configurations_over(analysis, name), key=lambda configuration: configuration.values[name])
     done = [configuration for configuration in configurations if configuration.mean("valid_ppl") is not None]
     if len({configuration.values[name] for configuration in done}) < 2:
         return None
     splits = [split for split in ("valid", "test") if any(configuration.mean(f"{split}_ppl") for configuration in done)]
-    figure, axes = _figure(len(splits), (1.0 + 4.4 * len(splits), 3.8))
-    places = _places([configuration.values[name] for configuration in configurations])
+    figure, axes = new_panels(len(splits), (1.0 + 4.4 * len(splits), 3.8))
+    places = places_of([configuration.values[name] for configuration in configurations])
     for ax, split in zip(axes, splits, strict=True):
         _panel(ax, analysis, [c for c in done if c.mean(f"{split}_ppl")], name, f"{split}_ppl", places)
-        _ticks(
+        set_ticks(
             ax.xaxis, places, {configuration.values[name] for configuration in configurations if configuration.diverged}
         )
-        ax.set(xlabel=_NAMES.get(name, name), ylabel=f"{split} perplexity")
-    caption = f"Perplexity over {name}{_rest(analysis, name)}"
+        ax.set(xlabel=NAMES.get(name, name), ylabel=f"{split} perplexity")
+    caption = f"Perplexity over {name}{held_fixed(analysis, name)}"
     figure.suptitle(caption, fontsize=12)
-    return figure, caption + _legend(figure, analysis, done, "--")
+    return figure, caption + legend_below(figure, analysis, done, "--")
 
 
 def _panel(
@@ -148,13 +88,13 @@ def _panel(
         ax.axhline(base.mean, color=BASELINE, linestyle="--", linewidth=1)
         ax.axhspan(base.mean - (base.sd or 0), base.mean + (base.sd or 0), color=BASELINE, alpha=0.1, linewidth=0)
     points = [
-        (places[configuration.values[name]], configuration.estimated(metric), _colour(analysis, configuration))
+        (places[configuration.values[name]], configuration.estimated(metric), colour_of(analysis, configuration))
         for configuration in configurations
     ]
     ax.plot([x for x, _, _ in points], [e.mean for _, e, _ in points], color=OTHER, zorder=2)
     for x, e, colour in points:
         ax.errorbar(x, e.mean, yerr=e.sd, color=colour, marker="o", capsize=4, zorder=3)
-    top = _cut_scale(ax, [e for _, e, _ in points], base)
+    top = cut_scale(ax, [e for _, e, _ in points], base)
     for x, e, _ in points:
         if e.mean > top:
             ax.annotate(
@@ -169,36 +109,13 @@ def _panel(
             )
 
 
-def _legend(
-    figure: Figure,
-    analysis: Analysis,
-    configurations: Sequence[Configuration],
-    base_line: Literal["--", "none"] = "none",
-) -> str:
-    """One legend below the panels; returns the end of the caption."""
-    spread = " ± sd" if any(len(configuration.runs) > 1 for configuration in configurations) else ""
-    colours = {_colour(analysis, configuration) for configuration in configurations}
-    entries: list[tuple[str, str, Literal["--", "none"]]] = [
-        (BASELINE, "baseline", base_line),
-        (CHOSEN, "chosen on valid", "none"),
-        (OTHER, "other configurations", "none"),
-    ]
-    handles = [
-        Line2D([], [], color=colour, linestyle=line, label=text + spread, marker="o", linewidth=1)
-        for colour, text, line in entries
-        if colour in colours
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-    return "; bars: sd over seeds." if spread else "; one seed a configuration."
-
-
 def _heatmap(analysis: Analysis) -> Plot | None:
     """Mean valid perplexity over alpha x beta, when at least one 2 x 2 square of it has run."""
     if not {"alpha", "beta"} <= set(analysis.fields):
         return None
     found = {
         (configuration.values["alpha"], configuration.values["beta"]): (configuration, mean)
-        for configuration in _slice(analysis, "alpha", "beta")
+        for configuration in configurations_over(analysis, "alpha", "beta")
         if (mean := configuration.mean("valid_ppl")) is not None
     }
     alphas = sorted({a for a, _ in found})
@@ -210,24 +127,26 @@ def _heatmap(analysis: Analysis) -> Plot | None:
     means = [[found[a, b][1] if (a, b) in found else math.nan for a in alphas] for b in betas]
     low, top = min(values), max(values)
     base = analysis.base.mean("valid_ppl") if analysis.base else None
-    high = max(min(top, _ceiling(values, base)), low + 1e-9)
-    figure, (ax,) = _figure(1, (2.6 + 0.95 * len(alphas), 1.9 + 0.6 * len(betas)))
+    high = max(min(top, ceiling(values, base)), low + 1e-9)
+    figure, (ax,) = new_panels(1, (2.6 + 0.95 * len(alphas), 1.9 + 0.6 * len(betas)))
     colours = matplotlib.colormaps["cividis"].with_extremes(bad="#F2F2F2")
     image = ax.imshow(means, cmap=colours, vmin=low, vmax=high, origin="lower", aspect="auto")
     for (a, b), (configuration, mean) in found.items():
         x, y = alphas.index(a), betas.index(b)
         ink = "white" if mean < low + 0.5 * (high - low) else "black"
         ax.text(x, y, number(mean, 2), ha="center", va="center", color=ink)
-        if (colour := _colour(analysis, configuration)) != OTHER:
+        if (colour := colour_of(analysis, configuration)) != OTHER:
             for edge, width in (("white", 5.5), (colour, 3)):
                 ax.add_patch(Rectangle((x - 0.46, y - 0.44), 0.92, 0.88, fill=False, edgecolor=edge, linewidth=width))
     ax.set_xticks(range(len(alphas)), [show(a) for a in alphas])
     ax.set_yticks(range(len(betas)), [show(b) for b in betas])
-    ax.set(xlabel=_NAMES["alpha"], ylabel=_NAMES["beta"], title=f"Valid perplexity{_rest(analysis, 'alpha', 'beta')}")
+    ax.set(
+        xlabel=NAMES["alpha"], ylabel=NAMES["beta"], title=f"Valid perplexity{held_fixed(analysis, 'alpha', 'beta')}"
+    )
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
     figure.colorbar(image, ax=ax, label="valid perplexity", extend="max" if top > high else "neither")
-    chosen = any(_colour(analysis, configuration) == CHOSEN for configuration, _ in found.values())
+    chosen = any(colour_of(analysis, configuration) == CHOSEN for configuration, _ in found.values())
     frames = "black frame: baseline" + "; orange frame: chosen on valid" * chosen
     figure.text(0.5, -0.01, frames, ha="center", va="top", fontsize=9)
     return figure, f"Mean valid perplexity over alpha and beta; {frames}."
@@ -242,17 +161,17 @@ def _activations(analysis: Analysis) -> Plot | None:
     if not panels:
         return None
     base = analysis.base.estimates[metric] if analysis.base else None
-    figure, axes = _figure(len(panels), (1.0 + 4.6 * len(panels), 4.8))
+    figure, axes = new_panels(len(panels), (1.0 + 4.6 * len(panels), 4.8))
     for ax, (name, configurations) in zip(axes, panels, strict=True):
         for configuration in configurations:
             x, y = configuration.estimated(name), configuration.estimated(metric)
             ax.errorbar(
-                x.mean, y.mean, xerr=x.sd, yerr=y.sd, color=_colour(analysis, configuration), marker="o", elinewidth=1
+                x.mean, y.mean, xerr=x.sd, yerr=y.sd, color=colour_of(analysis, configuration), marker="o", elinewidth=1
             )
         ax.xaxis.set_major_locator(MaxNLocator(6))
         ax.margins(0.14)
-        _cut_scale(ax, [configuration.estimated(metric) for configuration in configurations], base)
-        ax.set(xlabel=_NAMES[name], ylabel=f"{analysis.split} perplexity")
+        cut_scale(ax, [configuration.estimated(metric) for configuration in configurations], base)
+        ax.set(xlabel=NAMES[name], ylabel=f"{analysis.split} perplexity")
     main: list[str] = [name for name in ("alpha", "beta") if name in analysis.fields] or list(analysis.fields)
     cut = any(
         c.estimated(metric).mean > ax.get_ylim()[1]
@@ -261,7 +180,7 @@ def _activations(analysis: Analysis) -> Plot | None:
     )
     labels = f"labels: {'/'.join(main)}" + "; triangles: above the scale" * cut
     figure.suptitle(f"Perplexity and activations of the last layer ({labels})", fontsize=12)
-    ending = _legend(figure, analysis, done)
+    ending = legend_below(figure, analysis, done)
     figure.canvas.draw()  # the layout must stand before labels can be kept apart
     for ax, (name, configurations) in zip(axes, panels, strict=True):
         top = ax.get_ylim()[1]
@@ -274,7 +193,7 @@ def _activations(analysis: Analysis) -> Plot | None:
             points.append((size, min(ppl, top)))
             texts.append(text if ppl <= top else f"{text}: {number(ppl, 1)}")
             if ppl > top:
-                ax.plot(size, top, color=_colour(analysis, configuration), marker="^", clip_on=False)
+                ax.plot(size, top, color=colour_of(analysis, configuration), marker="^", clip_on=False)
         place_labels(ax, points, texts)
     return figure, f"Perplexity on {analysis.split} against rms activation and its change ({labels}){ending}"
 
@@ -304,10 +223,10 @@ def _curves(analysis: Analysis) -> Plot | None:
     ranked.sort(key=lambda configuration: (configuration.diverged, configuration.mean("valid_ppl")))
     if not ranked:
         return None
-    others = [configuration for configuration in ranked if _colour(analysis, configuration) == OTHER]
-    colours = {id(configuration): _colour(analysis, configuration, PALE) for configuration in ranked}
+    others = [configuration for configuration in ranked if colour_of(analysis, configuration) == OTHER]
+    colours = {id(configuration): colour_of(analysis, configuration, PALE) for configuration in ranked}
     colours |= {id(configuration): colour for configuration, colour in zip(others, _MORE, strict=False)}
-    figure, (ax,) = _figure(1, (7.6, 4.2))
+    figure, (ax,) = new_panels(1, (7.6, 4.2))
     lines = [(_curve(configuration), colours[id(configuration)]) for configuration in reversed(ranked)]
     for curve, colour in lines:
         front = colour in (BASELINE, CHOSEN)

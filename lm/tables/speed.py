@@ -77,12 +77,12 @@ def _section(measurement: dict[str, Any]) -> list[str]:
         f"|---|{'--:|' * (len(columns) - 1)}",
     ]
     for label, row in rows.items():
-        configurations = [label, f"{row['seconds_per_step'] * 1e3:.{1 if gpu else 0}f}", f"{row['tokens_per_s']:,}"]
-        configurations += [f"{row['plain_tokens_per_s']:,}", f"{row['ratio']:.2f}"]
+        entries = [label, f"{row['seconds_per_step'] * 1e3:.{1 if gpu else 0}f}", f"{row['tokens_per_s']:,}"]
+        entries += [f"{row['plain_tokens_per_s']:,}", f"{row['ratio']:.2f}"]
         if not gpu:
             rate = row["gemm_gflop"] / row["gemm_seconds"]
-            configurations += [f"{row['gemm_seconds'] * 1e3:.0f}", f"{rate:.0f}", f"{row['gemm_ratio']:.2f}"]
-        lines.append("| " + " | ".join([*configurations, *(f"{peak:,}" for peak in _peaks(row))]) + " |")
+            entries += [f"{row['gemm_seconds'] * 1e3:.0f}", f"{rate:.0f}", f"{row['gemm_ratio']:.2f}"]
+        lines.append("| " + " | ".join([*entries, *(f"{peak:,}" for peak in _peaks(row))]) + " |")
     return lines
 
 

@@ -70,7 +70,7 @@ def verdict(difference: Difference | None) -> str:
 def markdown(header: Sequence[str], rows: Rows, text_columns: int) -> str:
     """A Markdown table; the first `text_columns` columns are aligned left, the others right."""
     rule = ["---" if i < text_columns else "---:" for i in range(len(header))]
-    lines = [[configuration.replace("|", "\\|") for configuration in row] for row in (header, rule, *rows)]
+    lines = [[entry.replace("|", "\\|") for entry in row] for row in (header, rule, *rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -85,9 +85,9 @@ def aligned(header: Sequence[str], rows: Rows, text_columns: int) -> str:
     lines.insert(1, ["-" * width for width in widths])
     out = ""
     for line in lines:
-        configurations = [
+        entries = [
             text + " " * (width - _width(text)) if i < text_columns else " " * (width - _width(text)) + text
             for i, (text, width) in enumerate(zip(line, widths, strict=True))
         ]
-        out += "  ".join(configurations).rstrip() + "\n"
+        out += "  ".join(entries).rstrip() + "\n"
     return out

@@ -156,7 +156,7 @@ def _find_files(folder: Path, dataset: str | None) -> _Found | None:
         return None
     except OSError as error:
         raise CorpusError(f"{folder}: cannot be read as a folder: {error.strerror}") from error
-    names = max(file_names(), key=lambda names: len(there & set(names.values())))
+    names = max(file_names(), key=lambda way: len(there & set(way.values())))
     missing = [name for name in names.values() if name not in there]
     if len(missing) == len(names):
         return None

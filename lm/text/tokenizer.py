@@ -98,10 +98,10 @@ class TextTokenizer(ABC):
         Raises:
             ValueError: an id is outside the vocabulary.
         """
-        ids = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), dtype=np.int64)
-        if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
-            raise ValueError(f"token ids must lie in 0..{self.vocab_size - 1}, got {ids.min()}..{ids.max()}")
-        return [self.types[index] for index in ids.tolist()]
+        array = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), dtype=np.int64)
+        if array.size and not 0 <= array.min() <= array.max() < self.vocab_size:
+            raise ValueError(f"token ids must lie in 0..{self.vocab_size - 1}, got {array.min()}..{array.max()}")
+        return [self.types[index] for index in array.tolist()]
 
     def fingerprint(self) -> str:
         """Checksum of the vocabulary: types and their order."""
