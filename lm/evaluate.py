@@ -26,6 +26,9 @@ from lm.scoring.loading import load_run
 from lm.text.batching import check_columns
 from lm.text.units import units_text
 
+# What --export and --activations do instead of the table, and the flags that they read.
+_INSTEAD = {"export": {"json"}, "activations": {"beside", "words", "split", "columns", "device", "json"}}
+
 
 def table(reports: list[dict[str, Any]]) -> str:
     """The reports for a human reader."""
@@ -93,10 +96,6 @@ def look_inside(arguments: argparse.Namespace) -> None:
         sys.stdout.write(json.dumps(head | {"runs": reports}) + "\n")
     else:
         sys.stdout.write("\n".join(seen) + "\n")
-
-
-# What --export and --activations do instead of the table, and the flags that they read.
-_INSTEAD = {"export": {"json"}, "activations": {"beside", "words", "split", "columns", "device", "json"}}
 
 
 def _parse() -> argparse.Namespace:

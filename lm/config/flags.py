@@ -40,7 +40,7 @@ ALIASES = {"epochs": ("--epoch",)}
 
 @functools.cache
 def field_help(owner: type) -> dict[str, str]:
-    """Field name -> the docstring below it, for a dataclass of `lm.config`."""
+    """Field name -> the docstring below it, for a dataclass of `lm.config.schema`."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
     assert isinstance(tree, ast.ClassDef)
     found = {}

@@ -1,4 +1,13 @@
-"""One recurrent layer with DropConnect on its hidden-to-hidden matrix."""
+"""One recurrent layer with DropConnect on its hidden-to-hidden matrix (AWD-LSTM: Merity et al. 2018, sec. 2).
+
+Shapes: time T, batch B, input I, hidden H; gate blocks stacked along 4H in the order i, f, g, o, as `nn.LSTM`.
+
+    i, f, o = sigmoid(z_i), sigmoid(z_f), sigmoid(z_o)      z_t = W_ih x_t + b_ih + (m∘W_hh) h_{t-1} + b_hh
+    g       = tanh(z_g)
+    c_t     = f∘c_{t-1} + i∘g                               h_t = o∘tanh(c_t)
+
+m is drawn once per forward, so the whole window sees the same dropped weight. `lm.nn.kernels` computes the layer.
+"""
 
 from __future__ import annotations
 

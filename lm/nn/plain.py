@@ -1,4 +1,4 @@
-"""The same training step in ordinary PyTorch, for comparison of speed: what a good port of awd-lstm-lm does.
+"""The same training step in ordinary PyTorch, as a good port of awd-lstm-lm has it, for `lm.bench` to compare with.
 
 No kernel, mask or allocator of this project is used: `torch._VF.lstm` with a functionally dropped weight,
 `F.dropout` masks, `F.cross_entropy`, `clip_grad_norm_` and SGD. LSTM with tied weights only.

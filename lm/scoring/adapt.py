@@ -1,17 +1,9 @@
-"""Adaptation to the text while it is read: the neural cache pointer and dynamic evaluation.
+"""Adaptation to the text while it is read: the neural cache pointer, dynamic evaluation, or both in one pass.
 
-Neural cache (Grave, Joulin, Usunier 2016, arXiv 1612.04426, sec. 3). h_t is the raw output of the last layer after
-word x_t; the last `window` pairs (h_i, x_{i+1}) vote for the next word:
+See `lm.scoring.cache` and `lm.scoring.dynamic` for the two. No word is scored by anything that has seen it: a window is
+scored first, and then enters the caches and is learned from.
 
-    p_cache(w) ~ sum_{t-window <= i < t} exp(theta h_t.h_i) [w = x_{i+1}]      p = (1-lambda) p_model + lambda p_cache
-
-Dynamic evaluation (Krause, Kahembwe, Murray, Renals 2017, arXiv 1709.07432). Each segment of the text is
-scored, then learned from; W_g are the trained weights, g the segment's gradient:
-
-    sgd    W <- W - lr g + decay (W_g - W)
-    rms    W <- W - lr g / (r + epsilon) + min(1, decay r / mean r) (W_g - W)     r = sqrt(mean of g^2 over train)
-
-No word is scored by anything that has seen it. Shapes: time T, batch B (columns of the text), hidden H, keys K.
+Shapes: time T, batch B (columns of the text).
 """
 
 from __future__ import annotations
@@ -44,7 +36,7 @@ def adapted_nats(
     Args:
         model: a trained model; not changed.
         ids: word ids of the text.
-        batch_size: columns the text is cut into, as in `lm.evaluate`.
+        batch_size: columns the text is cut into, as by `lm.scoring.evaluation`.
         dynamic: learn from each segment after scoring it; the caches then hold the outputs of the learning model.
         rms: see `Learner`.
 

@@ -1,4 +1,7 @@
-"""The modes of adaptation that one command asks for."""
+"""The modes of adaptation behind `python -m lm.evaluate RUN_DIR --adapt MODE...`: their flags, settings and report.
+
+A setting is the flag's, else the one published for the corpus (cache) or the default, or with `--tune` chosen on valid.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""The neural cache pointer."""
+"""The neural cache pointer (Grave, Joulin, Usunier 2016, arXiv 1612.04426, sec. 3).
+
+h_t is the raw output of the last layer after word x_t; the last `window` pairs (h_i, x_{i+1}) vote for the next word:
+
+    p_cache(w) ~ sum_{t-window <= i < t} exp(theta h_t.h_i) [w = x_{i+1}]      p = (1-lambda) p_model + lambda p_cache
+
+Shapes: time T, batch B (columns of the text), hidden H, keys K.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,12 @@
-"""Dynamic evaluation."""
+"""Dynamic evaluation (Krause, Kahembwe, Murray, Renals 2017, arXiv 1709.07432).
+
+Each segment of the text is scored, then learned from; W_g are the trained weights, g the segment's gradient:
+
+    sgd    W <- W - lr g + decay (W_g - W)
+    rms    W <- W - lr g / (r + epsilon) + min(1, decay r / mean r) (W_g - W)     r = sqrt(mean of g^2 over train)
+
+Shapes: time T, batch B (columns of the text).
+"""
 
 from __future__ import annotations
 

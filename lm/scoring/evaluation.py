@@ -1,4 +1,14 @@
-"""Exact perplexity and activation statistics."""
+"""Exact perplexity of a text, and statistics of the activations that read it.
+
+perplexity = exp(nats / targets), in fp32 without dropout. Nats are summed in float64 and divided once, and the hidden
+state is carried from the first token of each column to its last, so the windows do not change the result. For the last
+layer's raw output h, over time, columns and units:
+
+    rms = sqrt(mean h^2)    mean_abs = mean |h|    frac_small = share of |h| < 0.01
+    temporal_rms = sqrt(mean (h[t+1] - h[t])^2)
+
+Shapes: T time, B columns of the text, H units.
+"""
 
 from __future__ import annotations
 

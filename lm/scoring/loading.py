@@ -1,4 +1,8 @@
-"""Trained models, read from run directories and exports."""
+"""Trained models read from run directories and exports, verified, with their configuration and corpus.
+
+Both come as one dictionary (`load_trained`), so that nothing above asks which of the two it was. The weights of an
+export carry a checksum of their own, and must fit the configuration beside them.
+"""
 
 from __future__ import annotations
 

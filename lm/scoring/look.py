@@ -21,13 +21,14 @@ from lm.nn.regularization import INACTIVE
 
 # Activations that the histogram is made of, about, however long the text: 16 MB.
 _SAMPLE = 4_000_000
+# Words that one row of the picture has room for.
 _WORDS_A_ROW = 50
 # Letters of a word that are shown.
 _LETTERS = 16
 
 
 class Activations:
-    """Collects, window by window, what `lm.evaluate.evaluate` shows to its `watch`.
+    """Collects, window by window, what `lm.scoring.evaluation.evaluate` shows to its `watch`.
 
     Of a column's words each has the nats that it cost, and mean |h| of the output that it was predicted from.
     """

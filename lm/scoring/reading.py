@@ -1,4 +1,7 @@
-"""Read a text with a model, window by window: the one loop that carries the hidden state outside of training."""
+"""Read a text with a model, window by window: the one loop that carries the hidden state outside of training.
+
+Shapes: N rows of the text in B columns, T rows of a window.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Sampling and beam search."""
+"""Text from a model: sampling with temperature, top-k and top-p, and beam search.
+
+Both carry the hidden state from word to word and compute in fp32. A continuation comes with its log-probability under
+the model itself, whatever cut the words were drawn under.
+
+Shapes: T time, B samples or hypotheses, V vocabulary.
+"""
 
 from __future__ import annotations
 

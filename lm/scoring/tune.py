@@ -1,4 +1,4 @@
-"""Settings of cache and dynamic evaluation, chosen on valid."""
+"""Settings chosen on valid: a grid for the cache, hill climbing for dynamic evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""studies from flags"""
+"""Studies given by flags: from the command line of `lm.sweep` to a `Study`, and the study.toml that it is written to.
+
+`--refine` and `--search` add to a study that is there already, and must agree with what it says.
+"""
 
 from __future__ import annotations
 

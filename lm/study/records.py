@@ -1,4 +1,8 @@
-"""What the lines of a ledger say."""
+"""What the lines of a ledger say: metrics, configurations, and how a configuration is named.
+
+For runs on characters or BPE, perplexity and nats are per word (`lm.text.units`), so that they stand beside those of
+words, where a token is a word.
+"""
 
 from __future__ import annotations
 

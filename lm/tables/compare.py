@@ -27,6 +27,10 @@ from lm.tables.stats import Difference, draw_difference, paired_difference, welc
 from lm.tables.text import aligned, interval, mean_sd, number, signed, verdict
 
 logger = logging.getLogger(__name__)
+_HEADER = (
+    "configuration", "source", "verdict", "n", "valid ppl", "test ppl", "on", "diff nats", "diff ppl", "gap",
+    "rms h", "rms dh",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -176,12 +180,6 @@ def _quoted_against(quoted: Row, first: Row | None) -> Row:
         difference = _untested(difference)
     change = quoted.configuration.estimated(f"{split}_ppl").mean - first.configuration.estimated(f"{split}_ppl").mean
     return replace(quoted, split=split, difference=difference, ppl_difference=change)
-
-
-_HEADER = (
-    "configuration", "source", "verdict", "n", "valid ppl", "test ppl", "on", "diff nats", "diff ppl", "gap",
-    "rms h", "rms dh",
-)  # fmt: skip
 
 
 def compare_text(rows: Sequence[Row]) -> str:

@@ -1,4 +1,4 @@
-"""A study's configurations."""
+"""Runs of one configuration, with estimates of their metrics over seeds and differences to the baseline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""page"""
+"""A study's page: README.md, table.csv and the plots, and the same as text and as JSON for a terminal."""
 
 from __future__ import annotations
 

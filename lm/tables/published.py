@@ -1,4 +1,4 @@
-"""Published figures."""
+"""Published figures, from `published.toml` beside this module: what `--compare ... published` holds a study against."""
 
 from __future__ import annotations
 

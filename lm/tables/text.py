@@ -1,4 +1,4 @@
-"""Numbers as text and rows as tables, for `lm.report` and `lm.tables.compare`."""
+"""Numbers as text and rows as tables, for a study's page, its answer, its plots and `lm.tables.compare`."""
 
 from __future__ import annotations
 

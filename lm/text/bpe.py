@@ -1,4 +1,8 @@
-"""Byte-level BPE."""
+"""Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019): a token is a frequent run of bytes; no text is unknown.
+
+Training and encoding are the `tokenizers` library's. A line is encoded without its end, which becomes `<eos>`, so that
+no piece spans two lines.
+"""
 
 from __future__ import annotations
 

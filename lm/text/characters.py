@@ -1,4 +1,7 @@
-"""The character level."""
+"""The character level: a token is a Unicode code point, white space included, and `<eos>` is the end of a line.
+
+No loop over characters in Python: a text is read as an array of code points that index a table of ids.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An encoded corpus."""
+"""An encoded corpus: token ids of its three splits, the tokenizer that made them, and counts of the text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Readable English of tokenized words."""
+"""Readable English from the tokenized words of PTB and WikiText-2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A known corpus from the Hugging Face hub."""
+"""A known corpus from the Hugging Face hub, at the revision that its card names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Find or download, verify, encode and cache a corpus."""
+"""Find or download, verify, encode and cache a corpus.
+
+A corpus is looked for in the folder of `--data`, in `$LM_CORPORA`, in `data/`, and then on the Hugging Face hub. What
+its name promises is verified: the text by its published checksum, tokens and types by their published counts.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text files: what is accepted as text, its lines and its words."""
+"""Text as it is read: which files are accepted as text, and what a line and a word are."""
 
 from __future__ import annotations
 

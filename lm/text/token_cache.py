@@ -1,4 +1,11 @@
-"""The cache of an encoded corpus: a folder that is complete or not there."""
+"""The cache of an encoded corpus: a folder that is complete or not there, so that a text is encoded once.
+
+    train.bin, valid.bin, test.bin    token ids, int32, read by memory map
+    tokenizer.json                    the tokenizer, in the format of the `tokenizers` library
+    meta.json                         counts of the corpus, SHA-256 of the files above, and its own
+
+Every checksum is verified on reading. A damaged folder is reported and replaced.
+"""
 
 from __future__ import annotations
 

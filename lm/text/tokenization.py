@@ -1,4 +1,4 @@
-r"""Tokenizers of units smaller than words, and the choice among all: `--tokenizer word|char|bpe`.
+r"""The choice of tokenizer: `--tokenizer word|char|bpe`.
 
 What the lines of a corpus become, in each case followed by `<eos>`, the last line and blank ones too:
 
@@ -7,8 +7,8 @@ What the lines of a corpus become, in each case followed by `<eos>`, the last li
     bpe     the line's UTF-8 bytes as they are, merged into pieces; no text is unknown, no piece spans two lines
 
 The line " the cat" of the published PTB therefore begins with the piece " the", as words inside a line do, but the
-line "the cat" of an own text with the other piece "the". A literal `<eos>` or `<unk>` in the text is read letter by
-letter here, in `word` as the token of that name.
+line "the cat" of an own text with the other piece "the". A literal `<eos>` or `<unk>` in the text is the token of that
+name in `word`, and is read letter by letter in `char` and `bpe`.
 """
 
 from __future__ import annotations

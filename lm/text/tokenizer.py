@@ -1,4 +1,4 @@
-"""What all tokenizers share; saved in the format of the `tokenizers` library."""
+"""What all tokenizers share: a vocabulary, ids for a text and back, a file in the `tokenizers` library's format."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ from lm.base.files import write_bytes
 
 EOS = "<eos>"
 UNK = "<unk>"
+# With `NEWLINE`, the library reads \n as `<eos>` too: a saved tokenizer encodes a whole text as we do.
+EOS_TOKEN = AddedToken(EOS, normalized=True, special=True)
+NEWLINE = Replace("\n", EOS)
 
 
 class TextTokenizer(ABC):
@@ -134,8 +137,3 @@ def types_in_order(library: Tokenizer) -> list[str]:
     if sorted(vocab.values()) != list(range(len(vocab))):
         raise ValueError("the token ids have holes")
     return sorted(vocab, key=vocab.__getitem__)
-
-
-# With `NEWLINE`, the library reads \n as `<eos>` too: a saved tokenizer encodes a whole text as we do.
-EOS_TOKEN = AddedToken(EOS, normalized=True, special=True)
-NEWLINE = Replace("\n", EOS)

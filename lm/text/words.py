@@ -1,4 +1,7 @@
-"""The word level."""
+"""The word level: a token is what stands between white space, and `<eos>` ends every line, as in awd-lstm-lm.
+
+How much white space there was is lost, so the published layout of a corpus and one's own layout give the same ids.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NT-ASGD."""
+"""NT-ASGD, the averaging of AWD-LSTM: the mean of the weights over the updates since validation stopped improving."""
 
 from __future__ import annotations
 

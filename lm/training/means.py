@@ -1,4 +1,4 @@
-"""Means of per-update values."""
+"""Means of loss, penalties and gradient norm over the updates between two log records, summed on the device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimizers, their settings of the next step, and clipping."""
+"""Optimizers over all parameters, the settings of their next step, and clipping inside the fused update."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training run: its parts, and their state in checkpoints."""
+"""A training run: its parts, how far it is, and their state in checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""Learning-rate schedules as pure functions."""
+"""Learning-rate schedules as pure functions of the part of the run that is done, and the state that epochs leave.
+
+constant    lr
+linear      lr (1 - fraction)
+onecycle    a cosine from lr/25 up to lr, then one down to almost 0 (Smith 2018, arXiv 1803.09820)
+trapezoid   a linear rise, a plateau, a linear fall and a cosine to 0, Adam's beta1 mirrored (`Trapezoid`)
+plateau     lr, divided by 4 after each epoch that does not improve valid (`LearningRate`)
+"""
 
 from __future__ import annotations
 
@@ -13,8 +20,6 @@ from lm.config.schema import TrainConfig
 _CYCLE_WARMUP = 0.3
 _CYCLE_START = 25.0
 _CYCLE_END = 1e4
-
-
 # Where the trapezoid's rate starts, and where its linear fall ends.
 _TRAPEZOID_LOW = 0.1
 

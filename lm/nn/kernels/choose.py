@@ -1,4 +1,7 @@
-"""Which kernel computes a recurrent layer, and in what precision."""
+"""Which kernel computes a recurrent layer, and in which precision its matrix products are taken.
+
+`native` is PyTorch's own layer (cuDNN on CUDA, oneDNN or a reference loop on CPU), `fused` is `lm.nn.kernels.fused`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""What cuDNN's LSTM asks for."""
+"""The weights of a layer in the one buffer that cuDNN asks for.
+
+A dropped weight is a new tensor in each forward pass, and the others may need another dtype, so the parameters cannot
+lie in that buffer for good, as those of `nn.LSTM` do: they are copied into it, differentiably.
+"""
 
 from __future__ import annotations
 

@@ -1,14 +1,8 @@
-"""One recurrent layer with DropConnect on its hidden-to-hidden matrix, and a fast LSTM kernel for CPUs.
+"""A fast LSTM kernel for CPUs: plain PyTorch, one autograd function a layer. The equations are those of `lm.nn.lstm`.
 
-Shapes: time T, batch B, input I, hidden H; gate blocks stacked along 4H in the order i, f, g, o, as `nn.LSTM`.
+Shapes: time T, batch B, input I, hidden H; gate blocks stacked along 4H in the order i, f, g, o.
 
-    i, f, o = sigmoid(z_i), sigmoid(z_f), sigmoid(z_o)      z_t = W_ih x_t + b_ih + (m∘W_hh) h_{t-1} + b_hh
-    g       = tanh(z_g)
-    c_t     = f∘c_{t-1} + i∘g                               h_t = o∘tanh(c_t)
-
-m is drawn once per forward, so the whole window sees the same dropped weight (Merity et al. 2018, sec. 2).
-
-The fused kernel (`FusedLSTM`) is plain PyTorch, one autograd function a layer. It wins over `torch._VF.lstm` on CPU by
+The kernel wins over `torch._VF.lstm` on CPU by
   * doing every product that needs no time loop as one product over all T*B rows (W_ih x, both weight gradients, dx);
   * packing W_hh for oneDNN once a window, straight and transposed, instead of once a time step;
   * bf16 products on CPUs that have them, with gates, cell state, sums and outputs in fp32;
