@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+# Random numbers are drawn as int64 words, see `keep_mask`.
 _WORD_BITS = 64
 
 

@@ -13,8 +13,9 @@ from lm.study.executors import Job, read_metrics
 from lm.study.records import word_ppl
 
 logger = logging.getLogger(__name__)
-# Bytes of metrics.jsonl that surely hold the last record of an epoch, and lines of the block.
+# Bytes at the end of metrics.jsonl that surely hold the last record of an epoch.
 _TAIL = 1 << 18
+# Lines of the block.
 _LINES = 12
 
 

@@ -32,6 +32,7 @@ from lm.study.specification import Study
 
 JOURNAL = "search.journal"
 LOCK = "search.lock"
+# From rung to rung, runs get this many times as long and about this many times fewer (Hyperband's eta).
 _REDUCTION = 3
 _KEYS: dict[str, type] = {
     "field": str, "values": list, "rounds": int, "points": int, "search": str, "trials": int, "space": dict,

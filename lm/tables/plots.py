@@ -37,6 +37,7 @@ from lm.tables.axes import (
 from lm.tables.configurations import Configuration
 from lm.tables.text import number
 
+# Of the curves behind the baseline and the chosen one, best first; what is left is pale.
 _MORE = (OTHER, "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 Plot = tuple[Figure, str]
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
+# Confidence level of every interval.
 LEVEL = 0.95
 
 

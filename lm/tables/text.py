@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from lm.base.numbers import LARGEST_LOSS
 from lm.tables.stats import Difference, Estimate
 
+# Holm-adjusted p below which a difference is called more than seed noise.
 SIGNIFICANT = 0.05
 Rows = Sequence[Sequence[str]]
 

@@ -22,6 +22,7 @@ from lm.base.files import write_atomic
 # Number of the layout below; a reader refuses newer ones.
 FORMAT = 1
 _DIGEST_BYTES = hashlib.sha256().digest_size
+# Read at a time for the checksum, as a checkpoint may be larger than memory is free.
 _BLOCK_BYTES = 1 << 20
 _REMEDY = "put a good copy in its place, or train again"
 
