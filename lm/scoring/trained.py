@@ -57,7 +57,7 @@ class Trained:
 
     def logprob(self, line: str) -> float:
         """Log-probability in nats of one line and its `<eos>`, after another `<eos>`: to rank sentences by."""
-        return self.score(line, independent=True)["total"]["logprob"]
+        return self.score(line.removesuffix("\n") + "\n", independent=True)["total"]["logprob"]
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Trained:
