@@ -14,17 +14,16 @@ import sys
 from pathlib import Path
 
 from lm.base.device import pick_device
-from lm.base.errors import CheckpointError, ConfigError, run_cli
+from lm.base.errors import ConfigError, run_cli
 from lm.base.names import flag
 from lm.base.rundir import RunDir
 from lm.config.flags import Parser
 from lm.nn.model import AWDLSTM
-from lm.scoring.loading import load_model
 from lm.scoring.sampling import Sampling, beam_search, sample
 from lm.scoring.score import score_text
+from lm.scoring.trained import load
 from lm.text.detokenize import detokenize
 from lm.text.reading import check_text, read_text, split_words
-from lm.text.tokenization import tokenization_of
 from lm.text.tokenizer import EOS, TextTokenizer
 
 logger = logging.getLogger("lm.generate")
@@ -142,12 +141,8 @@ def main() -> None:
     """Command line."""
     arguments = _build_parser().parse_args()
     _check(arguments)
-    model, config, trained = load_model(arguments.run_dir, pick_device(arguments.device))
-    tokenizer = tokenization_of(config).load(arguments.run_dir.tokenizer)
-    found = tokenizer.fingerprint()
-    if tokenizer.vocab_size != model.encoder.num_embeddings or trained.get("vocabulary", found) != found:
-        raise CheckpointError(f"{arguments.run_dir.tokenizer}: belongs to another model than the one there")
-    (_generate if arguments.score is None else _score)(arguments, model, tokenizer)
+    trained = load(arguments.run_dir, pick_device(arguments.device))
+    (_generate if arguments.score is None else _score)(arguments, trained.model, trained.tokenizer)
 
 
 if __name__ == "__main__":

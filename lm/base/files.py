@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import site
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-# The folder of the repository.
+# The folder that holds the package: the repository's, or site-packages where it is installed.
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -99,6 +100,13 @@ class LineFile:
     def close(self) -> None:
         """Close the file; nothing is left to be written."""
         os.close(self._descriptor)
+
+
+def import_path() -> str:
+    """PYTHONPATH with which another process finds this very package: unchanged where it is installed."""
+    installed = {Path(path).resolve() for path in (*site.getsitepackages(), site.getusersitepackages())}
+    ours = [] if ROOT in installed else [str(ROOT)]  # it would come before the standard library there
+    return os.pathsep.join([*ours, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def remove_temporaries(folder: Path) -> None:

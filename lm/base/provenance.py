@@ -10,19 +10,30 @@ from typing import Any
 
 import torch
 
+from lm.base.files import ROOT
+
 
 def git_state() -> dict[str, Any]:
-    """Commit of the code and whether it was changed since; both None outside a checkout."""
+    """Commit of the code and whether it was changed since; both None outside a checkout of this project.
+
+    Installed, the package may lie inside somebody else's checkout, whose commit says nothing about it.
+    """
 
     def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
         try:
+            command = ["git", "-C", str(ROOT), *arguments]
             return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
         except (OSError, subprocess.SubprocessError):
             return None
 
+    this_file = Path(__file__).resolve().relative_to(ROOT).as_posix()
+    # Fails where the commit does not hold this very file, as after `pip install --target` into a checkout.
+    found = git("rev-parse", "--show-toplevel", "HEAD", f"HEAD:{this_file}")
+    top, commit = found.splitlines()[:2] if found else ("", "")
+    if not found or Path(top) != ROOT:
+        return {"commit": None, "dirty": None}
     changes = git("status", "--porcelain", "--untracked-files=no", "--", ":/lm", ":/requirements.txt")
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
+    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
 
 
 def cpu_name() -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lm.base.errors import CorpusError
 from lm.base.numbers import perplexity
 from lm.nn.model import AWDLSTM
 from lm.scoring.reading import read
@@ -88,10 +89,15 @@ def score_text(model: AWDLSTM, tokenizer: TextTokenizer, text: str, *, independe
     Args:
         model: in evaluation mode.
         tokenizer: the run's.
-        text: holds at least one word; every line ends in `<eos>`, an empty one is `<eos>` alone.
+        text: every line ends in `<eos>`, an empty one is `<eos>` alone.
         independent: `score_independent` instead of `score_continuous`.
+
+    Raises:
+        CorpusError: the text is empty, or has but one token where the first is context only.
     """
     lines = split_lines(text)
+    if not lines:
+        raise CorpusError("an empty text has nothing to score")
     ids = [tokenizer.encode(line + "\n") for line in lines]
     nats = score_independent(model, ids, tokenizer.eos_id) if independent else score_continuous(model, ids)
     counts = [(len(i), 1, len(split_words(t)), tokenizer.unknown(t).total()) for i, t in zip(ids, lines, strict=True)]

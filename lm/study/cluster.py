@@ -1,4 +1,4 @@
-"""The runs of a sweep as tasks of a Ray cluster; Ray itself is optional (requirements-cluster.txt)."""
+"""The runs of a sweep as tasks of a Ray cluster; Ray itself is optional (`pip install ray`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from lm.base.errors import ConfigError
-from lm.base.files import ROOT
+from lm.base.files import import_path
 from lm.study.executors import Job, Outcome, launch, outcome_of
 
 # Exit codes of a run that was ended from outside.
@@ -40,9 +40,8 @@ def run_task(job: Job, directory: str) -> Outcome:
 
 def _environment(threads: int) -> dict[str, str]:
     """Environment of the tasks: this program, its settings, and no more threads than the tasks ask the cluster for."""
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     passed_on = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
-    return passed_on | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
+    return passed_on | {"PYTHONPATH": import_path(), "OMP_NUM_THREADS": str(threads)}
 
 
 def _check_address(address: str) -> None:
@@ -68,7 +67,7 @@ class RayExecutor:
         try:
             import ray
         except ImportError:
-            raise ConfigError("--executor ray: not installed; pip install -r requirements-cluster.txt") from None
+            raise ConfigError("--executor ray: Ray is not installed; pip install ray") from None
         _check_address(address)
         try:
             ray.init(

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lm.base.errors import run_cli
-from lm.base.files import ROOT
+from lm.base.files import import_path
 from lm.base.locks import take_lock
 from lm.base.names import flag
 from lm.base.rundir import RunDir
@@ -119,12 +119,12 @@ def outcome_of(job: Job, code: int) -> Outcome:
 def launch(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start the process of a run; only its parent hears the terminal's Ctrl-C, and passes it on."""
     job.run_dir.path.mkdir(parents=True, exist_ok=True)
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, "-m", "lm.study.executors", str(os.getpid()), str(job.run_dir), *job.arguments]
+    # -P: this package, even where the working directory holds another one of its name
+    command = [sys.executable, "-P", "-m", "lm.study.executors", str(os.getpid()), str(job.run_dir), *job.arguments]
     with open(job.run_dir.output, "ab") as log:
         return subprocess.Popen(
             command,
-            env=os.environ | environment | {"PYTHONPATH": path},
+            env=os.environ | environment | {"PYTHONPATH": import_path()},
             process_group=0,
             stdin=subprocess.DEVNULL,
             stdout=log,

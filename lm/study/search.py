@@ -87,7 +87,7 @@ def check_settings(study: Study, settings: dict[str, Any], config: TrainConfig) 
 def require_optuna() -> None:
     """Raise ConfigError where Optuna is not installed."""
     if importlib.util.find_spec("optuna") is None:
-        raise ConfigError("--search: Optuna is not installed; pip install -r requirements-search.txt")
+        raise ConfigError("--search: Optuna is not installed; pip install optuna")
 
 
 def _hint(study: Study, field: str) -> tuple[type, Bounds]:

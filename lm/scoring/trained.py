@@ -1,0 +1,88 @@
+"""A trained model as a library object: `lm.load("runs/ptb")`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lm.base.errors import CheckpointError
+from lm.base.rundir import RunDir
+from lm.config.schema import TrainConfig
+from lm.nn.model import AWDLSTM
+from lm.scoring.loading import load_model
+from lm.scoring.score import score_text
+from lm.text.tokenization import tokenization_of
+from lm.text.tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model with all that it takes to use it; neither its corpus nor its checkpoints are needed any more.
+
+    Text is read as its tokenizer reads the corpus: for `word` the words between white space, lower-cased and split off
+    punctuation as the training text was. Every line ends with `<eos>`; what the vocabulary lacks counts as `<unk>`.
+    """
+
+    model: AWDLSTM
+    """in evaluation mode; `model(tokens_TB, model.initial_state(B))` computes a window"""
+    tokenizer: TextTokenizer
+    """`encode(text)` gives ids (N,), `text(ids)` the text"""
+    config: TrainConfig
+    """every value of the run"""
+
+    def score(self, text: str, *, independent: bool = False) -> dict[str, Any]:
+        """Log-probability, perplexity and counts of each line, under `lines`, and of all together, under `total`.
+
+        Args:
+            text: lines separated by newlines.
+            independent: each line alone, after `<eos>` from a zero state; else the lines are one text, hidden state
+                carried from its start to its end, of which the first token is context only, as a split is evaluated.
+
+        Raises:
+            CorpusError: there is nothing to predict in the text.
+        """
+        return score_text(self.model, self.tokenizer, text, independent=independent)
+
+    def perplexity(self, text: str) -> float:
+        """exp(nats per token) of a text whose lines follow each other; its first token is context only.
+
+        Raises:
+            CorpusError: there is nothing to predict in the text.
+        """
+        return self.score(text)["total"]["ppl"]
+
+    def logprob(self, line: str) -> float:
+        """Log-probability in nats of one line and its `<eos>`, after another `<eos>`: to rank sentences by."""
+        return self.score(line.removesuffix("\n") + "\n", independent=True)["total"]["logprob"]
+
+
+def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Trained:
+    """The model of a run directory (its best checkpoint) or of an export, with its tokenizer.
+
+    >>> import lm
+    >>> trained = lm.load("runs/ptb")
+    >>> ppl = trained.perplexity("the company said it expects a profit\\nanalysts disagree\\n")
+    >>> likelier = max(["the company said", "company the said"], key=trained.logprob)
+    >>> tokens_TB = torch.from_numpy(trained.tokenizer.encode("the company said\\n")).long().unsqueeze(1)  # (T, B = 1)
+    >>> output = trained.model(tokens_TB, trained.model.initial_state(1))
+    >>> logits_TBV = trained.model.decoder(output.after_dropout[-1])
+
+    Args:
+        path: what `lm.train --out-dir` or `lm.evaluate --export` wrote.
+        device: where the model goes, as PyTorch names it.
+
+    Raises:
+        CheckpointError: there is no run or export, or it is damaged or incomplete.
+        CorpusError: its `tokenizer.json` is missing or damaged.
+    """
+    directory = RunDir(Path(path))
+    model, config, trained = load_model(directory, torch.device(device))
+    tokenizer = tokenization_of(config).load(directory.tokenizer)
+    found = tokenizer.fingerprint()
+    if tokenizer.vocab_size != model.encoder.num_embeddings or trained.get("vocabulary", found) != found:
+        raise CheckpointError(f"{directory.tokenizer}: belongs to another model than the one there")
+    return Trained(model, tokenizer, config)
