@@ -60,7 +60,7 @@ def write_study(folder, records, *, seeds=(1, 2, 3), body=GRID):
 
 
 def records_of(losses, *, offset=0.04):
-    """Valid losses from a table; test losses lie `offset` below, plus a little that differs by seed and configuration."""
+    """Valid losses from a table; test losses lie `offset` below, plus a little that differs by run."""
     return [
         record(
             seed,

@@ -67,7 +67,7 @@ def test_dropout_is_refined_on_a_linear_scale_and_stays_a_probability(tmp_path):
 def test_whole_number_fields_get_whole_numbers_and_a_diverged_value_is_never_best(tmp_path):
     losses = {10: math.inf, 100: 1.0, 1000: 2.0}
     tried = refine(study_at(tmp_path), {"field": "nhid", "values": list(losses)},
-                   lambda configurations: [losses.get(configuration["nhid"], 1.5) for configuration in configurations])  # fmt: skip
+                   lambda configurations: [losses.get(c["nhid"], 1.5) for c in configurations])  # fmt: skip
     assert all(type(value) is int for value in tried)
     assert {21, 46, 215, 464} <= tried.keys()
 
