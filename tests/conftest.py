@@ -113,7 +113,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     corpora = os.environ.get("LM_CORPORA")
     for item in items:
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device and -m gpu"))
-        if "corpora" in item.keywords and not (corpora and (Path(corpora) / "ptb").is_dir()):
+        if item.get_closest_marker("corpora") and not (corpora and (Path(corpora) / "ptb").is_dir()):
             item.add_marker(pytest.mark.skip(reason="needs the real corpora under $LM_CORPORA"))
