@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # bash run.sh              set up, then the main job: a small study of AR, TAR and dropout on each corpus, and its tables
 # bash run.sh setup        set up only
-# bash run.sh test [...]   set up, then the tests (further words go to pytest)
+# bash run.sh test         set up, then ruff and mypy, then the tests
+# bash run.sh test ...     set up, then the tests that the words, which go to pytest, choose
 # bash run.sh study NAME   set up, then the study results/NAME (further words go to lm.sweep)
 # bash run.sh paper        set up, then AWD-LSTM as published on PTB and WikiText-2, fine-tuned, with a cache (days on a CPU)
 #
@@ -10,7 +11,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 usage() {
-  sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+  sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
   exit 2
 }
 
@@ -44,6 +45,11 @@ setup() {
   fi
 }
 
+# Whether there are files of a corpus on this machine; then exit code 3 of lm.corpus says that they are damaged.
+is_there() {
+  compgen -G "data/$1/*" >/dev/null || compgen -G "${LM_CORPORA:-data}/$1/*" >/dev/null
+}
+
 # The corpora that can be had, in CORPORA; the one made from Python's documentation where there is none.
 find_corpora() {
   local name status
@@ -51,11 +57,11 @@ find_corpora() {
   for name in ptb wikitext-2; do
     status=0
     python -m lm.corpus --dataset "$name" || status=$?
-    case $status in
-      0) CORPORA+=("$name") ;;
-      3) ;; # it cannot be had here
-      *) exit "$status" ;;
-    esac
+    if [ $status -eq 0 ]; then
+      CORPORA+=("$name")
+    elif [ $status -ne 3 ] || is_there "$name"; then
+      exit "$status"
+    fi # else it cannot be had here
     echo
   done
   if [ ${#CORPORA[@]} -eq 0 ]; then
@@ -80,6 +86,13 @@ case ${1:-quick} in
   test)
     setup
     shift
+    if [ $# -eq 0 ]; then
+      echo "== ruff check, ruff format --check, mypy ==" >&2
+      python -m ruff check
+      python -m ruff format --check
+      python -m mypy
+      echo "== pytest ==" >&2
+    fi
     # A worker a CPU, of which more than four would mostly import PyTorch; a file's tests share what they train.
     python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"
     # Those do not see GPUs (tests/conftest.py).

@@ -2,8 +2,6 @@
 
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -11,9 +9,11 @@ import pytest
 import torch
 
 from lm.train import configure, train
+from tests import forks
+from tests.faults import Faults
+from tests.forks import Ended
 
-torch.set_num_threads(1)  # tiny tensors: a second thread only waits, and the suite may share the machine
-ROOT = Path(__file__).resolve().parent.parent
+torch.set_num_threads(int(forks.THREADS))
 # A model that trains in milliseconds a step, small in every dimension and with all dropouts on.
 TINY = ["--emsize=8", "--nhid=12", "--nlayers=2", "--batch-size=4", "--bptt=7", "--eval-batch-size=2", "--lr=5"]
 
@@ -44,19 +44,23 @@ def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
-    """Environment of the subprocesses: the program on the path, one thread, no hub."""
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    """Environment of the subprocesses."""
+    return forks.environment()
 
 
 @pytest.fixture(scope="session")
-def cli(work_dir: Path, environment: dict[str, str]):
-    """Run `python -m lm.MODULE ARGUMENTS` and return the completed process."""
+def faults():
+    """Processes that are forked from one that has imported PyTorch, with faults if asked for."""
+    with Faults() as faults:
+        yield faults
 
-    def run(module: str, *arguments: object, **extra_environment: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, "-m", f"lm.{module}", *map(str, arguments)],
-            cwd=work_dir, env=environment | extra_environment, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
+
+@pytest.fixture(scope="session")
+def cli(work_dir: Path, faults: Faults):
+    """Run `python -m lm.MODULE ARGUMENTS` as a process of its own and return how it ended."""
+
+    def run(module: str, *arguments: object, folder: Path = work_dir, **variables: str) -> Ended:
+        return faults.run(module, *arguments, folder=folder, variables=variables)
 
     return run
 
@@ -109,7 +113,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     corpora = os.environ.get("LM_CORPORA")
     for item in items:
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device and -m gpu"))
-        if "corpora" in item.keywords and not (corpora and (Path(corpora) / "ptb").is_dir()):
+        if item.get_closest_marker("corpora") and not (corpora and (Path(corpora) / "ptb").is_dir()):
             item.add_marker(pytest.mark.skip(reason="needs the real corpora under $LM_CORPORA"))

@@ -1,34 +1,19 @@
-"""Training runs that meet one fault at one system call: a process that forks them, and its client `Faults`.
-
-    python -m tests.faults      # a request a line on stdin, an answer a line on stdout
-
-The child of a fork is `python -m lm.train` from the first line of its `main` on, in a process of its own with a hook at
-every call that changes a file of the run directory or the token cache, and at every window of training and evaluation.
-Forking spares each run the seconds that importing PyTorch takes.
-"""
+"""Faults of the machine at one system call of a training run, which tests/forks.py starts: see `install`."""
 
 from __future__ import annotations
 
 import builtins
 import errno
-import fcntl
 import io
-import json
 import os
 import resource
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-# The most that a run may print, which stays in a pipe until it has ended.
-_PIPE_BYTES = 1 << 20
+from tests.forks import Ended, Forks
+
 # Calls that need room on the disk; the others work on a full one.
 _NEED_ROOM = ("open", "write", "fsync", "mkdir")
 
@@ -121,105 +106,23 @@ def _hook_windows(hook: Hook) -> None:
     BPTTWindows.__next__ = following
 
 
-def _child(request: dict[str, Any], pipes: list[int]) -> None:
-    """Become the training run that was asked for, with pipes for stdout, stderr and calls; does not return."""
-    from lm.base.errors import run_cli
-    from lm.train import main
+def install(folder: str, log: int, action: str | list[int] = "", at: int = 0, file_limit: int = 0) -> None:
+    """Watch every call of this process that changes a file in `folder`, and every window; log them to a descriptor.
 
-    os.chdir(request["folder"])
-    for stream in (1, 2):
-        os.dup2(pipes[stream - 1], stream)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    if request["file_limit"]:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"], request["file_limit"]))
-    hook = Hook(request["folder"], pipes[2], request["action"], request["at"])
+    `action` is done at call number `at`; no file grows beyond `file_limit`.
+    """
+    if file_limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    hook = Hook(folder, log, action, at)
     _hook_system_calls(hook)
     _hook_windows(hook)
-    sys.argv = ["lm.train", *request["arguments"]]
-    try:
-        run_cli(main)
-    except SystemExit as end:
-        sys.stderr.flush()
-        os._exit(end.code)
 
 
-def _serve() -> None:
-    import torch
-    import torch._dynamo  # what follows is imported here once instead of in every child
-    import torch.utils.tensorboard
-
-    import lm.train  # noqa: F401
-
-    torch.set_num_threads(1)
-    for line in sys.stdin:
-        request = json.loads(line)
-        pipes = [os.pipe() for _ in range(3)]  # limits on files do not hold for them
-        for _, end in pipes:
-            fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        child = os.fork()
-        if not child:
-            _child(request, [end for _, end in pipes])
-        for _, end in pipes:
-            os.close(end)
-        deadline = time.monotonic() + (request["kill_after"] or 120)
-        while not (ended := os.waitpid(child, os.WNOHANG))[0]:
-            if time.monotonic() > deadline:
-                os.kill(child, signal.SIGKILL)
-                ended = os.waitpid(child, 0)
-                break
-            time.sleep(0.001)
-        answer = [os.waitstatus_to_exitcode(ended[1])]
-        for end, _ in pipes:
-            with open(end) as stream:
-                answer.append(stream.read())
-        print(json.dumps(answer), flush=True)
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a run ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-    calls: list[str]
-    """the watched calls, each before it was made"""
-
-
-class Faults:
-    """A context manager: training runs with faults."""
-
-    def __enter__(self) -> Faults:
-        command, pipe = [sys.executable, "-m", "tests.faults"], subprocess.PIPE
-        self._server = subprocess.Popen(command, env=ENVIRONMENT, stdin=pipe, stdout=pipe, text=True)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._server.stdin.close()
-        self._server.wait()
+class Faults(Forks):
+    """Training runs with faults."""
 
     def train(
-        self,
-        folder: Path,
-        *arguments: object,
-        action: str | list[int] = "",
-        at: int = 0,
-        kill_after: float = 0,
-        file_limit: int = 0,
+        self, folder: Path, *arguments: object, action: str | list[int] = "", at: int = 0, file_limit: int = 0
     ) -> Ended:
-        """Run `lm.train` in working directory `folder`, in which every call that changes a file is watched.
-
-        `action` is done at call number `at`; `kill_after` seconds comes SIGKILL; no file grows beyond `file_limit`.
-        """
-        request = {
-            "arguments": [str(argument) for argument in arguments], "folder": str(folder.resolve()),
-            "action": action, "at": at, "kill_after": kill_after, "file_limit": file_limit,
-        }  # fmt: skip
-        self._server.stdin.write(json.dumps(request) + "\n")
-        self._server.stdin.flush()
-        code, stdout, stderr, calls = json.loads(self._server.stdout.readline())
-        return Ended(code, stdout, stderr, calls.splitlines())
-
-
-if __name__ == "__main__":
-    _serve()
+        """Run `lm.train` in working directory `folder`, watched as `install` says."""
+        return self.run("train", *arguments, folder=folder, action=action, at=at, file_limit=file_limit)

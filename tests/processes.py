@@ -17,7 +17,7 @@ from lm.base.device import set_determinism
 from lm.bench import random_run
 from lm.config.values import make_config
 from lm.train import update
-from tests.faults import ENVIRONMENT
+from tests.forks import environment
 from tests.rundir import checkpoint, event_steps
 from tests.trials import SAVE_EVERY, Trials, check_ending, saved_step
 
@@ -26,7 +26,7 @@ def start(place: Path, flags: list[object]) -> subprocess.Popen[str]:
     """`python -m lm.train` in a working directory."""
     command = [sys.executable, "-m", "lm.train", *map(str, flags)]
     return subprocess.Popen(
-        command, cwd=place, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command, cwd=place, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
 
 

@@ -23,7 +23,8 @@ from lm.base.rundir import RunDir
 from lm.training.checkpoint import load_latest
 from lm.training.log import RunLog
 from tests.conftest import TINY
-from tests.faults import Ended, Faults
+from tests.faults import Faults
+from tests.forks import Ended
 from tests.rundir import differences, ending, records
 
 SAVE_EVERY = 10

@@ -226,11 +226,11 @@ def test_an_own_text_in_a_folder_of_a_known_name_does_not_take_that_name(tmp_pat
     assert load_corpus(corpus.name, folder).name == corpus.name
 
 
-def test_counts_other_than_the_published_are_refused(tmp_path, toy_card):
+def test_counts_other_than_the_published_are_refused(tmp_path, toy_card, monkeypatch):
     toy_card()
-    path = cards.CARDS_FILE
-    path.write_text(path.read_text().replace("vocab_size = 12", "vocab_size = 11"))
-    cards._read_cards.cache_clear()
+    other = tmp_path / "other.toml"
+    other.write_text(cards.CARDS_FILE.read_text().replace("vocab_size = 12", "vocab_size = 11"))
+    monkeypatch.setattr(cards, "CARDS_FILE", other)
     with pytest.raises(CorpusError, match="published"):
         load_corpus("toy", write(tmp_path / "toy", TOY))
 
@@ -464,11 +464,16 @@ def test_splits_are_read_only_memory_maps_of_int32(tmp_path):
             assert (ids.dtype, ids.ndim, ids.flags.writeable) == (np.int32, 1, False)
 
 
-def test_the_second_load_is_from_the_cache_and_equal(tmp_path, monkeypatch):
+def test_the_second_load_is_from_the_cache_and_equal(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "lm")
     folder = write(tmp_path / "own", TOY | {"valid": "an unknown word\n"})
     first = load_corpus(None, folder, tmp_path / "data")
-    monkeypatch.setattr("lm.text.finding._encode", None)
+    assert ["encoding the text" in record.getMessage() for record in caplog.records] == [True]
+    caplog.clear()
+    written = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in first.path.iterdir()}
     second = load_corpus(None, folder, tmp_path / "data")
+    assert not caplog.records
+    assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in first.path.iterdir()} == written
     assert second.tokenizer.types == first.tokenizer.types
     for split in SPLITS:
         assert np.array_equal(second.splits[split], first.splits[split])

@@ -58,7 +58,7 @@ def test_the_text_reads_as_penn_treebank_does(texts):
 
 
 def test_another_process_makes_the_same_text_whatever_its_hash_seed(texts):
-    program = "import sys; from lm import pydocs; [sys.stdout.buffer.write(t) for t in pydocs.build().values()]"
+    program = "import sys; from lm.text import pydocs; [sys.stdout.buffer.write(t) for t in pydocs.build().values()]"
     environment = os.environ | {"PYTHONHASHSEED": "1", "LC_ALL": "C"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
     assert done.stdout == b"".join(texts.values())

@@ -1,6 +1,7 @@
 """Perplexity per word and bits per character, and runs on characters and BPE from training to scoring."""
 
 import json
+import logging
 import math
 import shutil
 
@@ -182,14 +183,17 @@ def test_a_checkpoint_of_another_vocabulary_of_the_same_text_is_refused_and_an_o
                 load_run(RunDir(tmp_path / "run"), torch.device("cpu"))
 
 
-def test_each_tokenizer_has_a_cache_of_its_own_that_is_read_back(corpus_dir, tmp_path, monkeypatch):
+def test_each_tokenizer_has_a_cache_of_its_own_that_is_read_back(corpus_dir, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "lm")
     kinds = [Tokenization(), Tokenization("char"), Tokenization("bpe", 270), Tokenization("bpe", 280)]
     first = [load_corpus(None, corpus_dir, tmp_path, kind) for kind in kinds]
     assert len({corpus.path for corpus in first}) == 4
     assert [corpus.vocab_size for corpus in first[2:]] == [270, 280]
-    monkeypatch.setattr("lm.text.finding._encode", None)
+    assert len(caplog.records) == 4  # each was encoded
+    caplog.clear()
     for corpus, kind in zip(first, kinds, strict=True):
         again = load_corpus(None, corpus_dir, tmp_path, kind)
         assert again.tokenizer.types == corpus.tokenizer.types
         assert (again.words, again.unk, again.sha256) == (first[0].words, corpus.unk, first[0].sha256)
         assert all(np.array_equal(again.splits[split], ids) for split, ids in corpus.splits.items())
+    assert not caplog.records

@@ -1,5 +1,6 @@
 """Fine-tuning through the real command line: where it starts, what it averages, when it ends, what it leaves alone."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -10,6 +11,7 @@ import time
 import pytest
 import torch
 
+import lm.train
 from lm.training.checkpoint import load_checkpoint
 from tests.conftest import TINY
 
@@ -54,8 +56,26 @@ def test_it_averages_all_iterates_from_the_first_update_on(source, train_here, t
     assert not torch.equal(iterates[0]["decoder.bias"], start["decoder.bias"])
 
 
-def test_it_never_ends_worse_on_valid_than_it_started(source, train_here, tmp_path):
-    result = train_here("--finetune", source, *TUNE, "--lr=300", "--clip=0", "--out-dir", tmp_path / "run")
+@pytest.fixture
+def valid_losses(monkeypatch):
+    """Replace the losses that training sees on valid by others, which may depend on the true one; `None` keeps it."""
+
+    def script(losses):
+        real, losses = lm.train.evaluate, iter(losses)
+
+        def scripted(model, ids, *arguments, **keywords):
+            found = real(model, ids, *arguments, **keywords)
+            loss = next(losses, None)
+            return found if loss is None else dataclasses.replace(found, nats=loss * found.targets)
+
+        monkeypatch.setattr(lm.train, "evaluate", scripted)
+
+    return script
+
+
+def test_it_never_ends_worse_on_valid_than_it_started(source, train_here, valid_losses, tmp_path):
+    valid_losses([None, 99])  # at the start, and after its epoch
+    result = train_here("--finetune", source, *TUNE, "--max-steps=2", "--lr=1", "--out-dir", tmp_path / "run")
     before = json.loads((source / "result.json").read_text())
     assert result["best_epoch"] == 0
     assert result["valid_loss"] == pytest.approx(before["valid_loss"], rel=1e-9)
@@ -64,18 +84,16 @@ def test_it_never_ends_worse_on_valid_than_it_started(source, train_here, tmp_pa
     assert all(torch.equal(best[name], start[name]) for name in start)
 
 
-def test_it_ends_where_nt_asgd_would_start_averaging(source, train_here, tmp_path):
+def test_it_ends_where_nt_asgd_would_start_averaging(source, train_here, valid_losses, tmp_path):
     run = tmp_path / "run"
-    flags = ["--finetune", source, "--epochs=9", "--nonmono=1", "--lr=300", "--clip=0", "--out-dir", run, *TUNE[1:]]
+    flags = ["--finetune", source, "--epochs=9", "--nonmono=1", "--lr=1", "--out-dir", run, *TUNE[1:]]
+    losses = [3.5, 3.3, 3.4, 3.45]  # the last is above the best of all but the one before it
+    valid_losses([3.0, *losses])  # the loss at the start is no part of the history
     train_here(*flags)
-    losses = [json.loads(line).get("valid_loss") for line in (run / "metrics.jsonl").read_text().splitlines()]
-    losses = [loss for loss in losses if loss is not None]
-    fires = next((n for n in range(2, len(losses)) if losses[n] > min(losses[: n - 1])), None)
-    assert fires is not None
-    assert len(losses) == fires + 1 < 9
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["valid_loss"] for record in records if record["kind"] == "epoch"] == losses
     (run / "result.json").unlink()  # killed before it was written, it knows that training is over
-    train_here(*flags, "--resume=auto")
-    assert sum("valid_loss" in line for line in (run / "metrics.jsonl").read_text().splitlines()) == len(losses)
+    assert train_here(*flags, "--resume=auto")["epochs"] == len(losses)
 
 
 def test_killed_and_resumed_it_ends_in_the_same_bits(source, tuned, work_dir, environment, cli, tmp_path):

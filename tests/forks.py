@@ -1,0 +1,141 @@
+"""Commands of this project as processes of their own, forked from one that has imported PyTorch already.
+
+    python -m tests.forks      # a request a line on stdin, an answer a line on stdout
+
+The child of a fork is `python -m lm.MODULE ARGUMENTS` from the first line of its `main` on: its own process, working
+directory, environment, output and exit code. It spares each command the four CPU seconds that importing PyTorch takes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+ROOT = Path(__file__).resolve().parent.parent
+# Of every process that a test starts; one thread unless the variable says otherwise: tiny tensors gain nothing by more.
+THREADS = os.environ.get("OMP_NUM_THREADS", "1")
+# The most that a command may print, which stays in a pipe until it has ended.
+_PIPE_BYTES = 1 << 20
+# What most commands import; a module of this project that is missing here is imported by each child that needs it.
+_PRELOADED = ("torch._dynamo", "torch.utils.tensorboard", "lm.train", "lm.evaluate", "lm.generate", "lm.sweep")
+
+
+def environment() -> dict[str, str]:
+    """Environment of the processes: the program on the path, few threads, no hub."""
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": THREADS, "HF_HUB_OFFLINE": "1"}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+    calls: list[str]
+    """the calls that were watched (tests/faults.py), each before it was made"""
+
+
+class Forks:
+    """A context manager: the process that forks, started with the first command."""
+
+    def __init__(self) -> None:
+        self._server: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Forks:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._server:
+            self._server.stdin.close()
+            self._server.wait()
+
+    def run(
+        self, module: str, *arguments: object, folder: Path, variables: dict[str, str] | None = None, **faults: Any
+    ) -> Ended:
+        """Run `python -m lm.MODULE ARGUMENTS` in a working directory, with `variables` in its environment.
+
+        `faults` are those of `tests.faults.install`.
+        """
+        if not self._server:
+            command, pipe = [sys.executable, "-m", "tests.forks"], subprocess.PIPE
+            self._server = subprocess.Popen(command, env=environment(), stdin=pipe, stdout=pipe, text=True)
+        request = {
+            "module": module, "arguments": [str(argument) for argument in arguments], "folder": str(folder.resolve()),
+            "environment": environment() | (variables or {}), "faults": faults,
+        }  # fmt: skip
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        code, stdout, stderr, calls = json.loads(self._server.stdout.readline())
+        return Ended(code, stdout, stderr, calls.splitlines())
+
+
+def _child(request: dict[str, Any], pipes: list[int]) -> NoReturn:
+    """Become the command that was asked for, with pipes for stdout, stderr and calls."""
+    code: object = 1
+    try:
+        from lm.base.errors import run_cli
+
+        os.chdir(request["folder"])
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        for stream in (1, 2):
+            os.dup2(pipes[stream - 1], stream)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        if request["faults"]:
+            from tests import faults
+
+            faults.install(request["folder"], pipes[2], **request["faults"])
+        sys.argv = [f"lm.{request['module']}", *request["arguments"]]
+        run_cli(importlib.import_module(f"lm.{request['module']}").main)
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 1)
+
+
+def _serve() -> None:
+    import torch
+
+    for name in _PRELOADED:
+        importlib.import_module(name)
+    torch.set_num_threads(int(THREADS))
+    for line in sys.stdin:
+        request = json.loads(line)
+        pipes = [os.pipe() for _ in range(3)]  # limits on files do not hold for them
+        for _, end in pipes:
+            fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        child = os.fork()
+        if not child:
+            _child(request, [end for _, end in pipes])
+        for _, end in pipes:
+            os.close(end)
+        deadline = time.monotonic() + 300
+        while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+            if time.monotonic() > deadline:
+                os.kill(child, signal.SIGKILL)
+                ended = os.waitpid(child, 0)
+                break
+            time.sleep(0.002)
+        answer: list[object] = [os.waitstatus_to_exitcode(ended[1])]
+        for end, _ in pipes:
+            with open(end, encoding="utf-8", errors="replace") as stream:
+                answer.append(stream.read())
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    _serve()
