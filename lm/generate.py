@@ -88,7 +88,7 @@ def _build_parser() -> Parser:
     text.add_argument("--detokenize", action="store_const", const=True, help="print readable English")
     text.add_argument("--temperature", type=float, metavar="X", help="divide the logits by X (default: 1)")
     text.add_argument("--top-k", type=int, metavar="N", help="draw from the N likeliest words (default: 0, all)")
-    text.add_argument("--top-p", type=float, metavar="X", help="draw from the likeliest words, X in sum (default: 1, all)")
+    text.add_argument("--top-p", type=float, metavar="X", help="draw from the likeliest words, X in sum (default: 1)")
     text.add_argument("--seed", type=int, metavar="N", help="seed of the first text, N + 1 of the next (default: 1111)")
     text.add_argument("--greedy", action="store_const", const=True, help="take the likeliest word each time")
     text.add_argument("--beam", type=int, metavar="N", help="search for the likeliest text with N hypotheses")
