@@ -235,14 +235,14 @@ def measure(config: TrainConfig, vocab_size: int, turns: int, threads: int, devi
 def main() -> None:
     """Command line."""
     parser = Parser("python -m lm.bench", description=__doc__.split(":")[0])
-    parser.add_argument("--preset", default="awd-lstm", help="tied LSTM preset of lm.train")
-    parser.add_argument("--dataset", default="ptb", choices=["ptb", "wikitext-2"], help="gives the vocabulary")
-    parser.add_argument("--turns", type=int, default=7, help="turns of each program")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of each program")
+    parser.add_argument("--preset", default="awd-lstm", help="preset of lm.train to measure (default: awd-lstm)")
+    parser.add_argument("--dataset", default="ptb", choices=["ptb", "wikitext-2"], help="sets the vocabulary size")
+    parser.add_argument("--turns", type=int, default=7, help="timed turns of each program (default: 7)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of each (default: all)")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     parser.add_argument("--kernel", choices=["auto", "native", "fused"], default="auto")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where both programs compute")
-    parser.add_argument("--table", metavar="DIR", help="measure growth with size as well; add it to the table in DIR")
+    parser.add_argument("--table", metavar="DIR", help="measure every row of the speed table, add it to DIR")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     arguments = parser.parse_args()
     if make_config(arguments.preset, arguments.dataset).optimizer != "sgd":

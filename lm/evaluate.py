@@ -102,7 +102,7 @@ def _parse() -> argparse.Namespace:
     """The command line. Raises ConfigError for a value or a combination that makes no sense."""
     parser = Parser("python -m lm.evaluate", description=__doc__.split(":")[0])
     parser.add_argument("run_dir", type=RunDir, metavar="RUN_DIR", help="run directory of lm.train, or an export")
-    text = "default: valid and test; with --activations: valid"
+    text = "splits to score (default: valid and test; with --activations: valid)"
     parser.add_argument("--split", nargs="+", choices=["train", "valid", "test"], help=text)
     parser.add_argument("--columns", type=int, metavar="N", help="cut splits into N columns (default: as in training)")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")

@@ -24,12 +24,14 @@ from lm.tables.answer import answer
 from lm.tables.compare import compare, compare_json, compare_text
 from lm.tables.page import report, report_text, unfinished
 from lm.tables.plots import _activations
-from lm.tables.published import load_published
+from lm.tables.published import comparable_ppl, load_published, per_target
 from lm.tables.stats import draw_difference, holm, paired_difference, pooled_sd, welch_difference
 from lm.tables.text import verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 GRID = "[[grid]]\nalpha = [0, 1, 2]\nbeta = [0, 1]\n"
+# Published as 87.17 and 110.44 per token; test is cut into 10 columns, of 8,243 tokens and 8,242 targets.
+PTB_200, PTB_200_SIX = 87.17 ** (8243 / 8242), 110.44 ** (8243 / 8242)
 # Test losses that are easy to check by hand: configurations by (alpha, beta), one value a seed.
 LOSSES = {(0, 0): (4.50, 4.52, 4.51), (1, 0): (4.47, 4.48, 4.49), (2, 0): (4.44, 4.47, 4.46)}
 
@@ -666,10 +668,10 @@ def test_published_figures_meet_the_configuration_of_their_protocol_and_no_other
     study = str(write_study(tmp_path / "a", records_of(near)))
     quoted = [row for row in compare(["published", study]) if row.quoted_from]
     assert {(row.values["alpha"], row.values["beta"]) for row in quoted} == {(0.0, 0.0)}
-    full = next(row for row in quoted if row.configuration.mean("test_ppl") == pytest.approx(87.17))
+    full = next(row for row in quoted if row.configuration.mean("test_ppl") == pytest.approx(PTB_200))
     assert full.difference.n == 3
     assert "within seed noise" in full.verdict
-    short = next(row for row in quoted if row.configuration.mean("test_ppl") == pytest.approx(110.44))
+    short = next(row for row in quoted if row.configuration.mean("test_ppl") == pytest.approx(PTB_200_SIX))
     assert short.difference.p is None
     assert "epochs 6 there, 40 here" in short.verdict
 
@@ -677,7 +679,7 @@ def test_published_figures_meet_the_configuration_of_their_protocol_and_no_other
 def test_a_figure_of_another_protocol_is_not_tested_and_says_what_differs(tmp_path):
     other = {"optimizer": "adamw", "lr": 0.001, "dropouti": 0.65, "test_batch_size": 1}
     run = write_run(tmp_path / "x", record(1, 4.5, test=4.47, config=other))
-    row = next(r for r in compare([run, "published"]) if r.configuration.mean("test_ppl") == pytest.approx(87.17))
+    row = next(r for r in compare([run, "published"]) if r.configuration.mean("test_ppl") == pytest.approx(PTB_200))
     assert all(f"{name} " in row.verdict for name in other)
     assert row.difference.p is None
 
@@ -714,7 +716,7 @@ def test_a_published_figure_far_from_our_seeds_exceeds_their_noise(tmp_path):
 def test_a_published_figure_against_one_run_cannot_tell(tmp_path):
     run = write_run(tmp_path / "x", record(1, 4.5, test=4.47))
     row = next(r for r in compare([run, "published"]) if r.quoted_from and not r.other_protocol)
-    assert row.difference.mean == pytest.approx(math.log(87.17) - 4.47)
+    assert row.difference.mean == pytest.approx(math.log(PTB_200) - 4.47)
     assert "n = 1" in row.verdict
 
 
@@ -751,6 +753,38 @@ def test_a_damaged_result_file_is_a_config_error(tmp_path):
     (tmp_path / "run" / "result.json").write_text("{")
     with pytest.raises(ConfigError, match="result.json"):
         compare([str(tmp_path / "run"), "published"])
+
+
+@pytest.mark.parametrize(
+    ("published", "tokens", "expected"),
+    [
+        (87.17, 82430, 87.22), (75.96, 82430, 76.00), (72.30, 82430, 72.34), (110.44, 82430, 110.50),
+        (105.97, 217646, 105.99), (100.33, 245569, 100.35),
+    ],
+)  # fmt: skip
+def test_a_figure_divided_by_tokens_becomes_one_per_target(published, tokens, expected):
+    assert round(per_target(published, tokens, 10), 2) == expected
+
+
+def test_a_loss_divided_by_tokens_and_converted_is_the_mean_over_targets():
+    nats = np.random.default_rng(0).uniform(1, 9, size=(11, 4))  # targets of 50 tokens in 4 columns of 12
+    assert per_target(math.exp(nats.mean(1).sum() / 12), 50, 4) == pytest.approx(math.exp(nats.mean()))
+
+
+def test_only_figures_that_were_divided_by_tokens_are_converted():
+    columns = {"valid": 10, "test": 10}
+    converted = [f for f in load_published() if f["source"] == "pytorch/examples word_language_model README"]
+    assert len(converted) == 6
+    assert all(comparable_ppl(f, columns)["test_ppl"] > f["test_ppl"] for f in converted)
+    plain = next(f for f in load_published() if f["source"] == "README of awd-lstm-lm")
+    assert comparable_ppl(plain, columns) == {"valid_ppl": 61.2, "test_ppl": 58.8}
+
+
+def test_the_comparison_says_what_was_published_and_that_it_was_converted(tmp_path):
+    study = str(write_study(tmp_path / "a", records_of({(0, 0): (4.50, 4.51, 4.52)})))
+    text = compare_text(compare([study, "published"]))
+    assert "published as 87.17 on test per token, shown per target" in text
+    assert " 87.22 " in text
 
 
 def test_every_published_figure_names_its_source_and_mark_and_parameters_of_this_project():

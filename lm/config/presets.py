@@ -34,7 +34,7 @@ def _examples(units: int, dropout: float) -> Preset:
 
 # AWD-LSTM's published dropouts for PTB: input, between layers, output, words (README of awd-lstm-lm).
 _AWD_PTB = {"dropouti": 0.4, "dropouth": 0.25, "dropout": 0.4, "dropoute": 0.1}
-# Small models need less of them: 0.6 is what fast.ai's language models took of AWD-LSTM's values for short runs.
+# Small models need less of them; 0.6 is this project's own choice.
 _AWD_PTB_MILD = {name: round(0.6 * p, 3) for name, p in _AWD_PTB.items()}
 # Adam over a trapezoid of the learning rate, for AWD-LSTM in 90 epochs (README and train_rnn.py of
 # sgugger/Adam-experiments): L2 in the gradient, stronger penalties than the published 2 and 1, a tighter clip.

@@ -22,27 +22,27 @@ class DataConfig:
     """corpus and batches"""
 
     dataset: str = ""
-    """corpus: ptb, wikitext-2 or pydocs; empty: the corpus that --data holds, else ptb"""
+    """corpus: ptb, wikitext-2, pydocs or a folder in data/; empty: the corpus that --data holds, else ptb"""
     data: str = ""
-    """folder with the three split files, for an own corpus or an own copy"""
+    """folder with train.txt, valid.txt and test.txt: your own corpus, or your own copy of a known one"""
     tokenizer: Literal["word", "char", "bpe"] = "word"
-    """what a token is: a word, a character, or a piece of byte-level BPE; either way `<eos>` ends a line"""
+    """what a token is: a word, a character, or a piece of byte-level BPE; `<eos>` ends each line in all three"""
     bpe_vocab_size: VocabSize = 8000
-    """types of bpe, learnt from train; 8000 costs a model about what PTB's 10,000 words do"""
+    """vocabulary size of --tokenizer bpe, learnt from train"""
     batch_size: Size = 80
     """columns of the training text (B), read in parallel"""
     bptt: Size = 70
-    """base length of a window of backpropagation through time (T), in tokens"""
+    """base length of a training window (T), in tokens; backpropagation through time ends at its start"""
     variable_bptt: bool = True
     """draw each window's length around bptt (Merity et al. 2018, sec. 4.1); the learning rate scales with it"""
     max_seq_len_delta: Count = 20
     """the drawn length is capped at bptt + this, which caps memory"""
     eval_batch_size: Size = 10
-    """columns of valid (and of train, for the generalisation gap)"""
+    """columns of valid, and of train for its final perplexity"""
     test_batch_size: Size = 1
     """columns of test; 1 scores every token but the first"""
     eval_train_tokens: Count = 0
-    """tokens of train that its final perplexity is taken over, from the start; 0: all"""
+    """tokens of train, from its start, that its final perplexity is computed on; 0: all"""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ModelConfig:
     emsize: Width = 400
     """embedding size (E)"""
     nhid: Width = 1150
-    """hidden units of a layer (H); the last layer has emsize units when tied"""
+    """hidden units of a layer (H); when tied, the last layer has emsize units"""
     nlayers: Depth = 3
     """recurrent layers"""
     tied: bool = True
@@ -92,30 +92,30 @@ class OptimConfig:
     """optimization"""
 
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    """sgd (becomes NT-ASGD unless --nonmono 0), adam (L2 in the gradient) or adamw (decoupled decay)"""
+    """sgd: NT-ASGD unless --nonmono 0; adam: weight decay in the gradient (L2); adamw: decoupled weight decay"""
     lr: Positive = 30.0
     """learning rate"""
     clip: NonNegative = 0.25
-    """largest norm of the gradient; 0: no clipping"""
+    """maximum norm of the gradient; 0: no clipping"""
     wdecay: NonNegative = 1.2e-6
     """weight decay on all parameters"""
     nonmono: Count = 5
-    """NT-ASGD: average once an epoch ends with a valid loss above the best of all but the last nonmono; 0: never"""
+    """NT-ASGD: averaging starts when the valid loss exceeds the best of all but the last N epochs; 0: never"""
     schedule: Literal["constant", "plateau", "linear", "onecycle", "trapezoid"] = "constant"
-    """learning rate over the run; plateau: lr/4 after each epoch that does not improve valid; trapezoid: up from lr/10,
-    flat, down to lr/10, then along a cosine to 0"""
+    """learning rate over the run; plateau: divided by 4 after each epoch that does not improve valid;
+    trapezoid: up from lr/10, flat, down to lr/10, then along a cosine to 0"""
     trapezoid_rise: Probability = 1 / 12
     """trapezoid: part of the run in which the rate rises"""
     trapezoid_flat: Probability = 5 / 12
     """trapezoid: part of the run at the full rate"""
     trapezoid_fall: Probability = 5 / 12
-    """trapezoid: part of the run in which the rate falls to lr/10; what is left of the run is the cosine"""
+    """trapezoid: part of the run in which the rate falls to lr/10; the rest of the run is the cosine"""
     trapezoid_beta1: Probability = 0.7
-    """trapezoid: Adam's beta1 at the full rate; it moves there from --adam-beta1, and back, as the rate does"""
+    """trapezoid: Adam's beta1 at the full rate; it moves between --adam-beta1 and this as the rate does"""
     average_last: Probability = 0.0
-    """average the weights over this last part of the run; valid chooses between the mean and the raw weights"""
+    """last part of the run over which weights are averaged; valid chooses between the mean and the raw weights"""
     min_lr: NonNegative = 0.0
-    """plateau: stop when the learning rate falls below this"""
+    """--schedule plateau: the run ends when the learning rate falls below this"""
     when: tuple[int, ...] = ()
     """epochs after which the learning rate is divided by 10"""
     adam_beta1: Probability = 0.9
@@ -129,8 +129,8 @@ class OptimConfig:
     seed: Count = 1111
     """seed of initial weights, masks and window lengths"""
     finetune: str = ""
-    """start from the best checkpoint and the configuration of this run directory or export, average from the first
-    update on, and end where NT-ASGD would start averaging"""
+    """run directory or export to fine-tune: starts from its best checkpoint and configuration, averages from the first
+    update on, ends where NT-ASGD would start averaging"""
 
 
 @dataclass(frozen=True)
@@ -138,11 +138,11 @@ class ComputeConfig:
     """arithmetic"""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """inputs of the matrix products, on CUDA layers' outputs too; auto: bf16 where the hardware has it, else fp32"""
+    """type of the matrix products' inputs, on CUDA of layers' outputs too; auto: bf16 where the hardware has it"""
     kernel: Literal["auto", "native", "fused"] = "auto"
-    """recurrent layers: PyTorch's own (native), this project's for LSTMs on CPU (fused), or the faster one (auto)"""
+    """recurrent layers: PyTorch's (native), this project's for LSTMs on CPUs (fused), or the faster one (auto)"""
     deterministic: bool = False
-    """use only deterministic algorithms: CUDA runs repeat bit for bit, and are slower; CPU runs repeat without it"""
+    """deterministic algorithms only: CUDA runs become slower and repeat bit for bit; CPU runs repeat without it"""
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class RunOptions:
     out_dir: str = ""
     """run directory; empty: runs/<dataset>-<preset or model>-<hash of the configuration>"""
     resume: str = ""
-    """auto: continue the run in --out-dir, or start it; PATH: continue the run that this checkpoint lies in"""
+    """auto: continue the run in --out-dir, or start it; PATH: continue the run that this checkpoint belongs to"""
     save: str = ""
     """also copy the best checkpoint to this file"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -191,11 +191,11 @@ class RunOptions:
     log_interval: Size = 200
     """updates between two log records"""
     save_every: Size = 500
-    """updates between two checkpoints; a killed run loses at most these"""
+    """updates between two checkpoints; a killed run loses at most this many"""
     save_minutes: NonNegative = 0.0
-    """minutes between two checkpoints, in place of --save-every; 0: by updates"""
+    """minutes between two checkpoints, instead of --save-every; 0: use --save-every"""
     max_minutes: NonNegative = 0.0
-    """stop after this time with everything saved, as after SIGTERM but with exit code 0; 0: no limit"""
+    """stop after this many minutes, everything saved, with exit code 0; --resume auto continues; 0: no limit"""
     eval_test: bool = True
     """score test once, from the best checkpoint, at the end"""
     tensorboard: bool = True

@@ -29,6 +29,16 @@ from lm.training.divergence import check_loss
 MODES = ("none", "cache", "dynamic", "dynamic+cache")
 # Where the sgd rule, whose steps are not divided by the gradients' size, needs another than `Dynamic`'s default.
 _SGD = {"lr": 2.0}  # 84.40 on the second of the models that `Dynamic` speaks of
+_HELP = {
+    "cache_window": "words that the cache holds",
+    "cache_lam": "weight of the cache in the mixture",
+    "cache_theta": "sharpness of the cache's attention",
+    "dynamic_rule": "rms (steps divided by the gradients' rms on train) or sgd",
+    "dynamic_lr": "learning rate",
+    "dynamic_decay": "decay towards the trained weights",
+    "dynamic_epsilon": "added to the rms, for rule rms",
+    "dynamic_segment": "words of a column between two updates",
+}
 
 
 def add_adaptation_flags(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +50,7 @@ def add_adaptation_flags(parser: argparse.ArgumentParser) -> None:
         choices=MODES,
         default=["none"],
         metavar="MODE",
-        help=f"any of {', '.join(MODES)}, side by side",
+        help=f"one or more of {', '.join(MODES)}: a row of the table each",
     )
     group.add_argument("--tune", action="store_true", help="choose the values below on valid first")
     for owner, prefix in ((Cache, "cache"), (Dynamic, "dynamic")):
@@ -54,7 +64,7 @@ def add_adaptation_flags(parser: argparse.ArgumentParser) -> None:
                 dest=f"{prefix}_{field.name}",
                 type=type(field.default),
                 metavar=name.upper(),
-                help=f"default: {default}",
+                help=f"{_HELP[f'{prefix}_{field.name}']} (default: {default})",
             )
 
 

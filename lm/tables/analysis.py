@@ -110,6 +110,8 @@ def analyse(study: Study, records: Sequence[dict[str, Any]]) -> Analysis:
         replace(configuration, label=configuration_name(configuration.values, base_values))
         for configuration in configurations
     ]
+    if baseline is not None:
+        notes += _unlike_devices(configurations, configurations[baseline])
     for split in ("valid", "test"):
         base = configurations[baseline].by_seed(f"{split}_loss") if baseline is not None else {}
         differences = with_holm(
@@ -133,6 +135,23 @@ def analyse(study: Study, records: Sequence[dict[str, Any]]) -> Analysis:
         records=tuple(own),
         notes=tuple(notes),
     )
+
+
+def _unlike_devices(configurations: Sequence[Configuration], baseline: Configuration) -> list[str]:
+    """A note a seed with which the baseline ran on another device than other configurations."""
+
+    def device(record: Mapping[str, Any]) -> Any:
+        return (record.get("versions") or {}).get("device")
+
+    notes = []
+    for seed, run in baseline.runs.items():
+        others = [c.label for c in configurations if seed in c.runs and device(c.runs[seed]) != device(run)]
+        if others:
+            notes.append(
+                f"Seed {seed}: the baseline and {'; '.join(others)} ran on different kinds of device (CPU, GPU), where one "
+                "seed draws different initial weights. They are no pairs, though the differences count them as such."
+            )
+    return notes
 
 
 def _usual(study: Study) -> dict[str, Any]:

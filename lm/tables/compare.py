@@ -21,7 +21,7 @@ from lm.config.values import as_plain, make_config
 from lm.study.records import METRICS, label, show
 from lm.study.specification import identity
 from lm.tables.configurations import Configuration, with_estimates
-from lm.tables.published import MARKS, NO_PROTOCOL, PUBLISHED, PUBLISHED_FILE, load_published
+from lm.tables.published import MARKS, NO_PROTOCOL, PUBLISHED, PUBLISHED_FILE, comparable_ppl, load_published
 from lm.tables.sources import load_source
 from lm.tables.stats import Difference, draw_difference, paired_difference, welch_difference, with_holm
 from lm.tables.text import aligned, interval, mean_sd, number, signed, verdict
@@ -156,18 +156,26 @@ def _published_rows(row: Row, first: Row | None) -> list[Row]:
             for name, value in there.items()
             if name in config and identity(config[name]) != identity(value)
         ]
-        ppl = {f"{split}_ppl": figure[f"{split}_ppl"] for split in ("valid", "test") if f"{split}_ppl" in figure}
+        ppl = comparable_ppl(figure, {"valid": there["eval_batch_size"], "test": there["test_batch_size"]})
         quoted = Row(
             source=f"quoted: {figure['label']}",
             configuration=with_estimates(Configuration(values={}, runs={0: ppl})),
             dataset=row.dataset,
             values=row.values,
             config=config,
-            quoted_from=f"{figure['source']} ({MARKS[figure['mark']]})",
+            quoted_from=f"{figure['source']} ({MARKS[figure['mark']]}){_divisor_text(figure)}",
             other_protocol="; ".join(([figure["note"]] if "note" in figure else []) + differs),
         )
         rows.append(_quoted_against(quoted, first))
     return rows
+
+
+def _divisor_text(figure: dict[str, Any]) -> str:
+    """What was converted, for a figure whose loss was divided by tokens; else nothing."""
+    if figure.get("divisor") != "tokens":
+        return ""
+    published = [f"{figure[f'{split}_ppl']:.2f} on {split}" for split in ("valid", "test") if f"{split}_ppl" in figure]
+    return f", published as {' and '.join(published)} per token, shown per target"
 
 
 def _quoted_against(quoted: Row, first: Row | None) -> Row:

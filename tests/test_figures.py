@@ -1,0 +1,367 @@
+"""Every measured figure of README.md and of the pages under results/ is recomputed from the committed ledgers.
+
+A page's figures stand in `EXPECTED`, as the text around them with the recomputed values in it: a wrong digit on the
+page fails, and so does a figure with a decimal point that no expected text covers, unless it is a setting, or quoted
+with its source in the same paragraph or row. Blocks of code show what a command printed, and are left out.
+"""
+
+import json
+import math
+import re
+from pathlib import Path
+from statistics import fmean, stdev
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lm.tables.published import per_target
+from lm.tables.stats import holm
+
+ROOT = Path(__file__).resolve().parent.parent
+THREE = {"AR, alpha 2": (2, 0), "TAR, beta 4": (0, 4), "alpha 1 and beta 1": (1, 1)}
+
+
+def ledger(study: str) -> list[dict]:
+    return [json.loads(line) for line in (ROOT / "results" / study / "runs.jsonl").read_text().splitlines()]
+
+
+def runs(alpha: float, beta: float, dropout: float = 0.2, norm: str = "l2", study: str = "ptb-200") -> dict[int, dict]:
+    """Seed -> record of one configuration."""
+    wanted = {"alpha": alpha, "beta": beta, "ar_norm": norm} | ({"dropout": dropout} if study == "ptb-200" else {})
+    return {r["seed"]: r for r in ledger(study) if all(r["config"][name] == value for name, value in wanted.items())}
+
+
+def values(records: dict[int, dict], metric: str, seeds: tuple[int, ...] = ()) -> list[float]:
+    return [record[metric] for seed, record in sorted(records.items()) if not seeds or seed in seeds]
+
+
+def bracket(low: float, high: float, digits: int) -> str:
+    return f"[{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def mean_sd(records: dict[int, dict], metric: str, *, interval: bool = False) -> str:
+    """`87.24 ± 0.26`, with `interval` also the 95 % t-interval of the mean."""
+    found = values(records, metric)
+    text = f"{fmean(found):.2f}" + (f" ± {stdev(found):.2f}" if len(found) > 1 else "")
+    if not interval:
+        return text
+    reach = stats.t.ppf(0.975, len(found) - 1) * stdev(found) / math.sqrt(len(found))
+    return f"{text} {bracket(fmean(found) - reach, fmean(found) + reach, 2)}"
+
+
+def pair(record: dict, valid: str = "valid_ppl", test: str = "test_ppl", sign: str = " / ") -> str:
+    return f"{record[valid]:.2f}{sign}{record[test]:.2f}"
+
+
+def gain(ours: dict, base: dict, split: str) -> float:
+    return base[f"{split}_loss"] - ours[f"{split}_loss"]
+
+
+def activation(records: dict[int, dict], name: str) -> float:
+    return fmean(record["activation"][name] for record in records.values())
+
+
+def percent_less(ours: float, base: float) -> float:
+    return 100 * (1 - ours / base)
+
+
+def only(study: str, index: int = 0) -> dict:
+    return ledger(study)[index]
+
+
+def adapted(study: str) -> dict[str, dict[tuple[str, str], float]]:
+    """Run -> (split, mode) -> perplexity, from the kept output of lm.evaluate."""
+    text = (ROOT / "results" / study / "adapt.txt").read_text()
+    found = {}
+    for block in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+        rows = re.findall(r"^(valid|test) +(\S+) +([\d.]+)", block, re.MULTILINE)
+        found[re.search(r"runs/[\w-]+/(\w+)", block)[1]] = {(split, mode): float(ppl) for split, mode, ppl in rows}
+    return found
+
+
+def both_views() -> dict[str, tuple[float, tuple[float, float], float, float, tuple[float, float], float]]:
+    """Configuration -> gain, Welch's interval and p over all seeds; gain, interval and Holm's p of the held-out two."""
+    base, found, p_held = runs(0, 0), {}, []
+    for name, coefficients in THREE.items():
+        ours = runs(*coefficients)
+        welch = stats.ttest_ind(values(base, "test_loss"), values(ours, "test_loss"), equal_var=False)
+        held = [gain(ours[seed], base[seed], "test") for seed in (1112, 1113)]
+        test = stats.ttest_1samp(held, 0)
+        p_held.append(float(test.pvalue))
+        all_three = fmean(values(base, "test_loss")) - fmean(values(ours, "test_loss"))
+        found[name] = (
+            all_three, tuple(welch.confidence_interval()), welch.pvalue, fmean(held), tuple(test.confidence_interval())
+        )  # fmt: skip
+    return {name: (*row, p) for (name, row), p in zip(found.items(), holm(p_held), strict=True)}
+
+
+def baselines() -> list[str]:
+    """Rows of the first table of results/README.md: ours against published."""
+    tokens = {"valid": {"wt2": 217646}, "test": {"ptb": 82430, "wt2": 245569}}
+    base, wt2 = runs(0, 0), only("wikitext-2-200")
+    rows = [
+        ("2x200, PTB | 40 | 3", fmean(values(base, "test_ppl")),
+         f"{mean_sd(base, 'valid_ppl')} | {mean_sd(base, 'test_ppl', interval=True)}", 87.17),
+        ("2x200, PTB | 6 | 1", only("ptb-six")["test_ppl"], pair(only("ptb-six"), sign=" | "), 110.44),
+        ("2x650, PTB | 40 | 1", only("ptb-650")["test_ppl"], pair(only("ptb-650"), sign=" | "), 75.96),
+    ]  # fmt: skip
+    lines, off = [], [100 * (wt2["test_ppl"] / 99.89 - 1)]
+    for name, test, ours, published in rows:
+        there = per_target(published, tokens["test"]["ptb"], 10)
+        off.append(100 * (test / there - 1))
+        lines.append(
+            f"| {name} | {ours} | {published:.2f} (pytorch/examples README) | {there:.2f} | {off[-1]:+.2f} % |"
+        )
+    lines.append(f"holds: at most {max(off):.1f} % off")
+    valid, test = (per_target(ppl, tokens[split]["wt2"], 10) for split, ppl in (("valid", 105.97), ("test", 100.33)))
+    lines.append(
+        f"| 2x200, WikiText-2 | 40 | 1 | {pair(wt2, sign=' | ')} | 105.97 / 100.33 (pytorch/examples issue 281) "
+        f"| {valid:.2f} / {test:.2f} | {100 * (wt2['test_ppl'] / test - 1):+.2f} % |"
+    )
+    lines.append(
+        f"| 2x200, WikiText-2 | 40 | 1 | {pair(wt2, sign=' | ')} | 99.89 (distiller issue 470) | unknown divisor "
+        f"| {100 * (wt2['test_ppl'] / 99.89 - 1):+.2f} % |"
+    )
+    return lines
+
+
+def three_seeds() -> list[str]:
+    lines = []
+    for name, coefficients in {"no penalty": (0, 0), **THREE}.items():
+        found = runs(*coefficients)
+        lines.append(
+            f"| {name} | 3 | {mean_sd(found, 'valid_ppl', interval=True)} | {mean_sd(found, 'test_ppl', interval=True)} "
+            f"| {fmean(values(found, 'train_ppl')):.2f} | {activation(found, 'rms'):.3f} "
+            f"| {100 * activation(found, 'frac_small'):.1f} % | {activation(found, 'temporal_rms'):.3f} |"
+        )
+    for name, (all_three, welch, p, held, interval, p_holm) in both_views().items():
+        lines.append(
+            f"| {name} | {all_three:.3f} {bracket(*welch, 3)} | {p:.4f} | {held:.3f} {bracket(*interval, 3)} "
+            f"| {p_holm:.3f} |"
+        )
+    return lines
+
+
+def strengths() -> list[str]:
+    """Rows of seed 1111, with gains over the run without a penalty at the same dropout."""
+    asked = {f"AR, alpha {a}": (a, 0) for a in (1, 2, 4, 8)} | {f"TAR, beta {b}": (0, b) for b in (1, 2, 4, 8)}
+    asked |= {f"alpha {a} and beta {b}": (a, b) for a, b in ((1, 1), (1, 2), (2, 1), (2, 4))}
+    asked |= {"L1, alpha 0.8": (0.8, 0, 0.2, "l1"), "elastic, alpha 0.6 (on a GPU)": (0.6, 0, 0.2, "elastic")}
+    asked |= {"alpha 1 and beta 1, dropout 0": (1, 1, 0), "alpha 1 and beta 1, dropout 0.4 (on a GPU)": (1, 1, 0.4)}
+    lines = []
+    for name, what in asked.items():
+        ours, base = runs(*what)[1111], runs(0, 0, *what[2:3])[1111]
+        # `+ 0` so that a rounded -0.000 is 0.000
+        gains = [f"{round(gain(ours, base, split), 3) + 0:.3f}" for split in ("valid", "test")]
+        assert ("on a GPU" in name) == (ours["versions"]["device"] == "cuda")
+        lines.append(f"| {name} | {' | '.join(gains)} | {pair(ours, sign=' | ')} |")
+    at = {dropout: runs(0, 0, dropout)[1111] for dropout in (0, 0.2, 0.4)}
+    lines.append(f"{pair(at[0.2])} at 0.2, {pair(at[0])} at 0, and {pair(at[0.4])} at 0.4 (on a GPU)")
+    lines.append(f"Training without dropout costs {-gain(at[0], at[0.2], 'test'):.3f} nats on test")
+    return lines
+
+
+def noise() -> list[str]:
+    configurations = [runs(*coefficients) for coefficients in ((0, 0), *THREE.values())]
+    sds = {s: max(stdev(values(c, f"{s}_loss")) for c in configurations) for s in ("valid", "test")}
+    differences = [
+        stdev([gain(a[seed], b[seed], "valid") for seed in a])
+        for i, a in enumerate(configurations)
+        for b in configurations[i + 1 :]
+    ]
+    reach = stats.t.ppf(0.975, 2) * max(differences) / math.sqrt(3)
+    return [
+        f"standard deviation of up to {sds['valid']:.4f} nats on valid and {sds['test']:.4f} on test",
+        f"one of up to {max(differences):.4f} on valid, so that its mean over three seeds is known to ±{reach:.3f} only",
+    ]
+
+
+def activations() -> list[str]:
+    base = runs(0, 0)
+    less = {
+        name: [percent_less(activation(runs(*c), m), activation(base, m)) for m in ("rms", "temporal_rms")]
+        for name, c in THREE.items()
+    }
+    ar, tar, both = less.values()
+    return [
+        f"AR by {ar[0]:.0f} % (rms h) and {ar[1]:.0f} % (rms dh), TAR by {tar[0]:.0f} % and {tar[1]:.0f} %, both together "
+        f"by {both[0]:.0f} % and {both[1]:.0f} %",
+        f"makes {100 * activation(runs(0.8, 0, 0.2, 'l1'), 'frac_small'):.1f} % of the activations nearly zero "
+        f"({100 * activation(base, 'frac_small'):.1f} % without a penalty, n = 3)",
+    ]
+
+
+def beside_a_cache() -> str:
+    """Gains with the cache, on the seeds that selected nothing."""
+    found, base, kept = adapted("ptb-200"), runs(0, 0), {}
+    for name, coefficients in THREE.items():
+        ours = runs(*coefficients)
+        for mode in ("none", "cache"):
+            logs = [
+                math.log(found[base[seed]["id"]]["test", mode] / found[ours[seed]["id"]]["test", mode])
+                for seed in (1112, 1113)
+            ]
+            kept[name, mode] = fmean(logs)
+    ar, tar, both = ((kept[name, "cache"], kept[name, "none"]) for name in THREE)
+    return (
+        f"the cache pointer leaves AR {ar[0]:.3f} of its {ar[1]:.3f} nats, TAR {tar[0]:.3f} of {tar[1]:.3f}, and both "
+        f"together {both[0]:.3f} of {both[1]:.3f} (n = 2"
+    )
+
+
+def elsewhere() -> list[str]:
+    lines, less = [], []
+    for study, name in (("wikitext-2-200", "2x200, WikiText-2"), ("ptb-650", "2x650, PTB")):
+        base, ours = runs(0, 0, study=study)[1111], runs(1, 1, study=study)[1111]
+        rms = [f"{r['activation']['rms']:.3f} | {r['activation']['temporal_rms']:.3f} |" for r in (base, ours)]
+        lines.append(f"| {name}, no penalty | {pair(base, sign=' | ')} | | | {rms[0]}")
+        gains = " | ".join(f"{gain(ours, base, split):.3f}" for split in ("valid", "test"))
+        lines.append(f"| alpha 1 and beta 1 | {pair(ours, sign=' | ')} | {gains} | {rms[1]}")
+        less.append(percent_less(ours["test_ppl"], base["test_ppl"]))
+    return [*lines, f"{less[0]:.1f} % and {less[1]:.1f} % lower test perplexity"]
+
+
+def others() -> list[str]:
+    """AWD-LSTM, one cycle, bf16, GPU, and what is computed from quoted figures."""
+    awd, (cache,) = only("ptb-awd-lstm"), adapted("ptb-awd-lstm").values()
+    cuda = {r["config"]["precision"]: r for r in ledger("cuda")}
+    by_seed: dict[int, dict[str, float]] = {}
+    for record in ledger("precision"):
+        by_seed.setdefault(record["seed"], {})[record["config"]["precision"]] = record["test_loss"]
+    differences = [by_seed[seed]["bf16"] - by_seed[seed]["fp32"] for seed in sorted(by_seed)]
+    test = stats.ttest_1samp(differences, 0)
+    low, high = test.confidence_interval()
+    short = only("min-lr")
+    return [
+        f"seed 141, valid {awd['valid_ppl']:.2f} / test {awd['test_ppl']:.2f} after {awd['epochs']} epochs",
+        f"valid averages {fmean(ppl for _, ppl in awd['curve'][-5:]):.2f} over the last five",
+        f"the checkpoint has valid {cache['valid', 'cache']:.2f} / test {cache['test', 'cache']:.2f}",
+        f"The run took {awd['seconds']:.0f} s",
+        f"ends at valid {pair(only('ptb-onecycle'), sign=' / test ')} after {only('ptb-onecycle')['epochs']} epochs",
+        f"{fmean(differences):+.4f} nats on test [{low:+.4f}, {high:+.4f}], p = {test.pvalue:.3f}",
+        f"The first three seeds alone had shown {fmean(differences[:3]):+.4f}",
+        f"ends at {pair(cuda['fp32'])} in fp32 and {pair(cuda['bf16'])} in bf16 on an H100, against "
+        f"{pair(runs(0, 0)[1111])} on a CPU",
+        f"{pair(short)} from epoch {short['best_epoch']}",
+        f"60.3 instead of 57.3 on PTB test, {math.log(60.3 / 57.3):.3f} nats, and 70.1 instead of 65.8 on WikiText-2 test, "
+        f"{math.log(70.1 / 65.8):.3f} nats or {100 * (70.1 / 65.8 - 1):.1f} %",
+    ]
+
+
+def speed() -> str:
+    """The ranges of the speed table: each page is one measurement of lm.bench."""
+    ratios: dict[bool, list[float]] = {True: [], False: []}
+    for measurement in json.loads((ROOT / "results/speed/speed.json").read_text()):
+        for row in measurement["rows"].values():
+            ratios["gpu" in row].append(row["ratio"])
+    gpu, cpu = ratios[True], ratios[False]
+    return (
+        f"a training step takes plain PyTorch {min(gpu):.2f} to {max(gpu):.2f} times as long on an H100, and {min(cpu):.2f} "
+        f"to {max(cpu):.2f} times on two CPUs"
+    )
+
+
+def adaptation() -> list[str]:
+    """Rows of results/ptb-200/adaptation.md, one a run whose output was kept."""
+    lines, modes = [], ("none", "cache", "dynamic", "dynamic+cache")
+    found = adapted("ptb-200")
+    for record in ledger("ptb-200"):
+        if (row := found.get(record["id"])) is None:
+            continue
+        config = record["config"]
+        cells = [f"{config[name]:g}" for name in ("alpha", "beta", "dropout")]
+        ppl = [f"{row['test', mode]:.2f}" for mode in modes]
+        cells += [config["ar_norm"], str(record["seed"]), f"`{record['id']}`", *ppl]
+        assert round(record["test_ppl"], 2) == row["test", "none"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def six_epochs() -> str:
+    ((run, row),) = adapted("ptb-six").items()
+    modes = ("none", "cache", "dynamic", "dynamic+cache")
+    return f"| `{run}` | {' | '.join(format(row['test', mode], '.2f') for mode in modes)} |"
+
+
+def readme_rows() -> list[str]:
+    """The README's table, ours against published per target, and its findings."""
+    base, views, awd = runs(0, 0), both_views(), only("ptb-awd-lstm")
+    there = {name: per_target(ppl, 82430, 10) for name, ppl in (("40", 87.17), ("6", 110.44), ("650", 75.96))}
+    wt2 = per_target(100.33, 245569, 10)
+    both = runs(1, 1)
+    return [
+        f"| 2x200 LSTM, PTB, 40 epochs | 3 | {mean_sd(base, 'test_ppl', interval=True)} | {there['40']:.2f} |",
+        f"| 2x200 LSTM, PTB, 6 epochs | 1 | {only('ptb-six')['test_ppl']:.2f} | {there['6']:.2f} |",
+        f"| 2x650 LSTM, PTB, 40 epochs | 1 | {only('ptb-650')['test_ppl']:.2f} | {there['650']:.2f} |",
+        f"| 2x200 LSTM, WikiText-2, 40 epochs | 1 | {only('wikitext-2-200')['test_ppl']:.2f} | {wt2:.2f} |",
+        f"| 1 | {awd['test_ppl']:.2f} | 58.8",
+        f"from {mean_sd(base, 'test_ppl')} to {mean_sd(both, 'test_ppl')} (n = 3)",
+        f"{views['alpha 1 and beta 1'][0]:.3f} nats {bracket(*views['alpha 1 and beta 1'][1], 3)}, Welch",
+        f"they gain {views['alpha 1 and beta 1'][3]:.3f} nats (Holm-adjusted p = {views['alpha 1 and beta 1'][5]:.3f})",
+        f"gain {gain(runs(1, 1, study='wikitext-2-200')[1111], runs(0, 0, study='wikitext-2-200')[1111], 'test'):.3f} nats "
+        f"on WikiText-2 and {gain(runs(1, 1, study='ptb-650')[1111], runs(0, 0, study='ptb-650')[1111], 'test'):.3f} at 650",
+        *(
+            f"{gain(runs(1, 1, d)[1111], runs(0, 0, d)[1111], 'test'):.3f} nats {where}"
+            for d, where in ((0, "without dropout"), (0.2, "at 0.2"), (0.4, "at 0.4"))
+        ),
+        f"{100 * activation(runs(0.8, 0, 0.2, 'l1'), 'frac_small'):.1f} % of the activations",
+    ]
+
+
+EXPECTED = {
+    "README.md": readme_rows(),
+    "results/README.md": [
+        *baselines(), *three_seeds(), *strengths(), *noise(), *activations(), beside_a_cache(), *elsewhere(), *others(),
+        speed(),
+    ],
+    "results/ptb-200/adaptation.md": [*adaptation(), six_epochs()],
+}  # fmt: skip
+# Figures that others published -> the source that stands in the same paragraph or row.
+QUOTED = {
+    "61.2": "awd-lstm-lm", "58.8": "awd-lstm-lm", "60.3": "Merity et al. 2018", "57.3": "Merity et al. 2018",
+    "70.1": "Merity et al. 2018", "65.8": "Merity et al. 2018", "87.17": "pytorch/examples",
+}  # fmt: skip
+# Coefficients, dropouts, thresholds and versions.
+SETTINGS = {"0.0004", "0.0008", "0.01", "0.03", "0.05", "0.1", "0.2", "0.3", "0.4", "0.6", "0.8", "3.11"}
+_FIGURE = re.compile(r"(?<![\w.-])\d+\.\d+(?!\.?\w)")
+
+
+def blocks(page: str) -> list[str]:
+    """Paragraphs, list items and table rows of a page, each on one line, without code and addresses."""
+    text = re.sub(r"^```.*?^```", "\n", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"\n(?=\||- )", "\n\n", text)
+    return [" ".join(block.split()) for block in text.split("\n\n") if block.strip()]
+
+
+@pytest.mark.parametrize(("page", "expected"), [(page, text) for page, texts in EXPECTED.items() for text in texts])
+def test_a_page_says_what_the_ledgers_give(page, expected):
+    assert any(expected in block for block in blocks(page))
+
+
+@pytest.mark.parametrize("page", EXPECTED)
+def test_a_page_has_no_figure_that_is_neither_recomputed_nor_quoted_with_its_source(page):
+    left = []
+    for block in blocks(page):
+        rest = block
+        for expected in sorted(EXPECTED[page], key=len, reverse=True):
+            rest = rest.replace(expected, "")
+        rest = re.sub(r"`[^`]*`|\]\([^)]*\)|https?://\S+|\b\d{4}\.\d{5}\b", "", rest)
+        for figure in _FIGURE.findall(rest):
+            source = QUOTED.get(figure)
+            if figure not in SETTINGS and (source is None or source not in block):
+                left.append(f"{figure} in: {block[:100]}")
+    assert not left
+
+
+def test_the_penalties_cost_perplexity_in_the_first_three_epochs():
+    base = dict(runs(0, 0)[1111]["curve"])
+    for coefficients in THREE.values():
+        ours = dict(runs(*coefficients)[1111]["curve"])
+        assert all(ours[epoch] > base[epoch] for epoch in (1, 2, 3))
+        assert ours[40] < base[40]
+
+
+def test_what_was_still_improving_was_not_at_its_lowest_rate():
+    for record in (runs(0, 0, 0.4)[1111], runs(1, 1, 0.4)[1111]):
+        assert np.all(np.diff([ppl for _, ppl in record["curve"][-4:]]) < 0)
