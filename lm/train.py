@@ -27,6 +27,7 @@ from lm.base.signals import StopSignals
 from lm.config.flags import parse_train_args
 from lm.config.schema import RunOptions, TrainConfig
 from lm.config.values import as_plain, make_config
+from lm.nn.kernels.choose import check_device
 from lm.nn.model import carry_state, count_parameters
 from lm.nn.regularization import regularization_terms
 from lm.scoring.evaluation import Evaluation, evaluate
@@ -242,8 +243,7 @@ def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
     if options.threads:
         torch.set_num_threads(options.threads)
     device = pick_device(options.device)
-    if config.kernel == "fused" and device.type != "cpu":
-        raise ConfigError("--kernel: the fused kernel is for CPUs; use auto or native, or --device cpu")
+    check_device(config.kernel, device)
     run, log_position = open_run(config, options, device, run_dir)
     logger.info(
         "%s: %s tokens, %s types; %s parameters; %s, %s, %d threads; %s",

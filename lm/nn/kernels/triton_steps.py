@@ -42,7 +42,7 @@ def forward_step(
 ):  # fmt: skip
     """Time step t of UNITS units and ROWS rows of the batch, all four gates.
 
-    z_t = W_hh h_{t-1} + z_TB4P, then as in `lm.nn.lstm`: i, f, o = sigmoid(.), g = tanh(.), c_t = f c_{t-1} + i g,
+    z_t = W_hh h_{t-1} + z_TB4P, then as in `lm.nn.kernels.fused`: i, f, o = sigmoid(.), g = tanh(.), c_t = f c_{t-1} + i g,
     h_t = o tanh(c_t). h and c hold t-1 at index t. Reads w_4PP, z_TB4P (W_ih x + b); reads and writes h_(T+1)BP (for
     the products, in their type) and c_(T+1)BP; writes out_TBH (fp32) and, for backward (KEEP), gates_TB4P.
     """

@@ -10,6 +10,8 @@ import torch
 
 from lm.nn.kernels import triton_lstm
 from lm.nn.kernels.triton_lstm import Tile, TritonLSTM, available, masked_copy
+from lm.nn.lstm import WeightDropLSTM
+from tests.conftest import TINY
 from tests.nn.kernels.reference import beyond_rounding, draw_case, largest_error, plain_lstm, results
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -104,6 +106,35 @@ def test_a_masked_copy_is_drop_weight_padded_with_zeros_and_its_transpose(dtype)
     assert torch.equal(back, expected[:, :70, :33].float() * 2) and nothing is None
 
 
+def test_a_layer_on_triton_draws_the_mask_that_others_draw_and_computes_the_same():
+    results_of = {}
+    for kernel in ("triton", "native"):
+        torch.manual_seed(0)
+        layer = WeightDropLSTM("LSTM", 6, 10, weight_drop=0.5, kernel=kernel)
+        x, state = torch.randn(3, 4, 6), (torch.randn(4, 10), torch.randn(4, 10))
+        out, state = layer(x, state)
+        gradients = torch.autograd.grad(out.pow(2).sum() + state[1].sum(), list(layer.parameters()))
+        results_of[kernel] = dict(enumerate((out, *state, *gradients)))
+    assert largest_error(results_of["triton"], results_of["native"]) < 1e-5
+
+
+def test_a_run_on_triton_ends_where_one_on_the_native_kernel_ends(train_here, corpus_dir, tmp_path):
+    flags = ("--data", corpus_dir, *TINY, "--max-steps=2", "--eval-batch-size=20", "--no-eval-test", "--no-tensorboard",
+             "--eval-train-tokens=100", "--precision=fp32")  # fmt: skip
+    triton, native = (
+        train_here(*flags, f"--kernel={kernel}", "--out-dir", tmp_path / kernel) for kernel in ("triton", "native")
+    )
+    assert triton["valid_loss"] == pytest.approx(native["valid_loss"], rel=1e-5)
+
+
+def test_triton_on_a_cpu_is_one_message(cli, corpus_dir, tmp_path):
+    flags = ("--data", corpus_dir, *TINY, "--out-dir", tmp_path / "run", "--device=cpu", "--kernel=triton")
+    done = cli("train", *flags, TRITON_INTERPRET="0")
+    assert (done.returncode, (tmp_path / "run").exists()) == (2, False)
+    assert "--kernel" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_what_the_kernels_cannot_do_is_refused(monkeypatch):
     case = draw_case(1, 1, 1, 1)
     with pytest.raises(TypeError, match="interpreter"):
@@ -177,7 +208,7 @@ def test_fp32_on_a_gpu_equals_cudnn(H, B, T):
 
 @pytest.mark.gpu
 def test_a_gpu_repeats_to_the_bit_inside_and_outside_of_a_cuda_graph():
-    from lm.graphs import CUDAGraphs
+    from lm.training.cudagraphs import CUDAGraphs
 
     case = draw_case(9, 20, 400, 1150, weight_drop=0.5, device="cuda")
     places = {name: torch.empty_like(value) for name, value in results(_layer(BF16), case).items()}
