@@ -30,7 +30,7 @@ from lm.base.provenance import cpu_name
 from lm.config.flags import Parser
 from lm.config.schema import TrainConfig
 from lm.config.values import make_config
-from lm.nn.kernels.choose import choose_kernel
+from lm.nn.kernels.choose import check_device, choose_kernel
 from lm.nn.plain import PlainLM, plain_step
 from lm.nn.products import pack_linear
 from lm.tables.speed import text, write_table
@@ -240,7 +240,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7, help="timed turns of each program (default: 7)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of each (default: all)")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
-    parser.add_argument("--kernel", choices=["auto", "native", "fused"], default="auto")
+    parser.add_argument("--kernel", choices=["auto", "native", "fused", "triton"], default="auto")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where both programs compute")
     parser.add_argument("--table", metavar="DIR", help="measure every row of the speed table, add it to DIR")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
@@ -249,7 +249,7 @@ def main() -> None:
         raise ConfigError("--preset: the plain program knows SGD only")
     if min(arguments.turns, arguments.threads) < 1:
         raise ConfigError("--turns and --threads: must be at least 1")
-    pick_device(arguments.device)
+    check_device(arguments.kernel, pick_device(arguments.device))
     measured: list[Benchmark] = [(arguments.preset, arguments.preset, arguments.dataset, {})]
     if arguments.table:
         measured = _GROWTH

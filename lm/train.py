@@ -26,6 +26,7 @@ from lm.base.signals import StopSignals
 from lm.config.flags import parse_train_args
 from lm.config.schema import RunOptions, TrainConfig
 from lm.config.values import as_plain, make_config
+from lm.nn.kernels.choose import check_device
 from lm.nn.model import carry_state, count_parameters
 from lm.nn.regularization import regularization_terms
 from lm.scoring.loading import load_trained
@@ -206,8 +207,7 @@ def prepare_device(config: TrainConfig, options: RunOptions) -> torch.device:
     if options.threads:
         torch.set_num_threads(options.threads)
     device = pick_device(options.device)
-    if config.kernel == "fused" and device.type != "cpu":
-        raise ConfigError("--kernel: the fused kernel is for CPUs; use auto or native, or --device cpu")
+    check_device(config.kernel, device)
     return device
 
 

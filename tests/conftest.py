@@ -105,9 +105,13 @@ def _seed() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hide GPUs from all tests but those of `-m gpu`: what the others promise, equal bits above all, is of CPUs."""
+    """Hide GPUs from all tests but those of `-m gpu`: what the others promise, equal bits above all, is of CPUs.
+
+    There Triton's kernels run in its interpreter, which it must know before a kernel is defined.
+    """
     if config.getoption("markexpr") != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

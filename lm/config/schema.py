@@ -139,8 +139,9 @@ class ComputeConfig:
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """type of the matrix products' inputs, on CUDA of layers' outputs too; auto: bf16 where the hardware has it"""
-    kernel: Literal["auto", "native", "fused"] = "auto"
-    """recurrent layers: PyTorch's (native), this project's for LSTMs on CPUs (fused), or the faster one (auto)"""
+    kernel: Literal["auto", "native", "fused", "triton"] = "auto"
+    """recurrent layers: PyTorch's (native), this project's for LSTMs on CPUs (fused) and in bf16 on CUDA (triton, not
+    yet measured), or the faster of the first two (auto)"""
     deterministic: bool = False
     """deterministic algorithms only: CUDA runs become slower and repeat bit for bit; CPU runs repeat without it"""
 
@@ -156,8 +157,8 @@ class TrainConfig(ComputeConfig, OptimConfig, RegularizationConfig, ModelConfig,
         check_fields(self)
         if self.tied and self.nlayers == 1 and self.nhid != self.emsize:
             raise ConfigError("--nhid: one tied layer has emsize units; set --nhid to --emsize or use --no-tied")
-        if self.kernel == "fused" and self.model != "LSTM":
-            raise ConfigError(f"--kernel: the fused kernel is for LSTM, not {self.model}; use auto or native")
+        if self.kernel in ("fused", "triton") and self.model != "LSTM":
+            raise ConfigError(f"--kernel: {self.kernel} is for LSTM, not {self.model}; use auto or native")
         if self.tokenizer != "bpe" and self.bpe_vocab_size != DataConfig.bpe_vocab_size:
             raise ConfigError("--bpe-vocab-size: works with --tokenizer bpe only")
         if self.min_lr and self.schedule != "plateau":

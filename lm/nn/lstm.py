@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from lm.nn.dropout import keep_mask, keep_probability
-from lm.nn.kernels.choose import choose_kernel
+from lm.nn.kernels.choose import check_names, choose_kernel
 from lm.nn.kernels.cudnn import FlatWeights
 from lm.nn.kernels.fused import FusedLSTM
+from lm.nn.kernels.triton_lstm import TritonLSTM
 
 State = tuple[Tensor, ...]
 _GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
@@ -45,7 +46,7 @@ class WeightDropLSTM(nn.Module):
         if cell not in _GATES:
             raise ValueError(f"cell must be one of {', '.join(_GATES)}, got {cell!r}")
         keep_probability(weight_drop)
-        choose_kernel(kernel, cell, precision, torch.device("cpu"), torch.float32, hidden_size)
+        check_names(kernel, cell, precision)
         self.cell = cell
         self.input_size = input_size
         self.hidden_size = hidden_size
@@ -80,7 +81,8 @@ class WeightDropLSTM(nn.Module):
         if kernel == "native":
             return self._native(x_TBI, state, mask, scale, dtype)
         weights = (self.weight_ih_l0, weight, self.bias_ih_l0, self.bias_hh_l0)
-        out, *after = FusedLSTM.apply(x_TBI, *state, *weights, mask, scale, dtype, torch.is_grad_enabled())
+        function = FusedLSTM if kernel == "fused" else TritonLSTM
+        out, *after = function.apply(x_TBI, *state, *weights, mask, scale, dtype, torch.is_grad_enabled())
         return out, tuple(after)
 
     def _native(

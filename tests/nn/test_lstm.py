@@ -9,6 +9,7 @@ from torch import nn
 
 import lm.nn.kernels.choose as choose_module
 from lm.base.device import pick_device
+from lm.base.errors import ConfigError
 from lm.nn.dropout import keep_mask
 from lm.nn.kernels.choose import choose_kernel
 from lm.nn.lstm import WeightDropLSTM
@@ -276,14 +277,23 @@ def test_kernel_choice(monkeypatch):
     monkeypatch.setattr(choose_module, "has_native_bf16", lambda: False)
     assert choose_kernel("auto", "LSTM", "bf16", CPU, fp32, 1150) == ("native", fp32)
     assert choose_kernel("fused", "LSTM", "bf16", CPU, fp32, 1150) == ("fused", bf16)
+    monkeypatch.setattr(choose_module, "available", lambda device: True)
+    assert choose_kernel("triton", "LSTM", "bf16", cuda, fp32, 1150) == ("triton", bf16)
+    assert choose_kernel("triton", "LSTM", "fp32", cuda, fp32, 1150) == ("native", fp32)
+    assert choose_kernel("triton", "LSTM", "bf16", CPU, fp32, 1150) == ("triton", fp32)
+    assert choose_kernel("triton", "LSTM", "bf16", cuda, fp64, 1150) == ("native", fp64)
 
 
-def test_impossible_requests_are_refused():
-    for request in (("turbo", "LSTM", "fp32"), ("auto", "LSTM", "fp16"), ("fused", "GRU", "fp32")):
+def test_impossible_requests_are_refused(monkeypatch):
+    unknown = [("turbo", "LSTM", "fp32"), ("auto", "LSTM", "fp16")]
+    for request in (*unknown, ("fused", "GRU", "fp32"), ("triton", "GRU", "fp32")):
         with pytest.raises(ValueError, match="kernel"):
             choose_kernel(*request, CPU, torch.float32, 8)
-    with pytest.raises(ValueError, match="fused"):
+    with pytest.raises(ConfigError, match="fused"):
         choose_kernel("fused", "LSTM", "fp32", torch.device("cuda"), torch.float32, 8)
+    monkeypatch.setattr(choose_module, "available", lambda device: False)
+    with pytest.raises(ConfigError, match="Triton"):
+        choose_kernel("triton", "LSTM", "bf16", CPU, torch.float32, 8)
     with pytest.raises(ValueError, match="cell"):
         WeightDropLSTM("QRNN", 2, 2)
     with pytest.raises(ValueError, match="dropout"):

@@ -8,15 +8,35 @@ from __future__ import annotations
 import torch
 
 from lm.base.device import has_native_bf16
+from lm.base.errors import ConfigError
+from lm.nn.kernels.triton_lstm import available
 
 # Units from which the fused kernel is the faster one, see `choose_kernel`.
 _FUSED_FROM_UNITS = 300
 
 
+def check_names(kernel: str, cell: str, precision: str) -> None:
+    """Raise ValueError for an unknown name, and for a kernel that is not for the cell."""
+    if kernel not in ("auto", "native", "fused", "triton") or precision not in ("fp32", "bf16"):
+        raise ValueError(
+            f"kernel must be auto|native|fused|triton and precision fp32|bf16, got {kernel!r}, {precision!r}"
+        )
+    if kernel in ("fused", "triton") and cell != "LSTM":
+        raise ValueError(f"kernel={kernel!r} is for LSTM layers, not {cell}")
+
+
+def check_device(kernel: str, device: torch.device) -> None:
+    """Raise ConfigError, naming the flag, where a kernel that is asked for cannot run on the device."""
+    if kernel == "fused" and device.type != "cpu":
+        raise ConfigError("--kernel: the fused kernel is for CPUs; use auto or native, or --device cpu")
+    if kernel == "triton" and not available(device):
+        raise ConfigError("--kernel: the Triton kernels need a CUDA device and triton >= 3.6; use auto or native")
+
+
 def choose_kernel(
     kernel: str, cell: str, precision: str, device: torch.device, dtype: torch.dtype, hidden_size: int
 ) -> tuple[str, torch.dtype]:
-    """Return ("native" | "fused", dtype of the products) for a layer whose weights are `dtype` on `device`.
+    """Return ("native" | "fused" | "triton", dtype of the products) for a layer whose weights are `dtype` on `device`.
 
     "auto" takes the fused kernel for an LSTM in bf16 on a CPU with native bf16 from 300 units on, else the native one
     (cuDNN on CUDA, oneDNN or the reference loop on CPU). Forward + backward of one layer, fp32
@@ -24,14 +44,19 @@ def choose_kernel(
     39/48/31; 1150 (T 70) 256/254/138; 1150 (T 70, B 80) 899/958/537. So fp32 is fused only where it is asked for.
     bf16 without a fast bf16 kernel (native on CPU) becomes fp32: faster there, and more exact.
 
-    Raises ValueError for an unknown name, and for `kernel="fused"` where the fused kernel cannot run.
+    "triton" is for bf16 on CUDA. In fp32 its products would not run on tensor cores, so fp32 there, as in evaluation,
+    stays with cuDNN; Triton's interpreter, on CPU, takes it. "auto" does not take it, as long as no GPU has measured it.
+
+    Raises ValueError for an unknown name and a kernel that is not for the cell; ConfigError for one not for the device.
     """
-    if kernel not in ("auto", "native", "fused") or precision not in ("fp32", "bf16"):
-        raise ValueError(f"kernel must be auto|native|fused and precision fp32|bf16, got {kernel!r}, {precision!r}")
+    check_names(kernel, cell, precision)
+    check_device(kernel, device)
     can_fuse = cell == "LSTM" and device.type == "cpu"
-    if kernel == "fused" and not can_fuse:
-        raise ValueError(f'kernel="fused" is for LSTM layers on CPU, not {cell} on {device.type}')
     bf16 = precision == "bf16" and dtype == torch.float32
+    if kernel == "triton" and dtype == torch.float32:
+        if device.type == "cuda":
+            return ("triton", torch.bfloat16) if bf16 else ("native", dtype)
+        return "triton", dtype
     fused = kernel == "fused" or (
         kernel == "auto" and can_fuse and bf16 and hidden_size >= _FUSED_FROM_UNITS and has_native_bf16()
     )

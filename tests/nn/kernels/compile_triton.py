@@ -1,0 +1,114 @@
+"""Compile the Triton kernels for an H100 without one: `python -m tests.nn.kernels.compile_triton [--all]`.
+
+Prints a JSON line a kernel: registers a thread, bytes of spilled registers, shared memory, and what the instructions
+show: products on tensor cores, and copies into shared memory that run beside them. ptxas, cuobjdump and nvdisasm are
+those of Triton's wheel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from lm.nn.kernels import triton_steps
+from lm.nn.kernels.triton_lstm import Tile, choose_tiles, padded_size
+
+_H100 = GPUTarget("cuda", 90, 32)
+_TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+_SIZES = [f"{hidden}x{batch}" for hidden in (1150, 650, 400, 200) for batch in (20, 80)]
+_POINTERS = {
+    "forward_step": {
+        "w": "*bf16", "z": "*bf16", "h": "*bf16", "c": "*fp32", "gates": "*fp32", "out": "*fp32"
+    },
+    "backward_step": {
+        "w_t": "*bf16", "dz": "*bf16", "gates": "*fp32", "c": "*fp32", "dout": "*fp32", "dh_end": "*fp32",
+        "dc": "*fp32", "parts": "*fp32", "tickets": "*i32",
+    },
+}  # fmt: skip
+
+
+def compile_step(kernel: str, H: int, P: int, tile: Tile, **constants: Any) -> dict[str, Any]:
+    """Compile a step's kernel in bf16 as a launch would, its tensors aligned to 16 bytes, and look into the result."""
+    function = getattr(triton_steps, kernel)
+    constants |= {
+        "H": H, "P": P, "ROWS": tile.rows, "UNITS": tile.units, "BLOCK": tile.block, "OVERLAP": tile.overlap
+    }  # fmt: skip
+    types = _POINTERS[kernel] | {"t": "i32", "B": "i32"} | dict.fromkeys(constants, "constexpr")
+    signature = {name: types[name] for name in function.arg_names}
+    aligned = {(at,): [["tt.divisibility", 16]] for at, kind in enumerate(signature.values()) if kind[0] == "*"}
+    compiled = triton.compile(
+        ASTSource(function, signature, constants, aligned), target=_H100,
+        options={"num_warps": tile.warps, "num_stages": tile.stages},
+    )  # fmt: skip
+    return _inspect(compiled.asm["cubin"]) | {"smem": compiled.metadata.shared, "pipelined": _pipelined(compiled.asm)}
+
+
+def _tool(name: str, *arguments: str | Path) -> str:
+    return subprocess.run([_TOOLS / name, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def _inspect(cubin: bytes) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        usage, code = _tool("cuobjdump", "-res-usage", path), _tool("nvdisasm", "-c", path)
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
+    operations = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)", code, re.MULTILINE)
+    named = {"spills": {"LDL", "STL"}, "products": {"HGMMA", "HMMA", "FFMA"}, "copies": {"LDGSTS"}}
+    counts = {name: sum(operation in group for operation in operations) for name, group in named.items()}
+    return {"registers": int(registers), "stack": int(stack), **counts, "wgmma": "HGMMA" in operations}
+
+
+def _pipelined(asm: dict[str, str]) -> bool:
+    """Whether the loop over the sum multiplies one block while later ones are copied: it waits for all but the last few."""
+    waits = [int(left) for left in re.findall(r"cp\.async\.wait_group\s+(\d+)", asm["ptx"])]
+    return "cp.async.cg" in asm["ptx"] and max(waits, default=0) > 0
+
+
+def report(hidden: int, batch: int, forward: Tile, backward: Tile) -> list[dict[str, Any]]:
+    """The three kernels of a layer: forward, backward, and backward of the last step, which has no product."""
+    P = padded_size(hidden, forward, backward)
+    shared = {"hidden": hidden, "batch": batch, "padded": P}
+    return [
+        shared | {"kernel": "forward", "tile": str(forward)}
+        | compile_step("forward_step", hidden, P, forward, KEEP=True),
+        shared | {"kernel": "backward", "tile": str(backward)}
+        | compile_step("backward_step", hidden, P, backward, SPLIT=backward.split, LAST=False),
+        shared | {"kernel": "last", "tile": str(backward)}
+        | compile_step("backward_step", hidden, P, backward, SPLIT=1, LAST=True),
+    ]  # fmt: skip
+
+
+def main() -> None:
+    """Compile for every size of the presets, or with --all every tile that the sitting tries."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--all", action="store_true", help="every tile that tests.gpu_lstm times")
+    parser.add_argument("--sizes", nargs="+", default=_SIZES, metavar="UNITSxBATCH")
+    arguments = parser.parse_args()
+    for size in arguments.sizes:
+        hidden, batch = map(int, size.split("x"))
+        pairs = [choose_tiles(hidden, batch, torch.bfloat16)]
+        if arguments.all:
+            from tests.gpu_lstm import tiles_to_try
+
+            forward, backward = tiles_to_try(hidden, batch)
+            pairs += [(tile, pairs[0][1]) for tile in forward] + [(pairs[0][0], tile) for tile in backward]
+        for pair in pairs:
+            for line in report(hidden, batch, *pair):
+                sys.stdout.write(json.dumps(line) + "\n")
+                sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
