@@ -191,7 +191,7 @@ def parse_train_args(argv: list[str] | None) -> TrainArguments:
 
 
 def flags_markdown() -> str:
-    """Table of all flags of `lm.train`, as it stands in the README."""
+    """Table of all flags of `lm.train`, as it stands in the docs."""
     lines = ["| flag | default | meaning |", "|---|---|---|", "| `--preset` |  | start from a preset |"]
     for title, fields in flag_groups():
         lines.append(f"| **{title}** | | |")
