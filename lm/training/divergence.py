@@ -16,7 +16,7 @@ from lm.base.numbers import LARGEST_LOSS
 
 
 def check_update(loss: float, norm: float, step: int) -> None:
-    """Raise DivergedError if the loss or the gradient's norm is not finite (`clipped_step` made no update then)."""
+    """Raise DivergedError if the loss or the gradient's norm is not finite (`clip` has it left out then)."""
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise DivergedError(
             f"update {step}: loss {loss:g}, gradient norm {norm:g}: not finite, so the update was not made. "
