@@ -1,35 +1,78 @@
-"""The README says what the program does: its table of flags, its files and its commands."""
+"""README and docs say what the program does: their files, commands, presets and the table of flags."""
 
+import importlib
 import re
+import shlex
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from lm.config.flags import build_parser, flags_markdown
+from lm.config.flags import Parser, flags_markdown
 from lm.config.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
+PAGES = ["README.md", "data/README.md", "results/README.md", "results/ptb-200/adaptation.md"]
+PAGES += sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))
+TEXTS = {page: (ROOT / page).read_text() for page in PAGES}
+
+
+def found(pattern: str) -> list[tuple[str, str]]:
+    """(page, match) of a pattern with one group, in all pages."""
+    return sorted({(page, match) for page, text in TEXTS.items() for match in re.findall(pattern, text)})
+
+
+class ParsedError(Exception):
+    """Raised once a command line has been parsed, before anything is done."""
 
 
 def test_the_table_of_flags_is_the_generated_one():
-    inside = README.split("<!-- flags -->")[1].split("<!-- /flags -->")[0]
+    inside = TEXTS["docs/commands.md"].split("<!-- flags -->")[1].split("<!-- /flags -->")[0]
     assert inside.strip() == flags_markdown()
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:lm|tests|data|results)/[\w./-]+\.\w+)`", README))))
-def test_a_file_that_is_named_exists(path):
-    assert (ROOT / path).exists()
+@pytest.mark.parametrize(("page", "path"), found(r"`((?:lm|tests|data|docs|results|examples)/[\w./-]+\.\w+)`"))
+def test_a_file_that_is_named_exists(page, path):
+    # Some lie in the reader's own folders.
+    assert (ROOT / path).exists() or path.startswith("data/")
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"python -m lm\.train ([^`\n]*--[^`\n]*)", README))))
-def test_a_training_command_parses(command):
-    build_parser("x").parse_args(command.split("#")[0].split())
+@pytest.mark.parametrize(("page", "target"), found(r"\]\(((?!https?:)[^)#]+)"))
+def test_a_link_leads_somewhere(page, target):
+    assert (ROOT / page).parent.joinpath(target).exists()
 
 
-def test_every_preset_has_a_line_in_the_readme():
-    assert all(f"`{name}`" in README for name in PRESETS)
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/")])
+def test_the_readme_links_every_page_of_the_docs(page):
+    assert f"({page})" in TEXTS["README.md"]
+
+
+@pytest.mark.parametrize(("page", "command"), found(r"python -m (lm\.\w+ [^`\n|]+)"))
+def test_a_command_parses(page, command, monkeypatch):
+    module, *arguments = shlex.split(command, comments=True)
+    if arguments == []:
+        return
+
+    def parse(self, *args, **kwargs):
+        super(Parser, self).parse_args(*args, **kwargs)
+        raise ParsedError
+
+    monkeypatch.setattr(Parser, "parse_args", parse)
+    monkeypatch.setattr("sys.argv", [module, *arguments])
+    with pytest.raises(ParsedError):
+        importlib.import_module(module).main()
+
+
+def test_every_command_is_in_the_readme_and_in_the_docs():
+    commands = {file.stem for file in (ROOT / "lm").glob("*.py")} - {"__init__"}
+    for page in ("README.md", "docs/commands.md"):
+        assert commands == {name for name in re.findall(r"^\| `python -m lm\.(\w+)", TEXTS[page], re.MULTILINE)}
+
+
+def test_every_preset_has_a_line_in_the_docs_and_is_named_in_the_readme():
+    for name in PRESETS:
+        assert f"| `{name}` |" in TEXTS["docs/commands.md"]
+        assert f"`{name}`" in TEXTS["README.md"]
 
 
 def test_every_study_is_read_and_its_runs_are_valid_configurations():
