@@ -28,10 +28,13 @@ def _tanh(x):  # as the CPU kernel: tanh(x) = 2 sigmoid(2x) - 1, an absolute err
 
 @triton.jit
 def _await_step_before(OVERLAP: tl.constexpr):
-    """With programmatic dependent launch: let the next step's programs start, then wait for the step before this one."""
+    """With programmatic dependent launch: wait for the step before, then let the programs of the next start and wait.
+
+    Nothing is read or written before. The wait comes first, so that one step at most waits beside the one that runs.
+    """
     if OVERLAP:
-        cuda.gdc_launch_dependents()
         cuda.gdc_wait()
+        cuda.gdc_launch_dependents()
 
 
 @triton.jit(do_not_specialize=["t"])

@@ -100,7 +100,7 @@ def main() -> None:
         hidden, batch = map(int, size.split("x"))
         pairs = [choose_tiles(hidden, batch, torch.bfloat16)]
         if arguments.all:
-            from tests.gpu_lstm import tiles_to_try
+            from tests.nn.kernels.tiles import tiles_to_try
 
             forward, backward = tiles_to_try(hidden, batch)
             pairs += [(tile, pairs[0][1]) for tile in forward] + [(pairs[0][0], tile) for tile in backward]
