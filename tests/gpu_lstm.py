@@ -71,7 +71,7 @@ def window(hidden: int, batch: int, T: int, tiles: Pair, device: torch.device) -
 
 
 def seconds(function: Callable[[], Any], device: torch.device) -> float:
-    """Time of the function's kernels, recorded into a graph: the median of five turns of twenty; on a CPU of one call."""
+    """Time of the function's kernels, recorded into a graph: median of five turns of twenty; on a CPU of one call."""
     graphs, token = CUDAGraphs(device), torch.zeros(1, device=device)
     warm_up, turns, calls, wait = 1, 1, 1, lambda: None
     if device.type == "cuda":
@@ -166,7 +166,13 @@ def tune(sizes: list[Size], trials: list, problems: list[str], device: torch.dev
         if not problem:
             measure = lambda: seconds(window(hidden, batch, T, pair, device)[name], device)  # noqa: B023, E731
             spent, wrong = attempt(measure)
-        row = {"hidden": hidden, "batch": batch, "kernel": name, "us_a_step": spent and 1e6 * spent / T, "problem": wrong}
+        row = {
+            "hidden": hidden,
+            "batch": batch,
+            "kernel": name,
+            "us_a_step": spent and 1e6 * spent / T,
+            "problem": wrong,
+        }
         yield row | {"tile": dataclasses.asdict(pair[0 if name == "forward" else 1])}
 
 

@@ -45,7 +45,8 @@ def choose_kernel(
     bf16 without a fast bf16 kernel (native on CPU) becomes fp32: faster there, and more exact.
 
     "triton" is for bf16 on CUDA. In fp32 its products would not run on tensor cores, so fp32 there, as in evaluation,
-    stays with cuDNN; Triton's interpreter, on CPU, takes it. "auto" does not take it, as long as no GPU has measured it.
+    stays with cuDNN; Triton's interpreter, on CPU, takes it. "auto" does not take it, as long as no GPU has measured
+    it.
 
     Raises ValueError for an unknown name and a kernel that is not for the cell; ConfigError for one not for the device.
     """

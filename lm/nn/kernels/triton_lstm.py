@@ -1,15 +1,16 @@
 """An LSTM layer on Triton kernels, one launch a time step: what `lm.nn.kernels.triton_steps` is called with.
 
-cuDNN's persistent LSTM is for at most 1024 units in fp16, so 1150 units in bf16 run on its general one, of several kernels
-a time step. Here a step is one kernel forward and one backward, and everything without a time loop is one large product:
-W_ih x before the loop; dx and the gradients of both weights and of the bias after it. The recurrent weight is masked,
-scaled, cast and padded once a window; at 1150 units it has 10.6 MB in bf16, and an L2 cache of 50 MB can keep it from step
-to step. A window of T steps is 2T launches from Python, so training records it into a CUDA graph; nothing here waits for
-the GPU, has a shape that depends on data, or takes memory but from PyTorch.
+cuDNN's persistent LSTM is for at most 1024 units in fp16, so 1150 units in bf16 run on its general one, of several
+kernels a time step. Here a step is one kernel forward and one backward, and everything without a time loop is one large
+product: W_ih x before the loop; dx and the gradients of both weights and of the bias after it. The recurrent weight is
+masked, scaled, cast and padded once a window; at 1150 units it has 10.6 MB in bf16, and an L2 cache of 50 MB can keep
+it from step to step. A window of T steps is 2T launches from Python, so training records it into a CUDA graph; nothing
+here waits for the GPU, has a shape that depends on data, or takes memory but from PyTorch.
 
 What backward needs is kept in fp32: gates_TB4P and c. In bf16 numbers just below 1 are 2^-8 apart, so a forget gate of
 0.998 would become 1 and its gradient, a factor f(1-f), 0; in fp32 the kernels add nothing to the error of rounding the
-products' operands. It costs 5 P B numbers of 4 bytes a step, 0.46 MB at 1150 units and batch 20, next to 10.6 MB of weights.
+products' operands. It costs 5 P B numbers of 4 bytes a step, 0.46 MB at 1150 units and batch 20, next to 10.6 MB of
+weights.
 
 Not yet measured on a GPU: `python -m tests.gpu_lstm` compares, times and tunes.
 """
@@ -38,8 +39,8 @@ class Tile:
     """What one program of a step computes, and how: see `triton_steps`.
 
     `units` and `rows` (of the batch) are its part of the result, `block` numbers of the sum are multiplied at a time,
-    `stages` of them are loaded ahead; `split` programs share the sum of a backward tile. With `overlap` a step's programs
-    start before the last step's have ended (programmatic dependent launch). All but `split` are powers of two.
+    `stages` of them are loaded ahead; `split` programs share the sum of a backward tile. With `overlap` a step's
+    programs start before the last step's have ended (programmatic dependent launch). All but `split` are powers of two.
     """
 
     units: int
@@ -76,9 +77,9 @@ def choose_tiles(hidden_size: int, batch_size: int, dtype: torch.dtype) -> tuple
     """The tiles of a forward and of a backward step.
 
     Counted, not yet measured, for the 132 multiprocessors of an H100. Forward, 16 units are 64 rows of W_hh, which is
-    what a tensor core instruction takes, and 72 programs at 1150 units. Backward, 64 units for the same reason, whose sum
-    is then split to about a hundred programs. A tile has the whole batch up to 128 rows forward; backward up to 32, as
-    each thread keeps some ten numbers a unit and row.
+    what a tensor core instruction takes, and 72 programs at 1150 units. Backward, 64 units for the same reason, whose
+    sum is then split to about a hundred programs. A tile has the whole batch up to 128 rows forward; backward up to 32,
+    as each thread keeps some ten numbers a unit and row.
     """
     rows = max(16, min(1 << (batch_size - 1).bit_length(), 128))
     if dtype == torch.float32:  # no tensor cores, and twice the shared memory: for comparisons only
@@ -172,9 +173,9 @@ def backward_steps(
 class TritonLSTM(torch.autograd.Function):
     """x_TBI, h_BH, c_BH, W_ih, W_hh, b_ih, b_hh, mask, scale, dtype, keep -> out_TBH, h_BH, c_BH.
 
-    Interface and formulas of the CPU kernel: products take and give `dtype` (sums of the recurrent ones stay fp32), everything
-    else is fp32, as the weights must be. P is H padded, I up to a multiple of 8: with rows of less than 16 bytes' alignment
-    the products would run on slower kernels.
+    Interface and formulas of the CPU kernel: products take and give `dtype` (sums of the recurrent ones stay fp32),
+    everything else is fp32, as the weights must be. P is H padded, I up to a multiple of 8: with rows of less than 16
+    bytes' alignment the products would run on slower kernels.
 
         z_t  = W_ih x_t + b_ih + b_hh (+ (m∘W_hh) h_{t-1} in the steps)
         dW_ih = sum_t dz_t x_t^T     dW_hh = m∘sum_t dz_t h_{t-1}^T     db = sum_t dz_t     dx_t = W_ih^T dz_t
@@ -184,9 +185,11 @@ class TritonLSTM(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_TBI, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, mask, scale, dtype, keep):
         _check(x_TBI, w_hh, dtype)
-        (T, B, I), H = x_TBI.shape, h_BH.shape[1]
+        T, B, I = x_TBI.shape
+        H = h_BH.shape[1]
         tiles = choose_tiles(H, B, dtype)
-        P, inputs = padded_size(H, *tiles), -(-I // 8) * 8
+        P = padded_size(H, *tiles)
+        inputs = -(-I // 8) * 8
         x = masked_copy(x_TBI.reshape(1, T * B, I), T * B, inputs, dtype)[0][0]
         w_in = masked_copy(w_ih.view(4, H, I), P, inputs, dtype)[0].view(4 * P, inputs)
         w_rec, w_rec_t = masked_copy(w_hh.view(4, H, H), P, P, dtype, mask, scale, transposed=keep)
@@ -202,7 +205,8 @@ class TritonLSTM(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dout_TBH, dh_BH, dc_BH):
         x, w_in, w_rec_t, mask, h, c, gates = ctx.saved_tensors
-        (T, B, I, H), P = ctx.sizes, c.shape[2]
+        T, B, I, H = ctx.sizes
+        P = c.shape[2]
         dz, dc = backward_steps(w_rec_t, dout_TBH, dh_BH, dc_BH, c, gates, ctx.tile)
         dz = dz.view(T * B, 4 * P)
         dh = (dz[:B] @ w_rec_t.t())[:, :H].float() if ctx.needs_input_grad[1] else None

@@ -1,17 +1,18 @@
 """Triton kernels of an LSTM layer: one launch a time step, forward and backward, and a copy that drops, casts and pads.
 
-Shapes: time T, batch B, units H, padded units P. Gates are stacked in the order i, f, g, o. All matrices are padded with
-zeros from H to P, a multiple of the block of a product's sum, so that no load of the inner loop needs a mask along
-the sum: the loop is then pipelined, asynchronous copies into shared memory beside products from it. Zeros stay zeros: in
-a padded unit z = 0, so g = 0, and from c = 0 follow c = 0 and h = 0; its row and column of W_hh are 0, and so is its dz.
-A row beyond B is neither loaded nor stored.
+Shapes: time T, batch B, units H, padded units P. Gates are stacked in the order i, f, g, o. All matrices are padded
+with zeros from H to P, a multiple of the block of a product's sum, so that no load of the inner loop needs a mask along
+the sum: the loop is then pipelined, asynchronous copies into shared memory beside products from it. Zeros stay zeros:
+in a padded unit z = 0, so g = 0, and from c = 0 follow c = 0 and h = 0; its row and column of W_hh are 0, and so is its
+dz. A row beyond B is neither loaded nor stored.
 
 What one step needs of the step before comes from other programs. The end of a kernel is the barrier between them, so
-nothing waits in a kernel and nothing can deadlock; a CUDA graph makes the launches cheap (`lm/nn/kernels/triton_lstm.py`).
+nothing waits in a kernel and nothing can deadlock; a CUDA graph makes the launches cheap
+(`lm/nn/kernels/triton_lstm.py`).
 
-Products are taken as matrix^T: weights (4 gates x UNITS, or UNITS) are the rows and the batch (ROWS) the columns, because
-the tensor cores of compute capability 9 take 64 rows at a time straight from shared memory but as few as 8 columns. Sums
-of products, gates and cell state are fp32.
+Products are taken as matrix^T: weights (4 gates x UNITS, or UNITS) are the rows and the batch (ROWS) the columns,
+because the tensor cores of compute capability 9 take 64 rows at a time straight from shared memory but as few as 8
+columns. Sums of products, gates and cell state are fp32.
 
 This module imports triton: `lm.nn.kernels.triton_lstm` imports it where triton is there.
 """
@@ -45,9 +46,9 @@ def forward_step(
 ):  # fmt: skip
     """Time step t of UNITS units and ROWS rows of the batch, all four gates.
 
-    z_t = W_hh h_{t-1} + z_TB4P, then as in `lm.nn.kernels.fused`: i, f, o = sigmoid(.), g = tanh(.), c_t = f c_{t-1} + i g,
-    h_t = o tanh(c_t). h and c hold t-1 at index t. Reads w_4PP, z_TB4P (W_ih x + b); reads and writes h_(T+1)BP (for
-    the products, in their type) and c_(T+1)BP; writes out_TBH (fp32) and, for backward (KEEP), gates_TB4P.
+    z_t = W_hh h_{t-1} + z_TB4P, then as in `lm.nn.kernels.fused`: i, f, o = sigmoid(.), g = tanh(.), c_t = f c_{t-1} +
+    i g, h_t = o tanh(c_t). h and c hold t-1 at index t. Reads w_4PP, z_TB4P (W_ih x + b); reads and writes h_(T+1)BP
+    (for the products, in their type) and c_(T+1)BP; writes out_TBH (fp32) and, for backward (KEEP), gates_TB4P.
     """
     _await_step_before(OVERLAP)
     first = tl.program_id(0) * UNITS
@@ -128,9 +129,9 @@ def backward_step(
     step of the window (LAST) has no product: its dh is dh_end_BP, the gradient of the state after the window.
 
     The sum of the product is 4P long, four times that of the forward step, over a quarter of the columns: with one
-    program a tile there would be too few programs, each with too much to read. So SPLIT programs share a tile, each sums
-    a part, and whichever finishes last adds the parts_SBP, always in the same order, and goes on alone. tickets counts
-    who has finished, and is 0 again afterwards.
+    program a tile there would be too few programs, each with too much to read. So SPLIT programs share a tile, each
+    sums a part, and whichever finishes last adds the parts_SBP, always in the same order, and goes on alone. tickets
+    counts who has finished, and is 0 again afterwards.
     """
     _await_step_before(OVERLAP)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
