@@ -1,4 +1,13 @@
-"""Shared fixtures: a tiny synthetic corpus, and the real command line in a subprocess."""
+"""Shared fixtures: a tiny synthetic corpus, and the real command line in a subprocess.
+
+No test depends on the instruction set, the number of threads or the order of the tests. The suite passes in all of
+
+    python -m pytest -n 2 --dist loadfile
+    ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python -m pytest -n 2 --dist loadfile
+    ATEN_CPU_CAPABILITY=default python -m pytest -n 2 --dist loadfile
+    OMP_NUM_THREADS=4 python -m pytest -n 2 --dist loadfile          # without the variable: one thread
+    pip install pytest-randomly && python -m pytest -n 2 --dist loadfile -p randomly
+"""
 
 import os
 import random

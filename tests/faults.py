@@ -106,11 +106,23 @@ def _hook_windows(hook: Hook) -> None:
     BPTTWindows.__next__ = following
 
 
-def install(folder: str, log: int, action: str | list[int] = "", at: int = 0, file_limit: int = 0) -> None:
+def _switch_after(epoch: int) -> None:
+    """Make NT-ASGD with --nonmono 1 switch after this epoch: it is told of made-up losses, the last one worse."""
+    from lm.training.averaging import NTASGD
+
+    real = NTASGD.end_epoch
+    NTASGD.end_epoch = lambda self, valid_loss: real(self, 2.0 if len(self.history) == epoch - 1 else 1.0)
+
+
+def install(
+    folder: str, log: int, action: str | list[int] = "", at: int = 0, file_limit: int = 0, switch: int = 0
+) -> None:
     """Watch every call of this process that changes a file in `folder`, and every window; log them to a descriptor.
 
-    `action` is done at call number `at`; no file grows beyond `file_limit`.
+    `action` is done at call number `at`; no file grows beyond `file_limit`; NT-ASGD switches after epoch `switch`.
     """
+    if switch:
+        _switch_after(switch)
     if file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     hook = Hook(folder, log, action, at)
@@ -121,8 +133,6 @@ def install(folder: str, log: int, action: str | list[int] = "", at: int = 0, fi
 class Faults(Forks):
     """Training runs with faults."""
 
-    def train(
-        self, folder: Path, *arguments: object, action: str | list[int] = "", at: int = 0, file_limit: int = 0
-    ) -> Ended:
+    def train(self, folder: Path, *arguments: object, action: str | list[int] = "", at: int = 0, **how: int) -> Ended:
         """Run `lm.train` in working directory `folder`, watched as `install` says."""
-        return self.run("train", *arguments, folder=folder, action=action, at=at, file_limit=file_limit)
+        return self.run("train", *arguments, folder=folder, action=action, at=at, **how)

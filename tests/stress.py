@@ -23,7 +23,7 @@ from tests import processes
 from tests import trials as cases
 from tests.conftest import write_corpus
 from tests.faults import Faults
-from tests.trials import COMMON, SAVE_EVERY, SHORT, SIGNALS, Trials
+from tests.trials import COMMON, SAVE_EVERY, SHORT, SIGNALS, SWITCH, Trials
 
 # What a call belongs to, by its path; the first match counts.
 PARTS = {
@@ -81,7 +81,7 @@ def by_part(trials: Trials) -> dict[str, list[int]]:
 
 def single_calls(table: Table, faults: Faults, folder: Path) -> None:
     """Every call of a short run, one by one."""
-    trials = Trials(faults, folder, ["--data", write_corpus(folder / "corpus", train=50), *SHORT])
+    trials = Trials(faults, folder, ["--data", write_corpus(folder / "corpus", train=50), *SHORT], SWITCH)
     assert trials.expected["result"]["averaged"], "the run must average before it ends"
     parts = by_part(trials)
     for part, numbers in parts.items():
@@ -109,7 +109,8 @@ def single_calls(table: Table, faults: Faults, folder: Path) -> None:
 
 def small_disks(table: Table, faults: Faults, folder: Path) -> None:
     """Real limits of files and of a disk, TensorBoard's files among them."""
-    trials = Trials(faults, folder, ["--data", write_corpus(folder / "corpus", train=50), *SHORT, "--tensorboard"])
+    flags = ["--data", write_corpus(folder / "corpus", train=50), *SHORT, "--tensorboard"]
+    trials = Trials(faults, folder, flags, SWITCH)
     limits = [1, 100, 500, 900, 2_000, 4_000, 6_000, 10_000, 20_000, 30_000]
     name = "files limited (RLIMIT_FSIZE), the limit growing from try to try"
     for hit in table.add(name, f"{len(limits)} limits", [lambda: cases.limit_files(trials, limits)]):

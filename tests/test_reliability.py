@@ -14,14 +14,14 @@ from tests import trials as cases
 from tests.conftest import TINY, write_corpus
 from tests.forks import THREADS
 from tests.rundir import event_steps, same, weights
-from tests.trials import SHORT, SIGNALS, Trials
+from tests.trials import SHORT, SIGNALS, SWITCH, Trials
 
 
 @pytest.fixture(scope="module")
 def trials(faults, tmp_path_factory):
     """Averages from its fourth epoch on; every moment below is one of its undisturbed run."""
     folder = tmp_path_factory.mktemp("trials")
-    trials = Trials(faults, folder, ["--data", write_corpus(folder / "corpus", train=50), *SHORT])
+    trials = Trials(faults, folder, ["--data", write_corpus(folder / "corpus", train=50), *SHORT], SWITCH)
     assert trials.expected["result"]["averaged"]
     return trials
 
@@ -33,6 +33,7 @@ def trials(faults, tmp_path_factory):
         ("rename .*/new$", 0),  # the cache appears
         ("replace .*config.json", 0),
         ("^training", 14),
+        ("^training", -5),  # which averages
         ("write .*metrics.jsonl", -1),
         ("write .*ckpt/.last.pt", 3),
         ("replace .*ckpt/last.pt", 1),  # before the previous checkpoint is kept
@@ -68,7 +69,7 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on_when_there_is_room(patte
 
 
 def test_files_that_cannot_grow_are_one_message_with_tensorboard_too(faults, trials, tmp_path):
-    with_tensorboard = Trials(faults, tmp_path, [*trials.flags, "--tensorboard"])
+    with_tensorboard = Trials(faults, tmp_path, [*trials.flags, "--tensorboard"], SWITCH)
     hit = cases.limit_files(with_tensorboard, [1, 900, 4_000, 20_000])
     assert {"tb", "last.pt"} <= hit.keys()
 
@@ -104,12 +105,12 @@ def test_what_a_killed_run_wrote_is_in_tensorboard_once(faults, trials, tmp_path
 
 def test_equal_seeds_give_equal_bits_and_another_seed_gives_others(faults, trials, tmp_path):
     trials.finish(trials.new_place())  # another process, from the start
-    assert faults.train(tmp_path, *trials.flags, "--seed=2").returncode == 0
+    assert trials.train(tmp_path, "--seed=2").returncode == 0
     assert not same(weights(tmp_path / "run"), trials.expected["last"]["model"])
 
 
 def test_deterministic_algorithms_change_no_bit_on_a_cpu(faults, trials, tmp_path):
-    assert faults.train(tmp_path, *trials.flags, "--deterministic").returncode == 0
+    assert trials.train(tmp_path, "--deterministic").returncode == 0
     assert same(weights(tmp_path / "run"), trials.expected["last"]["model"])
 
 
@@ -124,14 +125,15 @@ def test_deterministic_runs_on_cuda_end_in_the_same_bits(cli, corpus_dir, tmp_pa
 
 
 def test_resuming_with_another_number_of_threads_says_that_rounding_differs(faults, trials, tmp_path):
-    faults.train(tmp_path, *trials.flags, action="kill", at=trials.positions("^training")[30])
-    done = faults.train(tmp_path, *trials.flags, "--threads=3", "--dry-run")
+    trials.train(tmp_path, action="kill", at=trials.positions("^training")[30])
+    done = trials.train(tmp_path, "--threads=3", "--dry-run")
     assert done.returncode == 0
     assert f"resuming with threads=3 (was {THREADS}): results will not be bit-identical" in done.stderr
 
 
 def test_memory_does_not_grow(faults, trials, tmp_path):
-    flags = [*trials.flags, "--epochs=1000", "--max-steps=400", "--save-every=50"]
+    corpus = write_corpus(tmp_path / "corpus", train=600, held_out=20)
+    flags = [*trials.flags, "--data", corpus, "--epochs=1000", "--max-steps=400", "--save-every=50"]
     assert faults.train(tmp_path, *flags).returncode == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     peaks = {line["step"]: line["peak_rss_mb"] for line in lines if line["kind"] == "step"}

@@ -23,7 +23,7 @@ from lm.tables.analysis import analyse
 from lm.tables.answer import answer
 from lm.tables.compare import compare, compare_json, compare_text
 from lm.tables.page import report, report_text, unfinished
-from lm.tables.plots import _activations
+from lm.tables.plots import draw_plots
 from lm.tables.published import comparable_ppl, load_published, per_target
 from lm.tables.stats import draw_difference, holm, paired_difference, pooled_sd, welch_difference
 from lm.tables.text import verdict
@@ -460,18 +460,20 @@ def test_plots_are_png_files_of_a_readable_size_without_software_or_date(full_st
         assert b"tIME" not in data
 
 
-def test_a_configuration_far_off_is_marked_at_the_edge_and_does_not_flatten_the_others(tmp_path):
+def test_a_configuration_far_off_is_marked_at_the_edge_and_does_not_flatten_the_others(tmp_path, monkeypatch):
     lines = records_of({(0, 0): (4.50,), (1, 0): (4.45,), (0, 1): (4.47,), (2, 0): (5.50,)})
     for line, rms in zip(lines, (0.3, 0.2, 0.25, 0.1), strict=True):
         line["activation"] |= {"rms": rms, "temporal_rms": rms / 2}
-    figure, caption = _activations(analysis_of(tmp_path, lines, seeds=(1,)))
+    figures = {}
+    monkeypatch.setattr("lm.tables.plots.save_png", lambda figure, path: figures.update({path.name: figure}))
+    caption = dict(draw_plots(analysis_of(tmp_path, lines, seeds=(1,)), tmp_path))["activations.png"]
     assert "triangles: above the scale" in caption
-    for ax in figure.axes:
+    for ax in figures["activations.png"].axes:
         top = ax.get_ylim()[1]
         assert top < 100  # of 82 to 86, and 235
         assert [line.get_ydata()[0] for line in ax.lines if line.get_marker() == "^"] == [top]
         assert {text.get_text() for text in ax.texts} == {"0/0", "1/0", "0/1", "2/0: 235.3"}
-    _, caption = _activations(analysis_of(tmp_path / "near", lines[:3], seeds=(1,)))
+    caption = dict(draw_plots(analysis_of(tmp_path / "near", lines[:3], seeds=(1,)), tmp_path))["activations.png"]
     assert "triangles" not in caption
 
 

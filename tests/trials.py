@@ -28,9 +28,10 @@ from tests.forks import Ended
 from tests.rundir import differences, ending, records
 
 SAVE_EVERY = 10
-# Averages from the fourth epoch on, which is also the best: every kind of state is in the checkpoints.
 COMMON = [*TINY, "--nonmono=1", "--lr=10", "--clip=1", f"--save-every={SAVE_EVERY}", "--resume=auto", "--out-dir=run"]
 SHORT = [*COMMON, "--epochs=5", "--log-interval=5", "--no-tensorboard"]
+# So that these average in their last two epochs, which are the best: every kind of state is in the checkpoints.
+SWITCH = 3
 # Signals in the order of their arrival, and the exit code.
 SIGNALS = {
     (signal.SIGINT,): 130,
@@ -43,15 +44,22 @@ SIGNALS = {
 
 
 class Trials:
-    """Runs of one command line, each in a folder of its own, and the undisturbed one that they must end like."""
+    """Runs of one command line, each in a folder of its own, and the undisturbed one that they must end like.
 
-    def __init__(self, faults: Faults, folder: Path, flags: list[object]) -> None:
-        self.faults, self.folder, self.flags = faults, folder, flags
+    NT-ASGD switches after epoch `switch`, or where the losses say so (0), which differs between CPUs.
+    """
+
+    def __init__(self, faults: Faults, folder: Path, flags: list[object], switch: int = 0) -> None:
+        self.faults, self.folder, self.flags, self.switch = faults, folder, flags, switch
         self._number = 0
         self.place = self.new_place()
-        done = faults.train(self.place, *flags)
+        done = self.train(self.place)
         assert done.returncode == 0, done.stderr
         self.calls, self.expected = done.calls, ending(self.place / "run")
+
+    def train(self, place: Path, *more: object, **how: Any) -> Ended:
+        """One run with further flags, and `how` it is disturbed (`tests.faults.install`)."""
+        return self.faults.train(place, *self.flags, *more, switch=self.switch, **how)
 
     def new_place(self) -> Path:
         """A fresh working directory."""
@@ -66,7 +74,7 @@ class Trials:
 
     def finish(self, place: Path) -> None:
         """Continue a run without faults; it must end as the undisturbed one."""
-        done = self.faults.train(place, *self.flags)
+        done = self.train(place)
         assert done.returncode == 0, done.stderr
         check_ending(place / "run", self.expected)
         shutil.rmtree(place)
@@ -103,7 +111,7 @@ def check_message(ended: Ended, folder: Path) -> str:
 def kill_at(trials: Trials, number: int) -> None:
     """SIGKILL at one call, in the middle of it if it is a write."""
     place = trials.new_place()
-    ended = trials.faults.train(place, *trials.flags, action="kill", at=number)
+    ended = trials.train(place, action="kill", at=number)
     assert ended.returncode == -signal.SIGKILL
     assert 0 <= made_updates(ended.calls) - saved_step(place / "run") <= SAVE_EVERY
     trials.finish(place)
@@ -112,14 +120,14 @@ def kill_at(trials: Trials, number: int) -> None:
 def kill_after_damage(trials: Trials, number: int) -> None:
     """SIGKILL at one call, damage to the newest checkpoint, and SIGKILL in the next save, before its last rename."""
     place, twin = trials.new_place(), trials.new_place()
-    trials.faults.train(place, *trials.flags, action="kill", at=number)
+    trials.train(place, action="kill", at=number)
     last = place / "run" / "ckpt" / "last.pt"
     assert last.with_name("last.prev.pt").exists()
     last.write_bytes(b"damaged")
     shutil.copytree(place, twin, dirs_exist_ok=True)
-    calls = trials.faults.train(twin, *trials.flags).calls
+    calls = trials.train(twin).calls
     rename = next(n for n, call in enumerate(calls, 1) if re.search("replace .*ckpt/.last.pt", call))
-    ended = trials.faults.train(place, *trials.flags, action="kill", at=rename)
+    ended = trials.train(place, action="kill", at=rename)
     assert ended.returncode == -signal.SIGKILL
     trials.finish(place)
 
@@ -127,7 +135,7 @@ def kill_after_damage(trials: Trials, number: int) -> None:
 def fill_disk_at(trials: Trials, number: int) -> str:
     """No room from one call on; room again after that. Returns the file that the message names."""
     place = trials.new_place()
-    ended = trials.faults.train(place, *trials.flags, action="full", at=number)
+    ended = trials.train(place, action="full", at=number)
     name = check_message(ended, place)
     check_nothing_damaged(place / "run", made_updates(ended.calls))
     trials.finish(place)
@@ -145,7 +153,7 @@ def check_nothing_damaged(run: Path, updates: int) -> None:
 def send_at(trials: Trials, number: int, signals: tuple[int, ...]) -> None:
     """Signals at one call. A single one loses nothing; after the last look for signals the run completes instead."""
     place = trials.new_place()
-    ended = trials.faults.train(place, *trials.flags, action=list(signals), at=number)
+    ended = trials.train(place, action=list(signals), at=number)
     assert "Traceback" not in ended.stderr and "Exception" not in ended.stderr, ended.stderr
     over = any("result.json" in call for call in trials.calls[number - 1 : number])
     assert ended.returncode == SIGNALS[signals] or (over and ended.returncode == 0), (ended.returncode, ended.stderr)
@@ -161,7 +169,7 @@ def limit_files(trials: Trials, limits: list[int]) -> Counter[str]:
     """One run on a disk where files can grow up to a limit that rises from try to try."""
     place, hit = trials.new_place(), Counter()
     for limit in limits:
-        ended = trials.faults.train(place, *trials.flags, file_limit=limit)
+        ended = trials.train(place, file_limit=limit)
         hit[check_message(ended, place)] += 1
         check_nothing_damaged(place / "run", saved_step(place / "run"))
     trials.finish(place)
@@ -191,7 +199,7 @@ def fill_small_disk(trials: Trials, sizes: list[int]) -> Counter[str]:
     try:
         for size in sizes:
             mount(place, size, "remount")
-            ended = trials.faults.train(place, *trials.flags)
+            ended = trials.train(place)
             if not ended.returncode:
                 break
             hit[check_message(ended, place)] += 1

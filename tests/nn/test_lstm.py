@@ -67,10 +67,10 @@ def _error(got, expected):
     return max(((got[k] - expected[k]).abs().max() / expected[k].abs().max()).item() for k in expected)
 
 
-def _mask_of(layer, seed=3):
+def _mask_of(layer, seed=3, device="cpu"):
     """The mask that a training forward draws after `seed`, and its scale."""
     torch.manual_seed(seed)
-    return keep_mask(tuple(layer.weight_hh_l0.shape), layer.weight_drop, "cpu")
+    return keep_mask(tuple(layer.weight_hh_l0.shape), layer.weight_drop, device)
 
 
 @pytest.mark.parametrize("T", [1, 2, 9])
@@ -386,14 +386,18 @@ def test_layer_runs_on_the_meta_device():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_cuda_runs_cudnn_on_one_chunk_without_a_warning_and_bf16_on_tensor_cores(precision, size):
     pick_device("cuda")
-    layer = _layer(precision=precision, size=size)
+    layer = _layer(weight_drop=0.5, precision=precision, size=size)
     x, state = _window(layer)
-    expected = _results(_layer(size=size), x, state)
+    mask, scale = _mask_of(layer, device="cuda")
+    dropped = mask.cpu() * scale
+    expected = _results(_plain(layer, layer.weight_hh_l0 * dropped), x, state)
+    expected["weight_hh_l0"] = expected["weight_hh_l0"] * dropped
     layer = layer.cuda()
     x, state = x.detach().cuda().requires_grad_(), tuple(s.detach().cuda().requires_grad_() for s in state)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         out, _ = layer(x, state)
+        torch.manual_seed(3)
         found = _results(layer, x, state)
     found = {name: value.cpu() for name, value in found.items()}
     assert _error(found, expected) < (1e-4 if precision == "fp32" else 5e-2)

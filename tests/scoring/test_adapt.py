@@ -14,7 +14,7 @@ from lm.scoring.cache import Cache, History, cache_probability
 from lm.scoring.dynamic import Dynamic, gradient_rms
 from lm.scoring.evaluation import evaluate
 from lm.scoring.tune import tune_cache, tune_dynamic
-from tests.conftest import TINY
+from tests.conftest import TINY, write_corpus
 from tests.nn.test_model import V, tiny
 
 # Few words, so that the cache finds them again.
@@ -168,10 +168,11 @@ def test_settings_out_of_range_are_refused_by_name(make, flag):
         make()
 
 
-def test_the_command_puts_the_modes_side_by_side_and_tunes_on_valid_only(cli, corpus_dir, tmp_path):
+def test_the_command_puts_the_modes_side_by_side_and_tunes_on_valid_only(cli, train_here, tmp_path):
     run = tmp_path / "run"
-    done = cli("train", "--data", corpus_dir, *TINY, "--epochs=1", "--no-eval-test", "--out-dir", run)
-    assert done.returncode == 0, done.stderr
+    corpus = write_corpus(tmp_path / "corpus", train=100, held_out=20)
+    flags = ["--max-steps=20", "--no-eval-test", "--no-tensorboard", "--out-dir", run]
+    train_here("--data", corpus, *TINY, *flags)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     modes = ["none", "cache", "dynamic", "dynamic+cache"]
     command = ["evaluate", run, "--split", "test", "--adapt", *modes, "--tune", "--dynamic-lr=0.001", "--json"]

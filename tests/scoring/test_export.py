@@ -109,7 +109,7 @@ def test_a_tokenizer_of_the_same_size_but_other_words_is_refused_as_well(main_he
     ("flags", "says"),
     [
         (["--lr=1", "--ar-norm=l1", "--ar-layers=all"], "Fine-tuned with AR 8 (l1) and TAR 0, over all layers"),
-        (["--lr=300", "--clip=0"], "The weights are those of SOURCE, which fine-tuning did not improve."),
+        (["--lr=1e-30"], "The weights are those of SOURCE, which fine-tuning did not improve."),
     ],
 )
 def test_the_card_of_a_fine_tuned_run_says_what_made_its_weights(flags, says, train_here, tiny_run, tmp_path):

@@ -4,20 +4,21 @@ import json
 import os
 import signal
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from lm.study.ledger import read_ledger
-from tests.test_sweep import corpus, end, figures, lines, start, undisturbed, wait_for, write_study  # noqa: F401
+from tests.test_sweep import RUNS, corpus, end, figures, lines, start, undisturbed, wait_for, write_study  # noqa: F401
 
-pytestmark = pytest.mark.cluster
+# Before a fixture sweeps for nothing.
+pytestmark = [pytest.mark.cluster, pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray")]
 
 
 @pytest.fixture
 def cluster(monkeypatch, environment):
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
@@ -51,7 +52,7 @@ def test_the_sweep_completes_with_the_same_figures_though_a_worker_and_a_node_di
     wait_for(lambda: len(lines(study)) >= 2, process)
     ray_cluster.remove_node(nodes[1], allow_graceful=False)
     out, _ = end(process)
-    assert json.loads(out)["started"] == len(lines(study)) == 8
+    assert json.loads(out)["started"] == len(lines(study)) == RUNS
     assert figures(study) == figures(undisturbed)
 
 
@@ -72,7 +73,6 @@ def test_a_stop_signal_lets_the_tasks_save(cluster, start, corpus, tmp_path):  #
 
 
 def test_an_address_where_no_cluster_listens_is_one_message(start, corpus, tmp_path):  # noqa: F811
-    pytest.importorskip("ray")
     study = write_study(tmp_path / "results" / "s", corpus, "", seeds=(1,))
     _, stderr = end(start(tmp_path, study, "--executor=ray", "--ray-address=127.0.0.1:9"), 2)
     assert "--ray-address 127.0.0.1:9" in stderr

@@ -602,19 +602,6 @@ def test_processes_that_build_one_cache_at_once_all_get_the_corpus(tmp_path):
     assert len(list(Path("data/cache").iterdir())) == 1
 
 
-def test_pydocs_is_found_without_files_or_network_and_labelled_as_itself(cli):
-    runs = [cli("corpus", "--dataset", "pydocs", "--json", LM_CORPORA="") for _ in range(2)]
-    assert [done.returncode for done in runs] == [0, 0], runs[0].stderr
-    assert "encoding" in runs[0].stderr
-    assert runs[1].stderr == ""  # from the cache
-    report = json.loads(runs[0].stdout)
-    assert runs[0].stdout == runs[1].stdout
-    assert report["dataset"] == "pydocs"
-    assert report["vocab_size"] <= 10_000
-    assert report["tokens"]["train"] > 200_000
-    assert report["unk"] == dict.fromkeys(SPLITS, 0)
-
-
 def test_the_command_line_prints_one_json_object(cli, tmp_path, work_dir):
     folder = write(tmp_path / "own", TOY | {"valid": "an unknown word\n"})
     done = cli("corpus", "--data", folder, "--json")

@@ -1,6 +1,7 @@
 """The corpus made of the interpreter's documentation."""
 
-import os
+import hashlib
+import json
 import subprocess
 import sys
 
@@ -57,11 +58,22 @@ def test_the_text_reads_as_penn_treebank_does(texts):
     assert words.count(UNK) < 0.05 * len(words)
 
 
-def test_another_process_makes_the_same_text_whatever_its_hash_seed(texts):
-    program = "import sys; from lm.text import pydocs; [sys.stdout.buffer.write(t) for t in pydocs.build().values()]"
-    environment = os.environ | {"PYTHONHASHSEED": "1", "LC_ALL": "C"}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
-    assert done.stdout == b"".join(texts.values())
+def test_another_process_finds_the_same_text_without_files_or_network_whatever_its_hash_seed(
+    texts, environment, tmp_path
+):
+    variables = {"PYTHONHASHSEED": "1", "LC_ALL": "C", "LM_CORPORA": ""}
+    command = [sys.executable, "-m", "lm.corpus", "--dataset", "pydocs", "--json"]
+    first, again = (
+        subprocess.run(command, cwd=tmp_path, env=environment | variables, capture_output=True, text=True, check=True)
+        for _ in range(2)
+    )
+    assert "encoding" in first.stderr
+    assert again.stderr == ""  # from the cache
+    assert again.stdout == first.stdout
+    report = json.loads(first.stdout)
+    assert report["dataset"] == "pydocs"
+    assert report["sha256"] == {split: hashlib.sha256(text).hexdigest() for split, text in texts.items()}
+    assert report["unk"] == dict.fromkeys(texts, 0)
 
 
 def test_code_is_parsed_but_never_run(tmp_path, monkeypatch):

@@ -4,9 +4,6 @@ import dataclasses
 import json
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -96,17 +93,14 @@ def test_it_ends_where_nt_asgd_would_start_averaging(source, train_here, valid_l
     assert train_here(*flags, "--resume=auto")["epochs"] == len(losses)
 
 
-def test_killed_and_resumed_it_ends_in_the_same_bits(source, tuned, work_dir, environment, cli, tmp_path):
+def test_killed_and_resumed_it_ends_in_the_same_bits(source, tuned, faults, tmp_path):
     run = tmp_path / "run"
-    command = ["--finetune", str(source), *TUNE, "--lr=1", "--out-dir", str(run), "--resume=auto"]
-    process = subprocess.Popen([sys.executable, "-m", "lm.train", *command], cwd=work_dir, env=environment)
-    until = time.monotonic() + 120
-    while not (run / "ckpt" / "last.pt").exists() and time.monotonic() < until:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (run / "result.json").exists()
-    assert cli("train", *command).returncode == 0
+    command = ["--finetune", source, *TUNE, "--lr=1", "--out-dir=run", "--resume=auto"]
+    calls = faults.train(tmp_path, *command, "--max-steps=30", "--out-dir=shorter", "--no-eval-test").calls
+    moment = [number for number, call in enumerate(calls, 1) if call.startswith("training")][25]
+    killed = faults.train(tmp_path, *command, action="kill", at=moment)
+    assert killed.returncode == -signal.SIGKILL and (run / "ckpt" / "last.pt").exists()
+    assert faults.train(tmp_path, *command).returncode == 0
     ours, theirs = (load_checkpoint(path / "ckpt" / "last.pt") for path in (run, tuned))
     for name, tensor in theirs["averaging"]["averaged"].items():
         assert torch.equal(ours["averaging"]["averaged"][name], tensor), name
