@@ -15,8 +15,6 @@ import torch
 
 import lm
 import lm.base.commands
-import lm.generate
-import lm.scoring.trained
 from lm.base.errors import CheckpointError, CorpusError
 from lm.base.rundir import RunDir
 from lm.scoring.evaluation import evaluate
@@ -166,12 +164,14 @@ def test_what_cannot_be_loaded_is_refused(exported, tmp_path):
         load(exported)
 
 
-def test_the_example_of_load_runs(tiny_run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("documented", [load, lm.AWDLSTM])
+def test_the_example_in_a_docstring_runs(documented, tiny_run, tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "ptb").symlink_to(tiny_run)
     monkeypatch.chdir(tmp_path)
-    (example,) = [test for test in doctest.DocTestFinder().find(load, "load", globs={"torch": torch}) if test.examples]
-    assert doctest.DocTestRunner().run(example).failed == 0
+    found = doctest.DocTestFinder(recurse=False).find(documented, "example", globs={"torch": torch})
+    assert len(found) == 1
+    assert doctest.DocTestRunner().run(found[0]) == (0, len(found[0].examples))
 
 
 def test_the_citation_names_the_software_and_both_papers():

@@ -37,6 +37,14 @@ class AWDLSTM(nn.Module):
 
     Every layer is `nhid` wide but, when tied, the last, which is `emsize` wide so that it can meet the embedding.
     All dropout masks are drawn anew in each forward pass in training mode.
+
+    >>> import lm
+    >>> model = lm.AWDLSTM(10_000, lm.make_config(emsize=40, nhid=60, nlayers=2))  # published values for all else
+    >>> state = model.initial_state(batch_size=8)
+    >>> output = model(torch.zeros(35, 8, dtype=torch.long), state)
+    >>> logits_TBV = model.decoder(output.after_dropout[-1])
+    >>> logits_TBV.shape
+    torch.Size([35, 8, 10000])
     """
 
     def __init__(self, vocab_size: int, config: TrainConfig, precision: str = "fp32") -> None:
@@ -44,7 +52,7 @@ class AWDLSTM(nn.Module):
 
         Args:
             vocab_size: V.
-            config: sizes, dropouts, cell and kernel.
+            config: sizes, dropouts, cell and kernel, as `lm.config.values.make_config` puts them together.
             precision: `fp32` or `bf16`: the type of the matrix products' inputs; parameters stay as they are.
         """
         super().__init__()
