@@ -148,8 +148,8 @@ def _unlike_devices(configurations: Sequence[Configuration], baseline: Configura
         others = [c.label for c in configurations if seed in c.runs and device(c.runs[seed]) != device(run)]
         if others:
             notes.append(
-                f"Seed {seed}: the baseline and {'; '.join(others)} ran on different kinds of device (CPU, GPU), where one "
-                "seed draws different initial weights. They are no pairs, though the differences count them as such."
+                f"Seed {seed}: the baseline and {'; '.join(others)} ran on different kinds of device (CPU, GPU), where "
+                "one seed draws different initial weights. They are no pairs, though the differences pair them."
             )
     return notes
 
