@@ -307,7 +307,7 @@ def readme_rows() -> list[str]:
         f"| 1 | {awd['test_ppl']:.2f} | 58.8",
         f"from {mean_sd(base, 'test_ppl')} to {mean_sd(both, 'test_ppl')} (n = 3)",
         f"{all_three:.3f} nats {bracket(*welch, 3)}, Welch",
-        f"they gain {held:.3f} nats (Holm-adjusted p = {p:.3f})",
+        f"The other two alone give {held:.3f} nats (Holm-adjusted p = {p:.3f})",
         f"gains {elsewhere[0]:.3f} nats on WikiText-2 and {elsewhere[1]:.3f} at 650 units",
         *(
             f"{gain(runs(1, 1, d)[1111], runs(0, 0, d)[1111], 'test'):.3f} nats {where}"
