@@ -149,8 +149,7 @@ def _unlike_devices(configurations: Sequence[Configuration], baseline: Configura
         if others:
             notes.append(
                 f"Seed {seed}: the baseline and {'; '.join(others)} ran on different kinds of device (CPU, GPU), where "
-                "one seed draws different initial weights. "
-                "They are no pairs, though the differences count them as such."
+                "one seed draws different initial weights. They are no pairs, though the differences pair them."
             )
     return notes
 
