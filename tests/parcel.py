@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from lm.base.rundir import RunDir
 from lm.scoring.loading import load_trained, weights_digest
@@ -75,5 +75,5 @@ def unpack(data: bytes, export: Path) -> None:
         name: part.view(shape).clone() for part, (name, shape) in zip(parts, about["shapes"].items(), strict=True)
     }
     metadata = {"text": about["text"], "sha256": weights_digest(weights, about["text"]), "format": "pt"}
-    save_file(weights, RunDir(export).weights, metadata)
+    RunDir(export).weights.write_bytes(save(weights, metadata))
     load_trained(RunDir(export))

@@ -49,11 +49,19 @@ def trained(device, updates, graphs, **values):
         {"variable_bptt": False, "bptt": 9, "model": "GRU", "precision": "fp32", "dropout_kind": "standard"},
         # The step outside of the graph, beta1 anew in each, and the mean begun after 20 of 400 windows.
         {
-            "variable_bptt": True, "bptt": 12, "max_seq_len_delta": 5, "schedule": "trapezoid", "optimizer": "adam",
-            "lr": 1e-2, "adam_beta1": 0.8, "clip": 0.12, "epochs": 1, "average_last": 0.95,
+            "variable_bptt": True,
+            "bptt": 12,
+            "max_seq_len_delta": 5,
+            "schedule": "trapezoid",
+            "optimizer": "adam",
+            "lr": 1e-2,
+            "adam_beta1": 0.8,
+            "clip": 0.12,
+            "epochs": 1,
+            "average_last": 0.95,
         },
         {"variable_bptt": False, "bptt": 9, "schedule": "onecycle", "ar_layers": "all", "clip": 0.0, "lr": 0.1},
-    ],  # fmt: skip
+    ],
     ids=lambda values: "-".join(map(str, values.values())),
 )
 def test_updates_through_graphs_end_in_the_same_bits_as_without(values):
