@@ -40,7 +40,7 @@ from lm.training.log import RunLog, log_to
 from lm.training.optim import clip, set_beta1, set_rate
 from lm.training.results import choose_run_dir, finished_result
 from lm.training.run import Run
-from lm.training.writer import RunWriter
+from lm.training.writer import RunWriter, SaveTimes
 
 logger = logging.getLogger("lm.train")
 
@@ -84,7 +84,9 @@ def update(run: Run, window: Window) -> None:
     run.progress.tokens += window.targets_TB.numel()
 
 
-def train_epoch(run: Run, writer: RunWriter, options: RunOptions, log: RunLog, stop: StopSignals) -> None:
+def train_epoch(
+    run: Run, writer: RunWriter, options: RunOptions, log: RunLog, stop: StopSignals, saves: SaveTimes
+) -> None:
     """The rest of the current epoch, with its log records and checkpoints."""
     progress = run.progress
     max_steps = run.config.max_steps or math.inf
@@ -92,15 +94,12 @@ def train_epoch(run: Run, writer: RunWriter, options: RunOptions, log: RunLog, s
     log.start_epoch(progress.epoch, run.config.epochs, run.targets_per_epoch, done)
     logged_tokens = progress.tokens
     logged_seconds = progress.seconds
-    next_save = time.monotonic() + 60 * options.save_minutes
     while progress.step < max_steps and (window := next(run.windows, None)) is not None:
         started = time.perf_counter()
         update(run, window)
         due = run.means.updates >= options.log_interval
         stopped = stop.asked
-        by_time = time.monotonic() >= next_save
-        by_updates = progress.step % options.save_every == 0
-        save = by_time if options.save_minutes else by_updates
+        save = saves.due(progress.step)
         if due or save or stopped:  # what is saved must be good; waits for a GPU, whose work is in the time then
             check_run(run)
         progress.seconds += time.perf_counter() - started
@@ -111,7 +110,7 @@ def train_epoch(run: Run, writer: RunWriter, options: RunOptions, log: RunLog, s
             logged_seconds = progress.seconds
         if save:
             writer.save_last(run, log.sync())
-            next_save = time.monotonic() + 60 * options.save_minutes
+            saves.start()
         if stopped:
             stop.check()
 
@@ -137,7 +136,7 @@ def record_step(run: Run, log: RunLog, tokens_per_s: float) -> None:
     log.progress(0, f"ppl {means['ppl']:.4g}")
 
 
-def end_epoch(run: Run, writer: RunWriter, log: RunLog, stop: StopSignals) -> None:
+def end_epoch(run: Run, writer: RunWriter, log: RunLog, stop: StopSignals, saves: SaveTimes) -> None:
     """Validate, keep the best, and let the validation loss steer learning rate and averaging."""
     config = run.config
     progress = run.progress
@@ -152,7 +151,8 @@ def end_epoch(run: Run, writer: RunWriter, log: RunLog, stop: StopSignals) -> No
         progress.best_loss = valid.loss
         progress.best_activation = valid.activation
         progress.best_averaged = better == "averaged"
-        writer.save_best(run, run.candidates()[better])
+        keep = writer.save_best if saves.at_epochs else writer.keep_best
+        keep(run, run.candidates()[better])
     run.learning_rate.end_epoch(progress.epoch, valid.loss)
     if run.averaging.end_epoch(valid.loss) and not config.finetune:
         run.averaging.start(run.model)
@@ -161,7 +161,9 @@ def end_epoch(run: Run, writer: RunWriter, log: RunLog, stop: StopSignals) -> No
     progress.finished = run.is_over()
     run.windows.rewind()
     carry_state(run.hidden, run.model.initial_state(config.batch_size))
-    writer.save_last(run, log.sync())
+    if saves.at_epochs or saves.due(progress.step) or progress.finished:
+        writer.save_last(run, log.sync())
+        saves.start()
 
 
 def keep_starting_point(run: Run, writer: RunWriter, log: RunLog, stop: StopSignals) -> None:
@@ -248,9 +250,10 @@ def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
             writer.prepare(run)
             if config.finetune and run.progress.step == 0:
                 keep_starting_point(run, writer, log, stop)
+            saves = SaveTimes(options)
             while not run.progress.finished:
-                train_epoch(run, writer, options, log, stop)
-                end_epoch(run, writer, log, stop)
+                train_epoch(run, writer, options, log, stop, saves)
+                end_epoch(run, writer, log, stop, saves)
             writer.copy_best()
             result = writer.write_result(run, "completed", final_scores(run, run_dir, options, stop))
         except Interrupted as interruption:
@@ -260,6 +263,7 @@ def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
             text = f"{interruption}; saved: --resume auto continues {run_dir}"
             raise Interrupted(text, interruption.exit_code) from None
         except DivergedError:
+            writer.save_kept()
             writer.write_result(run, "diverged", {})
             raise
         final = {f"final/{key}": result[key] for key in ("valid_ppl", "test_ppl", "train_ppl") if result[key]}

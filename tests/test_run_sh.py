@@ -174,9 +174,15 @@ def test_a_study_is_named_by_its_folder_below_results_and_takes_flags_of_the_swe
     assert noted.commands() == ["-m lm.sweep results/ptb-200 --jobs=3 --dry-run"]
 
 
-def test_the_paper_is_trained_fine_tuned_and_given_a_cache_on_both_corpora(noted):
+def test_the_paper_is_trained_fine_tuned_and_given_a_cache_on_both_corpora_after_the_short_recipe(noted):
     assert noted.run("paper").returncode == 0
     commands = [shlex.split(line)[1:] for line in noted.commands()]
+    short = commands[:4]
+    del commands[:4]
+    for (_, *trained), (_, *evaluated), name in zip(short[::2], short[1::2], ("ptb", "wikitext-2"), strict=True):
+        config, options = configure(trained)
+        assert (config.preset, config.dataset, options.resume) == ("awd-lstm-fast", name, "auto")
+        assert evaluated == [options.out_dir, "--adapt", "none", "cache"]
     assert [command[0] for command in commands] == ["lm.train", "lm.train", "lm.evaluate"] * 2
     for (_, *trained), (_, *tuned), (_, *evaluated) in zip(*[iter(commands)] * 3, strict=True):
         config, options = configure(trained)

@@ -167,7 +167,7 @@ class Sweep:
                     executor.start(job)
                     self.started += 1
             for outcome in executor.finished():
-                text = self._settle(outcome)
+                text = self.settle(outcome)
                 self._release(running.pop(outcome.job.id))
                 view.end(outcome.job, text)
             view.show(len(waiting))
@@ -192,7 +192,7 @@ class Sweep:
         result = finished(job)
         return self._enter(outcome_of(job, 0), result) if result else ""
 
-    def _settle(self, outcome: Outcome) -> str:
+    def settle(self, outcome: Outcome) -> str:
         """Enter how a run ended into the ledger, or among the failures; returns it in words."""
         result = outcome.result
         job = outcome.job

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +20,33 @@ from lm.base.locks import take_lock
 from lm.base.numbers import perplexity
 from lm.base.provenance import git_state, versions
 from lm.base.rundir import RunDir
+from lm.config.schema import RunOptions
 from lm.config.values import as_plain, config_id
 from lm.nn.model import AWDLSTM, count_parameters
 from lm.training.checkpoint import save_checkpoint
 from lm.training.run import Run
+
+
+class SaveTimes:
+    """When the next checkpoint is due: by the clock (--save-minutes), which goes on over epochs, else by updates."""
+
+    def __init__(self, options: RunOptions) -> None:
+        self._every = options.save_every
+        self._seconds = 60 * options.save_minutes
+        self.start()
+
+    def start(self) -> None:
+        """Count from now."""
+        self._next = time.monotonic() + self._seconds
+
+    def due(self, step: int) -> bool:
+        """Whether to save after update `step`."""
+        return time.monotonic() >= self._next if self._seconds else step % self._every == 0
+
+    @property
+    def at_epochs(self) -> bool:
+        """Whether every end of an epoch is one; by the clock it is not, for an epoch may take seconds."""
+        return not self._seconds
 
 
 class RunWriter:
@@ -31,6 +56,7 @@ class RunWriter:
         self._directory = directory
         self._copy = Path(copy_best_to) if copy_best_to else None
         self._found = self._stamp()
+        self._kept: dict[str, Any] = {}
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -71,12 +97,24 @@ class RunWriter:
 
     def save_last(self, run: Run, log_position: int) -> None:
         """Write last.pt, from which the run continues bit for bit; the one before stays as last.prev.pt."""
+        self.save_kept()
         save_checkpoint(self._directory.last, run.state_dict(log_position), keep_previous=True)
 
     def save_best(self, run: Run, model: AWDLSTM) -> None:
         """Write best.pt, and the copy that `--save` asks for."""
         save_checkpoint(self._directory.best, run.best_state(model))
         self.copy_best()
+
+    def keep_best(self, run: Run, model: AWDLSTM) -> None:
+        """Take the best weights down, for best.pt to be written beside the next last.pt, which knows of them."""
+        self._kept = copy.deepcopy(run.best_state(model))
+
+    def save_kept(self) -> None:
+        """Write what `keep_best` took down, if anything."""
+        if self._kept:
+            save_checkpoint(self._directory.best, self._kept)
+            self._kept = {}
+            self.copy_best()
 
     def copy_best(self) -> None:
         """Write the copy of best.pt that `--save` asks for, if it does."""

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lm.train
+import lm.training.writer
 from lm.base.errors import ConfigError, Interrupted
 from lm.base.rundir import RunDir
 from lm.bench import random_run
@@ -17,7 +18,7 @@ from lm.config.values import make_config
 from lm.training.checkpoint import load_checkpoint
 from lm.training.schedule import LearningRate, trapezoid_of
 from tests.conftest import TINY
-from tests.rundir import ending, same
+from tests.rundir import checkpoint, ending, same
 
 # Two epochs of 113 updates, all dropouts on, a step every epoch's end within a phase of the trapezoid.
 FLAGS = [*TINY[:-1], "--lr=0.01", "--optimizer=adam", "--schedule=trapezoid", "--epochs=2", "--no-tensorboard"]
@@ -143,18 +144,62 @@ def test_a_run_whose_time_is_up_is_saved_exits_with_0_and_goes_on(cli, corpus_di
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "completed"
 
 
-def test_checkpoints_by_time_replace_those_by_updates(train_here, corpus_dir, tmp_path, monkeypatch):
-    saved = []
-    real = lm.train.RunWriter.save_last
-    monkeypatch.setattr(
-        lm.train.RunWriter, "save_last", lambda *each: (saved.append(each[1].progress.step), real(*each))
-    )
+def test_checkpoints_by_time_replace_those_by_updates_and_by_epochs(train_here, corpus_dir, tmp_path, monkeypatch):
+    saved = {"last": [], "best": []}
+    real = lm.training.writer.save_checkpoint
+
+    def save(path, state, **options):
+        saved[path.stem].append(state["progress"]["step"])
+        real(path, state, **options)
+
+    monkeypatch.setattr(lm.training.writer, "save_checkpoint", save)
     command = ["--data", corpus_dir, *FLAGS, "--no-eval-test", "--save-every=1"]
-    train_here(*command, "--save-minutes=60", "--out-dir", tmp_path / "hours")
-    by_the_hour = len(saved)
+    straight = train_here(*command, "--save-minutes=60", "--out-dir", tmp_path / "hours")
+    assert saved == {"last": [straight["steps"]], "best": [straight["steps"]]}  # its end
     train_here(*command, "--save-minutes=1e-9", "--out-dir", tmp_path / "always")
-    assert by_the_hour == 2  # the ends of the epochs
-    assert len(saved) - by_the_hour > 100
+    assert len(saved["last"]) > 100
+    assert same(*(checkpoint(tmp_path / name, "best") for name in ("hours", "always")))
+
+
+def test_stopped_by_the_clock_epochs_after_its_last_checkpoint_a_run_loses_nothing(
+    train_here, corpus_dir, tmp_path, monkeypatch
+):
+    command = ["--data", corpus_dir, *FLAGS, "--epochs=3", "--save-minutes=60"]
+    train_here(*command, "--out-dir", tmp_path / "straight")
+    real = lm.train.train_epoch
+
+    def third_epoch_stopped(run, writer, options, log, stop, saves):
+        if run.progress.epoch == 3:
+            raise Interrupted("stopped", 0)
+        real(run, writer, options, log, stop, saves)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lm.train, "train_epoch", third_epoch_stopped)
+        with pytest.raises(Interrupted):
+            train_here(*command, "--out-dir", tmp_path / "cut")
+    best = checkpoint(tmp_path / "cut", "best")["progress"]
+    assert best["best_epoch"] == checkpoint(tmp_path / "cut", "last")["progress"]["best_epoch"] > 0
+    train_here(*command, "--out-dir", tmp_path / "cut", "--resume=auto")
+    files = {"files"}  # the one that went on kept the checkpoint before
+    straight, cut = (ending(tmp_path / name) for name in ("straight", "cut"))
+    assert same({k: v for k, v in straight.items() if k not in files}, {k: v for k, v in cut.items() if k not in files})
+
+
+def test_a_step_outside_of_a_graph_is_the_step_inside():
+    values = {"emsize": 6, "nhid": 6, "nlayers": 2, "batch_size": 2, "bptt": 5, "max_seq_len_delta": 3, "lr": 0.01}
+    values |= {"optimizer": "adam", "schedule": "trapezoid", "adam_beta1": 0.7}  # beta1 stays, so a graph could hold it
+    weights = []
+    for inside in (False, True):
+        run = random_run(make_config(**values), 20)
+        if inside:
+            run.trapezoid = None
+            run.step_in_graph = True
+        for _ in range(30):
+            lm.train.update(run, next(run.windows))
+        weights.append(run.model.state_dict())
+        places = {parameter.grad.data_ptr() for parameter in run.model.parameters()}
+        assert len(places) == len(list(run.model.parameters()))  # the two biases of a layer share none
+    assert same(*weights)
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -1,0 +1,87 @@
+"""What a sitting (tests/sitting.py) plans: its runs in their order, how long they take, how many epochs fit."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lm.base.files import ROOT
+from lm.study.executors import Job
+
+PTB = "ptb-fast"
+WT2 = "wikitext-2-fast"
+# Study, alpha, beta, seed, the most important first: the recipe, what AR and TAR are worth in it, seeds, other values.
+PLAN = [
+    (WT2, 3, 1.5, 1882), (PTB, 3, 1.5, 141),
+    (WT2, 0, 0, 1882), (PTB, 0, 0, 141),
+    (PTB, 3, 1.5, 142), (PTB, 0, 0, 142), (PTB, 3, 1.5, 143), (PTB, 0, 0, 143), (PTB, 2, 1, 141),
+    (WT2, 2, 1, 1882), (WT2, 3, 1.5, 1883), (WT2, 0, 0, 1883), (PTB, 2, 1, 142), (PTB, 2, 1, 143), (WT2, 2, 1, 1883),
+]  # fmt: skip
+START_S = 15.0  # from a process's start to its first update
+SCORING_STEP_S = 60e-6  # of reading one row of columns on an H100 (results/ptb-awd-lstm/adapt.txt: 44 to 120)
+MARGIN = 1.08  # an epoch takes longer while checkpoints are written
+MODES = (("none", "cache"), ("dynamic+cache",))  # a command each: the second takes minutes and may be cut off
+_TINY = "emsize = 8\nnhid = 12\nnlayers = 2\nbatch_size = 4\nbptt = 7\neval_batch_size = 2\nepochs = 3"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A process of the sitting: the training of a run, or with `modes` its scoring."""
+
+    study: str
+    job: Job
+    modes: tuple[str, ...] = ()
+
+    @property
+    def scoring(self) -> list[str]:
+        """The command that scores the run, from the repository's root."""
+        place = os.path.relpath(self.job.run_dir, ROOT)
+        return ["python", "-m", "lm.evaluate", place, "--split", "valid", "test", "--adapt", *self.modes]
+
+    @property
+    def scored(self) -> bool:
+        """Whether adapt.txt has its figures."""
+        adapt = self.job.run_dir.path / "adapt.txt"
+        return adapt.exists() and f"$ {' '.join(self.scoring)}\n" in adapt.read_text()
+
+
+def epoch_seconds(records: Sequence[dict[str, Any]], targets: int) -> float:
+    """Seconds of an epoch of `targets` tokens with its validation, the first left out where there are more.
+
+    Without a whole epoch in `records` of metrics.jsonl, from the best speed that they show. Raises ValueError if none.
+    """
+    ends = [record["seconds"] for record in records if record["kind"] == "epoch"]
+    if len(ends) > 1:
+        return (ends[-1] - ends[0]) / (len(ends) - 1)
+    speeds = [record["tokens_per_s"] for record in records if record["kind"] == "step"]
+    if not ends and not speeds:
+        raise ValueError("no record of an update: the measuring was too short")
+    return ends[0] if ends else targets / max(speeds)
+
+
+def scoring_seconds(train: int, valid: int, test: int) -> tuple[float, float]:
+    """Seconds for a run's own last scores and for `--adapt none cache` after them, from the splits' tokens."""
+    last = (train / 10 + test) * SCORING_STEP_S
+    return last, START_S + 2 * (valid / 10 + test) * SCORING_STEP_S
+
+
+def choose_epochs(seconds: float, epoch: float, most: int) -> int:
+    """As many epochs as end within `seconds`, at least one and at most `most`."""
+    return max(1, min(most, int(seconds / (MARGIN * epoch))))
+
+
+def with_epochs(text: str, epochs: int) -> str:
+    """A study.toml with another number of epochs. Raises ValueError unless it names one, on a line of its own."""
+    changed, found = re.subn(r"(?m)^epochs = \d+$", f"epochs = {epochs}", text)
+    if found != 1:
+        raise ValueError("study.toml: one line `epochs = N` is needed")
+    return changed
+
+
+def tiny_study(text: str) -> str:
+    """A study.toml on the corpus `tiny`, in tiny sizes."""
+    text = re.sub(r'(?m)^dataset = ".*"$', 'dataset = "tiny"', text)
+    return re.sub(r"(?m)^epochs = \d+$", _TINY, text)
