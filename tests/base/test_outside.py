@@ -1,69 +1,14 @@
-"""What the program knows of the place it lies in: its checkout, or wherever it was installed."""
+"""The program finds itself in other processes, in a checkout and where it is installed."""
 
 import os
-import shutil
 import site
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from lm.base import files, provenance
+from lm.base import files
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-NOTHING = {"commit": None, "dirty": None}
-
-
-def git(folder, *arguments):
-    identity = ["-c", "user.name=someone", "-c", "user.email=someone@example.org"]
-    done = subprocess.run(["git", "-C", folder, *identity, *arguments], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """Lay this module of the package into a folder of its own; returns that folder."""
-
-    def lay(folder):
-        copy = folder / "lm" / "base" / "provenance.py"
-        copy.parent.mkdir(parents=True)
-        shutil.copy(provenance.__file__, copy)
-        monkeypatch.setattr(provenance, "__file__", str(copy))
-        monkeypatch.setattr(provenance, "ROOT", folder.resolve())
-        return folder
-
-    return lay
-
-
-def test_a_checkout_has_its_commit_and_whether_the_code_was_changed(place, tmp_path):
-    checkout = place(tmp_path / "checkout")
-    (checkout / "README.md").touch()
-    git(checkout, "init", "--quiet")
-    git(checkout, "add", ".")
-    git(checkout, "commit", "--quiet", "-m", "all")
-    commit = git(checkout, "rev-parse", "HEAD")
-    assert provenance.git_state() == {"commit": commit, "dirty": False}
-    (checkout / "README.md").write_text("no code")
-    assert provenance.git_state() == {"commit": commit, "dirty": False}
-    with open(checkout / "lm" / "base" / "provenance.py", "a") as file:
-        file.write("# changed\n")
-    assert provenance.git_state() == {"commit": commit, "dirty": True}
-
-
-@pytest.mark.parametrize("inside", [".", ".venv/lib/python3/site-packages"])
-def test_the_commit_of_somebody_elses_checkout_is_not_taken_for_ours(place, tmp_path, inside):
-    theirs = tmp_path / "theirs"
-    theirs.mkdir()
-    git(theirs, "init", "--quiet")
-    git(theirs, "commit", "--quiet", "--allow-empty", "-m", "theirs")
-    place(theirs / inside)
-    assert provenance.git_state() == NOTHING
-
-
-def test_without_a_checkout_there_is_no_commit(place, tmp_path):
-    place(tmp_path / "site-packages")
-    assert provenance.git_state() == NOTHING
 
 
 def test_another_process_is_told_of_a_checkout_and_not_of_an_installed_package(monkeypatch):

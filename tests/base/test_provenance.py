@@ -12,13 +12,15 @@ from lm.base import provenance
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A folder with the code's layout that `git_state` takes for its own."""
-    place = tmp_path / "lm" / "base" / "provenance.py"
+    root = tmp_path / "checkout"
+    place = root / "lm" / "base" / "provenance.py"
     place.parent.mkdir(parents=True)
-    for path in (place, tmp_path / "requirements.txt", tmp_path / "README.md"):
+    for path in (place, root / "requirements.txt", root / "README.md"):
         path.touch()
     monkeypatch.setattr(provenance, "__file__", str(place))
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))  # no checkout around it counts
-    return tmp_path
+    monkeypatch.setattr(provenance, "ROOT", root.resolve())
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))  # no checkout around it counts
+    return root
 
 
 def git(folder, *arguments):
@@ -41,6 +43,21 @@ def test_git_state_names_the_commit_and_whether_code_or_requirements_were_change
 
 
 def test_outside_a_checkout_the_git_state_is_unknown(checkout):
+    assert provenance.git_state() == {"commit": None, "dirty": None}
+
+
+def test_the_commit_of_somebody_elses_checkout_around_an_installed_package_is_not_ours(checkout, monkeypatch):
+    monkeypatch.delenv("GIT_CEILING_DIRECTORIES")
+    theirs = checkout.parent
+    git(theirs, "init", "--quiet")
+    git(theirs, "commit", "--quiet", "--allow-empty", "--message=theirs")
+    assert provenance.git_state() == {"commit": None, "dirty": None}
+
+
+def test_the_commit_of_a_checkout_that_the_package_was_installed_into_is_not_ours(checkout):
+    git(checkout, "init", "--quiet")
+    git(checkout, "add", "README.md")
+    git(checkout, "commit", "--quiet", "--message=theirs")
     assert provenance.git_state() == {"commit": None, "dirty": None}
 
 
