@@ -46,6 +46,12 @@ def corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of a dozen updates an epoch."""
+    return write_corpus(tmp_path_factory.mktemp("corpora") / "small", train=60, held_out=20)
+
+
+@pytest.fixture(scope="session")
 def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Working directory of the subprocesses, where `data/cache` and `runs/` land."""
     return tmp_path_factory.mktemp("work")

@@ -21,7 +21,7 @@ from tests.trials import SHORT, SIGNALS, SWITCH, Trials
 def trials(faults, tmp_path_factory):
     """Averages from its fourth epoch on; every moment below is one of its undisturbed run."""
     folder = tmp_path_factory.mktemp("trials")
-    trials = Trials(faults, folder, ["--data", write_corpus(folder / "corpus", train=50), *SHORT], SWITCH)
+    trials = Trials(faults, folder, ["--data", write_corpus(folder / "corpus", train=50, held_out=30), *SHORT], SWITCH)
     assert trials.expected["result"]["averaged"]
     return trials
 

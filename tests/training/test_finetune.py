@@ -10,17 +10,19 @@ import torch
 
 import lm.train
 from lm.training.checkpoint import load_checkpoint
-from tests.conftest import TINY
+from tests.conftest import TINY, write_corpus
 
 TUNE = ["--epochs=2", "--save-every=20", "--no-tensorboard", "--log-interval=10"]
 
 
 @pytest.fixture(scope="module")
-def source(cli, corpus_dir, tmp_path_factory):
-    run = tmp_path_factory.mktemp("source") / "run"
-    done = cli("train", "--data", corpus_dir, *TINY, "--epochs=2", "--no-eval-test", "--out-dir", run)
+def source(cli, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("source")
+    corpus = write_corpus(folder / "corpus", train=150, held_out=30)  # 30 updates an epoch
+    flags = ["--epochs=2", "--no-eval-test", "--no-tensorboard", "--out-dir", folder / "run"]
+    done = cli("train", "--data", corpus, *TINY, *flags)
     assert done.returncode == 0, done.stderr
-    return run
+    return folder / "run"
 
 
 @pytest.fixture(scope="module")
