@@ -51,7 +51,7 @@ def pack(export: Path) -> bytes:
     planes = np.ascontiguousarray(bits.view(np.uint8).reshape(-1, 2).T)
     shapes = {name: list(tensor.shape) for name, tensor in zip(names, tensors, strict=True)}
     content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for path in (RunDir(export).config, RunDir(export).tokenizer, export / "README.md"):
             archive.write(path, path.name)
         archive.writestr("parcel.json", json.dumps({"shapes": shapes, "text": metadata["text"]}))

@@ -178,7 +178,7 @@ class Sitting:
         self.running[process] = task
 
     def work(self, stop: StopSignals) -> None:
-        """Train, score and bring home until nothing is left or the time is up."""
+        """Train, score and bring home until nothing is left or the time is up; whatever happens, all is kept."""
         self.sweeps = {study: self.sweep(study) for study in dict.fromkeys(run[0] for run in self.plan)}
         todo = []
         for study, alpha, beta, seed in self.plan:
@@ -186,26 +186,29 @@ class Sitting:
             if study not in self.tokens:
                 self._count(study, todo[-1].job)
         scores: list[Task] = []
-        for task in [task for task in todo if finished(task.job)]:  # of an earlier call
-            todo.remove(task)
-            self.sweeps[task.study].run([task.job])  # enters it, if it is not
-            self._keep(task, scores)
-        todo = [task for task in todo if self.sweeps[task.study].missing([task.job])]
-        while self.left() > 0 and not stop.asked:
-            for process in [process for process in self.running if process.poll() is not None]:
-                self._ended(process, scores)
-            training = sum(not task.modes for task in self.running.values())
-            if todo and training < self.args.lanes and self._training_seconds(todo[0]) > self._worth():
-                task = todo.pop(0)
-                self._train(task, self._training_seconds(task) / 60)
+        try:
+            for task in [task for task in todo if finished(task.job)]:  # of an earlier call
+                self.sweeps[task.study].run([task.job])  # enters it, if it is not
+                self._keep(task, scores)
+            todo = [task for task in todo if self.sweeps[task.study].missing([task.job])]
+            while self.left() > 0 and not stop.asked and self._turn(todo, scores):
+                time.sleep(0.2)
+        finally:
+            self._end(scores)
+
+    def _turn(self, todo: list[Task], scores: list[Task]) -> bool:
+        """Take note of what has ended and start what there is room for; False when nothing is left to wait for."""
+        for process in [process for process in self.running if process.poll() is not None]:
+            self._ended(process, scores)
+        training = sum(not task.modes for task in self.running.values())
+        if todo and training < self.args.lanes and self._training_seconds(todo[0]) > self._worth():
+            task = todo.pop(0)
+            self._train(task, self._training_seconds(task) / 60)
+        elif scores and len(self.running) - training < self.args.lanes:
             scores.sort(key=lambda task: MODES.index(task.modes))
-            if scores and len(self.running) - training < self.args.lanes:
-                task = scores.pop(0)
-                self._start(task, task.scoring, task.job.run_dir.path / "adapt.new")
-            if not self.running and not scores:
-                break
-            time.sleep(0.2)
-        self._end(scores)
+            task = scores.pop(0)
+            self._start(task, task.scoring, task.figures)
+        return bool(self.running or scores)
 
     def _worth(self) -> float:
         return 0.0 if self.args.tiny else WORTH_STARTING_S
@@ -223,13 +226,13 @@ class Sitting:
         logger.info("%.0f s left: exit code %d: %s of %s", self.left(), code, what, folder)
         if task.modes and code == 0:
             with open(folder / "adapt.txt", "a") as file:
-                file.write(f"$ {' '.join(task.scoring)}\n{(folder / 'adapt.new').read_text()}")
+                file.write(f"$ {' '.join(task.scoring)}\n{task.figures.read_text()}")
         elif not task.modes and (finished(task.job) or code == DivergedError.exit_code):
             logger.info("%s", self.sweeps[task.study].settle(outcome_of(task.job, code)))
             self._keep(task, scores)
         elif code not in (0, -signal.SIGTERM, 128 + signal.SIGTERM):
             logger.info("%s", outcome_of(task.job, code).tail)
-        (folder / "adapt.new").unlink(missing_ok=True)
+        task.figures.unlink(missing_ok=True)
         self.bring_home()
 
     def _keep(self, task: Task, scores: list[Task]) -> None:

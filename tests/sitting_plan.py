@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lm.base.files import ROOT
@@ -40,6 +41,11 @@ class Task:
         """The command that scores the run, from the repository's root."""
         place = os.path.relpath(self.job.run_dir, ROOT)
         return ["python", "-m", "lm.evaluate", place, "--split", "valid", "test", "--adapt", *self.modes]
+
+    @property
+    def figures(self) -> Path:
+        """Where the scoring's output goes until it is whole and joins adapt.txt."""
+        return self.job.run_dir.path / f"adapt-{len(self.modes)}.new"
 
     @property
     def scored(self) -> bool:

@@ -89,6 +89,5 @@ def test_a_step_outside_of_the_graphs_finds_gradients_norm_and_rate_in_one_place
         norms.append(torch.nn.utils.get_total_norm([p.grad for p in run.model.parameters()]).item())
     assert len(places) == 1
     assert len(run.cuda_graphs._graphs) > 3
-    # The fused step leaves what it has scaled in the gradients' place: at most the clip, mostly all of it.
+    # The fused step leaves what it has scaled in the gradients' place.
     assert max(norms) <= run.config.clip * 1.001
-    assert len({round(norm, 6) for norm in norms}) > 1 or max(norms) > 0.99 * run.config.clip
