@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import logging
@@ -71,7 +72,7 @@ def window(hidden: int, batch: int, T: int, tiles: Pair, device: torch.device) -
 
 
 def seconds(function: Callable[[], Any], device: torch.device) -> float:
-    """Time of the function's kernels, recorded into a graph: the median of five turns of twenty; on a CPU of one call."""
+    """Time of the function's kernels, recorded into a graph: the median of five turns of twenty; on a CPU one call."""
     graphs, token = CUDAGraphs(device), torch.zeros(1, device=device)
     warm_up, turns, calls, wait = 1, 1, 1, lambda: None
     if device.type == "cuda":
@@ -87,6 +88,11 @@ def seconds(function: Callable[[], Any], device: torch.device) -> float:
         wait()
         spent.append((time.perf_counter() - started) / calls)
     return statistics.median(spent)
+
+
+def loop_seconds(hidden: int, batch: int, T: int, tiles: Pair, device: torch.device, name: str) -> float:
+    """Time of a window's forward or backward loop."""
+    return seconds(window(hidden, batch, T, tiles, device)[name], device)
 
 
 def attempt(function: Callable[[], Any]) -> tuple[Any, str]:
@@ -162,11 +168,12 @@ def tune(sizes: list[Size], trials: list, problems: list[str], device: torch.dev
     """Microseconds a time step of each tile that could be compiled."""
     lengths = {(hidden, batch): T for _, hidden, batch, T in sizes}
     for (hidden, batch, name, pair), problem in zip(trials, problems, strict=True):
-        T, spent, wrong = lengths[hidden, batch], None, problem
+        T = lengths[hidden, batch]
+        row = {"hidden": hidden, "batch": batch, "kernel": name, "us_a_step": None, "problem": problem}
         if not problem:
-            measure = lambda: seconds(window(hidden, batch, T, pair, device)[name], device)  # noqa: B023, E731
-            spent, wrong = attempt(measure)
-        row = {"hidden": hidden, "batch": batch, "kernel": name, "us_a_step": spent and 1e6 * spent / T, "problem": wrong}
+            measure = functools.partial(loop_seconds, hidden, batch, T, pair, device, name)
+            spent, row["problem"] = attempt(measure)
+            row["us_a_step"] = spent and 1e6 * spent / T
         yield row | {"tile": dataclasses.asdict(pair[0 if name == "forward" else 1])}
 
 

@@ -1,6 +1,7 @@
 """Which kernel computes a recurrent layer, and in which precision its matrix products are taken.
 
-`native` is PyTorch's own layer (cuDNN on CUDA, oneDNN or a reference loop on CPU), `fused` is `lm.nn.kernels.fused`.
+`native` is PyTorch's own layer (cuDNN on CUDA, oneDNN or a reference loop on CPU), `fused` is `lm.nn.kernels.fused`,
+and `triton` is `lm.nn.kernels.triton_lstm`.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ def choose_kernel(
     39/48/31; 1150 (T 70) 256/254/138; 1150 (T 70, B 80) 899/958/537. So fp32 is fused only where it is asked for.
     bf16 without a fast bf16 kernel (native on CPU) becomes fp32: faster there, and more exact.
 
-    "triton" is for bf16 on CUDA. In fp32 its products would not run on tensor cores, so fp32 there, as in evaluation,
-    stays with cuDNN; Triton's interpreter, on CPU, takes it. "auto" does not take it, as long as no GPU has measured it.
+    "triton" is for bf16 on CUDA. fp32 there, as in evaluation, stays with cuDNN: tensor cores do not take fp32. On CPU
+    Triton's interpreter computes in fp32. "auto" does not choose "triton" before a GPU has measured it.
 
     Raises ValueError for an unknown name and a kernel that is not for the cell; ConfigError for one not for the device.
     """

@@ -1,17 +1,19 @@
-"""An LSTM layer on Triton kernels, one launch a time step: what `lm.nn.kernels.triton_steps` is called with.
+"""An LSTM layer on the Triton kernels of `lm.nn.kernels.triton_steps`, one launch a time step and direction.
 
-cuDNN's persistent LSTM is for at most 1024 units in fp16, so 1150 units in bf16 run on its general one, of several kernels
-a time step. Here a step is one kernel forward and one backward, and everything without a time loop is one large product:
-W_ih x before the loop; dx and the gradients of both weights and of the bias after it. The recurrent weight is masked,
-scaled, cast and padded once a window; at 1150 units it has 10.6 MB in bf16, and an L2 cache of 50 MB can keep it from step
-to step. A window of T steps is 2T launches from Python, so training records it into a CUDA graph; nothing here waits for
-the GPU, has a shape that depends on data, or takes memory but from PyTorch.
+cuDNN's persistent LSTM takes at most 1024 units in fp16, so 1150 units in bf16 run on its general LSTM, which launches
+several kernels a time step. Here a time step is one kernel. What needs no time loop is one large product: W_ih x before
+the loop, dx and the gradients of weights and biases after it. The recurrent weight is masked, scaled, cast and padded
+once a window. At 1150 units it takes 10.6 MB in bf16, so an L2 cache of 50 MB can keep it from step to step.
 
-What backward needs is kept in fp32: gates_TB4P and c. In bf16 numbers just below 1 are 2^-8 apart, so a forget gate of
-0.998 would become 1 and its gradient, a factor f(1-f), 0; in fp32 the kernels add nothing to the error of rounding the
-products' operands. It costs 5 P B numbers of 4 bytes a step, 0.46 MB at 1150 units and batch 20, next to 10.6 MB of weights.
+A window of T steps is 2T launches from Python; training records them into a CUDA graph. To that end nothing here waits
+for the GPU, no shape depends on data, and all memory comes from PyTorch.
 
-Not yet measured on a GPU: `python -m tests.gpu_lstm` compares, times and tunes.
+Backward needs the gates and c. Both are kept in fp32: just below 1 bf16 numbers are 2^-8 apart, so a forget gate f of
+0.999 would become 1, and its gradient, which has the factor f(1-f), would become 0. In fp32 the kernels add nothing to
+the error of rounding the operands of the products. The price at 1150 units and batch 20 is 0.46 MB of memory traffic a
+step, beside the 10.6 MB of the weight.
+
+Not yet measured on a GPU: `python -m tests.gpu_lstm` checks, tunes and compares.
 """
 
 from __future__ import annotations
@@ -35,11 +37,11 @@ _COPY_BLOCK = 64
 
 @dataclass(frozen=True)
 class Tile:
-    """What one program of a step computes, and how: see `triton_steps`.
+    """What one program of a step computes, and how. All numbers but `split` and `stages` are powers of two.
 
-    `units` and `rows` (of the batch) are its part of the result, `block` numbers of the sum are multiplied at a time,
-    `stages` of them are loaded ahead; `split` programs share the sum of a backward tile. With `overlap` a step's programs
-    start before the last step's have ended (programmatic dependent launch). All but `split` are powers of two.
+    A program computes `units` units of `rows` rows of the batch. It multiplies `block` numbers of the sum at a time and
+    has `stages` blocks in shared memory or on the way there. `split` programs share the sum of a backward tile. With
+    `overlap` the programs of a step start while those of the step before still run (programmatic dependent launch).
     """
 
     units: int
@@ -75,10 +77,10 @@ def _steps() -> ModuleType:
 def choose_tiles(hidden_size: int, batch_size: int, dtype: torch.dtype) -> tuple[Tile, Tile]:
     """The tiles of a forward and of a backward step.
 
-    Counted, not yet measured, for the 132 multiprocessors of an H100. Forward, 16 units are 64 rows of W_hh, which is
-    what a tensor core instruction takes, and 72 programs at 1150 units. Backward, 64 units for the same reason, whose sum
-    is then split to about a hundred programs. A tile has the whole batch up to 128 rows forward; backward up to 32, as
-    each thread keeps some ten numbers a unit and row.
+    Counted for the 132 multiprocessors of an H100, and not yet measured. 16 units forward are 64 rows of W_hh, what one
+    instruction of the tensor cores takes, and make 72 programs at 1150 units. 64 units backward are 64 rows of W_hh^T;
+    their sum is split until there are about a hundred programs. A forward tile has up to 128 rows of the batch, a
+    backward tile up to 32, since a thread of it holds some ten numbers for each unit and row.
     """
     rows = max(16, min(1 << (batch_size - 1).bit_length(), 128))
     if dtype == torch.float32:  # no tensor cores, and twice the shared memory: for comparisons only
@@ -88,7 +90,7 @@ def choose_tiles(hidden_size: int, batch_size: int, dtype: torch.dtype) -> tuple
     programs = across * -(-batch_size // back_rows)
     # Equal parts of the sum, of 4 blocks a tile across, and no more programs than multiprocessors.
     split = max(n for n in range(1, 9) if n == 1 or (4 * across % n == 0 and n * programs <= 132))
-    return Tile(16, rows), Tile(64, back_rows, warps=8, split=split)
+    return Tile(16, rows, warps=8 if rows > 64 else 4), Tile(64, back_rows, warps=8, split=split)
 
 
 def padded_size(hidden_size: int, *tiles: Tile) -> int:
@@ -172,49 +174,49 @@ def backward_steps(
 class TritonLSTM(torch.autograd.Function):
     """x_TBI, h_BH, c_BH, W_ih, W_hh, b_ih, b_hh, mask, scale, dtype, keep -> out_TBH, h_BH, c_BH.
 
-    Interface and formulas of the CPU kernel: products take and give `dtype` (sums of the recurrent ones stay fp32), everything
-    else is fp32, as the weights must be. P is H padded, I up to a multiple of 8: with rows of less than 16 bytes' alignment
-    the products would run on slower kernels.
+    Interface and formulas of the CPU kernel (`lm.nn.kernels.fused`). The weights are fp32, and so is everything but the
+    products, which take and give `dtype`; the sums of the recurrent products stay fp32. H is padded to P, and I to a
+    multiple of 8, since matrix products are slower over rows that are not aligned to 16 bytes.
 
-        z_t  = W_ih x_t + b_ih + b_hh (+ (m∘W_hh) h_{t-1} in the steps)
-        dW_ih = sum_t dz_t x_t^T     dW_hh = m∘sum_t dz_t h_{t-1}^T     db = sum_t dz_t     dx_t = W_ih^T dz_t
-        dh_{-1} = (m∘W_hh)^T dz_0    dc_{-1} = dc_0 f_0
+        before the steps    z_t     = W_ih x_t + b_ih + b_hh
+        after them          dx_t    = W_ih^T dz_t             dW_ih   = sum_t dz_t x_t^T
+                            db      = sum_t dz_t              dW_hh   = m∘sum_t dz_t h_{t-1}^T
+                            dh_{-1} = (m∘W_hh)^T dz_0         dc_{-1} = dc_0 f_0
     """
 
     @staticmethod
     def forward(ctx, x_TBI, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, mask, scale, dtype, keep):
         _check(x_TBI, w_hh, dtype)
-        (T, B, I), H = x_TBI.shape, h_BH.shape[1]
+        (T, B, inputs), H = x_TBI.shape, h_BH.shape[1]
         tiles = choose_tiles(H, B, dtype)
-        P, inputs = padded_size(H, *tiles), -(-I // 8) * 8
-        x = masked_copy(x_TBI.reshape(1, T * B, I), T * B, inputs, dtype)[0][0]
-        w_in = masked_copy(w_ih.view(4, H, I), P, inputs, dtype)[0].view(4 * P, inputs)
+        P, columns = padded_size(H, *tiles), -(-inputs // 8) * 8
+        x = masked_copy(x_TBI.reshape(1, T * B, inputs), T * B, columns, dtype)[0][0]
+        w_in = masked_copy(w_ih.view(4, H, inputs), P, columns, dtype)[0].view(4 * P, columns)
         w_rec, w_rec_t = masked_copy(w_hh.view(4, H, H), P, P, dtype, mask, scale, transposed=keep)
         bias = torch.nn.functional.pad((b_ih + b_hh).view(4, H), (0, P - H)).to(dtype)
         z = torch.addmm(bias.view(-1), x, w_in.t()).view(T, B, 4, P)
         out, h, c, gates = forward_steps(w_rec, z, h_BH, c_BH, tiles[0], keep)
         if keep:
             ctx.save_for_backward(x, w_in, w_rec_t, mask, h, c, gates)
-            ctx.scale, ctx.tile, ctx.sizes = scale, tiles[1], (T, B, I, H)
+            ctx.scale, ctx.tile, ctx.sizes = scale, tiles[1], (T, B, inputs, H)
         return out, out[-1].clone(), c[-1, :, :H].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dout_TBH, dh_BH, dc_BH):
         x, w_in, w_rec_t, mask, h, c, gates = ctx.saved_tensors
-        (T, B, I, H), P = ctx.sizes, c.shape[2]
+        (T, B, inputs, H), P = ctx.sizes, c.shape[2]
         dz, dc = backward_steps(w_rec_t, dout_TBH, dh_BH, dc_BH, c, gates, ctx.tile)
         dz = dz.view(T * B, 4 * P)
         dh = (dz[:B] @ w_rec_t.t())[:, :H].float() if ctx.needs_input_grad[1] else None
         exact = torch.float32
-        dw_ih = masked_copy((dz.t() @ x).view(4, P, -1), H, I, exact)[0].view(4 * H, I)
-        dw_hh = masked_copy((dz.t() @ h[:-1].flatten(0, 1)).view(4, P, P), H, H, exact, mask, ctx.scale)[0].view(
-            4 * H, H
-        )
+        dw_in, dw_rec = dz.t() @ x, dz.t() @ h[:-1].flatten(0, 1)
+        dw_ih = masked_copy(dw_in.view(4, P, -1), H, inputs, exact)[0].view(4 * H, inputs)
+        dw_hh = masked_copy(dw_rec.view(4, P, P), H, H, exact, mask, ctx.scale)[0].view(4 * H, H)
         db = dz.sum(0, dtype=exact).view(4, P)[:, :H].reshape(-1)
-        dx = (
-            masked_copy((dz @ w_in).unsqueeze(0), T * B, I, exact)[0].view(T, B, I) if ctx.needs_input_grad[0] else None
-        )
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = masked_copy((dz @ w_in).unsqueeze(0), T * B, inputs, exact)[0].view(T, B, inputs)
         return dx, dh, dc[:, :H], dw_ih, dw_hh, db, db, None, None, None, None
 
 

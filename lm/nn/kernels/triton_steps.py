@@ -1,19 +1,20 @@
-"""Triton kernels of an LSTM layer: one launch a time step, forward and backward, and a copy that drops, casts and pads.
+"""Triton kernels of an LSTM layer: a time step forward, a time step backward, and a copy that drops, casts and pads.
 
-Shapes: time T, batch B, units H, padded units P. Gates are stacked in the order i, f, g, o. All matrices are padded with
-zeros from H to P, a multiple of the block of a product's sum, so that no load of the inner loop needs a mask along
-the sum: the loop is then pipelined, asynchronous copies into shared memory beside products from it. Zeros stay zeros: in
-a padded unit z = 0, so g = 0, and from c = 0 follow c = 0 and h = 0; its row and column of W_hh are 0, and so is its dz.
-A row beyond B is neither loaded nor stored.
+Shapes: time T, batch B, units H, padded units P. Gates are stacked in the order i, f, g, o.
 
-What one step needs of the step before comes from other programs. The end of a kernel is the barrier between them, so
-nothing waits in a kernel and nothing can deadlock; a CUDA graph makes the launches cheap (`lm/nn/kernels/triton_lstm.py`).
+A step needs what other programs computed in the step before. The end of a kernel is the barrier between them, so no
+program waits for another and nothing can deadlock. A CUDA graph makes so many launches cheap.
 
-Products are taken as matrix^T: weights (4 gates x UNITS, or UNITS) are the rows and the batch (ROWS) the columns, because
-the tensor cores of compute capability 9 take 64 rows at a time straight from shared memory but as few as 8 columns. Sums
-of products, gates and cell state are fp32.
+Matrices are padded with zeros from H to P, a multiple of the block in which a product sums up. So no load of the inner
+loop has a mask along the sum, and the compiler pipelines the loop: copies into shared memory run beside products from
+it. Padding stays 0: a padded unit has z = 0, so g = 0, so c and h stay 0; its row and column of W_hh are 0, and so is
+its dz. Rows of a tile beyond B are neither loaded nor stored.
 
-This module imports triton: `lm.nn.kernels.triton_lstm` imports it where triton is there.
+Products are taken transposed: the weights are the rows, the batch is the columns. The tensor cores of compute
+capability 9 take 64 rows at a time, straight from shared memory, but as few as 8 columns. Sums of products, gates and
+cell state are fp32.
+
+Only `lm.nn.kernels.triton_lstm` imports this module, and only where triton is found.
 """
 
 import triton
@@ -22,15 +23,16 @@ from triton.language.extra import cuda
 
 
 @triton.jit
-def _tanh(x):  # as the CPU kernel: tanh(x) = 2 sigmoid(2x) - 1, an absolute error of 1e-7
+def _tanh(x):
+    """tanh(x) = 2 sigmoid(2x) - 1, as the CPU kernel computes it, to about 1e-7."""
     return 2 * tl.sigmoid(2 * x) - 1
 
 
 @triton.jit
 def _await_step_before(OVERLAP: tl.constexpr):
-    """With programmatic dependent launch: wait for the step before, then let the programs of the next start and wait.
+    """With programmatic dependent launch: wait for the step before, then let the programs of the next one start.
 
-    Nothing is read or written before. The wait comes first, so that one step at most waits beside the one that runs.
+    Nothing is read or written before the wait. It comes first so that one step at most waits beside a running one.
     """
     if OVERLAP:
         cuda.gdc_wait()
@@ -45,9 +47,11 @@ def forward_step(
 ):  # fmt: skip
     """Time step t of UNITS units and ROWS rows of the batch, all four gates.
 
-    z_t = W_hh h_{t-1} + z_TB4P, then as in `lm.nn.kernels.fused`: i, f, o = sigmoid(.), g = tanh(.), c_t = f c_{t-1} + i g,
-    h_t = o tanh(c_t). h and c hold t-1 at index t. Reads w_4PP, z_TB4P (W_ih x + b); reads and writes h_(T+1)BP (for
-    the products, in their type) and c_(T+1)BP; writes out_TBH (fp32) and, for backward (KEEP), gates_TB4P.
+        i, f, o = sigmoid(W_hh h_{t-1} + z_t)     g = tanh(W_hh h_{t-1} + z_t)     z_t = W_ih x_t + b
+        c_t     = f c_{t-1} + i g                 h_t = o tanh(c_t)
+
+    Reads w_4PP (W_hh) and z_TB4P, in the type of the products. h_(T+1)BP, of that type too, and c_(T+1)BP hold step
+    t-1 at index t; it is read and index t+1 is written. Writes out_TBH and, for backward (KEEP), gates_TB4P.
     """
     _await_step_before(OVERLAP)
     first = tl.program_id(0) * UNITS
@@ -92,10 +96,12 @@ def forward_step(
 def _through_cell(
     dh, dz, gates, c, dout, dc, at, row, unit, B, H: tl.constexpr, P: tl.constexpr
 ):  # fmt: skip
-    """dz_t of a tile from dh_t, what later steps give (dout_t is added here), and dc_{t-1} in the place of dc_t.
+    """dz_t of a tile from dh and dc, the gradients that the next step passes to h_t and c_t.
 
-    dc_t = dh_t o (1 - tanh²c_t) + dc     dz_i = dc_t g i(1-i)     dz_f = dc_t c_{t-1} f(1-f)
-    dc   = dc_t f (for step t-1)          dz_g = dc_t i (1-g²)     dz_o = dh_t tanh(c_t) o(1-o)
+        dh_t = dh + dout_t                        dz_i = dc_t g i(1-i)     dz_f = dc_t c_{t-1} f(1-f)
+        dc_t = dc + dh_t o (1 - tanh²c_t)         dz_g = dc_t i (1-g²)     dz_o = dh_t tanh(c_t) o(1-o)
+
+    The place of dc then holds dc_t f, what this step passes to c_{t-1}.
     """
     live = (row < B)[None, :]
     of_gate, of_cell = at * (4 * P) + unit[:, None], at * P + unit[:, None]
@@ -124,13 +130,12 @@ def backward_step(
 ):  # fmt: skip
     """Time step t of UNITS units and ROWS rows of the batch: dh = W_hh^T dz_{t+1}, then `_through_cell`.
 
-    Reads w_t_P4P, gates_TB4P, c_(T+1)BP, dout_TBH and dz_{t+1}; writes dz_t of dz_TB4P, and dc_BP in place. The last
-    step of the window (LAST) has no product: its dh is dh_end_BP, the gradient of the state after the window.
+    Reads w_t_P4P (W_hh^T), gates_TB4P, c_(T+1)BP, dout_TBH and dz_{t+1} of dz_TB4P; writes dz_t and, in place, dc_BP.
+    The last step of the window (LAST) has no product: its dh is dh_end_BP, the gradient to the state after the window.
 
-    The sum of the product is 4P long, four times that of the forward step, over a quarter of the columns: with one
-    program a tile there would be too few programs, each with too much to read. So SPLIT programs share a tile, each sums
-    a part, and whichever finishes last adds the parts_SBP, always in the same order, and goes on alone. tickets counts
-    who has finished, and is 0 again afterwards.
+    The product sums over 4P numbers and has P results, where the forward product sums over P and has 4P: one program a
+    tile would make few programs, each with much to read. So SPLIT programs share a tile and each sums a part. The one
+    that finishes last, as tickets counts, adds the parts_SBP in their order, so that bits repeat, and goes on alone.
     """
     _await_step_before(OVERLAP)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
@@ -172,11 +177,11 @@ def masked_copy(
     source, mask, copy, copy_t, scale, rows, columns, to_rows, to_columns,
     MASKED: tl.constexpr, TRANSPOSED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """copy_GRC = mask o (scale source_GRC) in the type of the copy: one pass over memory.
+    """copy_GRC = mask∘(scale source_GRC) in the type of the copy, in one pass over memory; G blocks, such as gates.
 
-    Both shapes are of one of G blocks (gates): the copy is wider (padded with zeros) or narrower (padding cut off)
-    than the source. As `drop_weight`, it rounds the product with the scale once. TRANSPOSED also writes
-    copy_t[C, G R], so that the sum of the backward step's product lies in memory in one piece.
+    The copy is larger than the source, padded with zeros, or smaller, without the padding. The product with the scale
+    is rounded once, as in `drop_weight`. TRANSPOSED also writes copy_t_C(GR), in whose rows the numbers over which the
+    backward product sums lie side by side.
     """
     group = tl.program_id(2)
     row, column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

@@ -71,7 +71,7 @@ def _inspect(cubin: bytes) -> dict[str, Any]:
 
 
 def _pipelined(asm: dict[str, str]) -> bool:
-    """Whether the loop over the sum multiplies one block while later ones are copied: it waits for all but the last few."""
+    """Whether products of a block run while later blocks are copied: the loop waits for all copies but the last."""
     waits = [int(left) for left in re.findall(r"cp\.async\.wait_group\s+(\d+)", asm["ptx"])]
     return "cp.async.cg" in asm["ptx"] and max(waits, default=0) > 0
 

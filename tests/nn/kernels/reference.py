@@ -1,4 +1,4 @@
-"""An LSTM layer as its formulas read, for comparison, and the error that rounding the products' operands alone makes."""
+"""An LSTM layer as its formulas read, and the error that rounding the operands of its products alone makes."""
 
 from __future__ import annotations
 

@@ -17,9 +17,9 @@ def tiles_to_try(hidden: int, batch: int) -> tuple[list[Tile], list[Tile]]:
     forward, backward = choose_tiles(hidden, batch, torch.bfloat16)
     change = dataclasses.replace
     forwards = [
-        forward, change(forward, stages=6), change(forward, block=128, stages=3), change(forward, warps=12 - forward.warps),
-        change(forward, units=8, warps=4), change(forward, units=32), change(forward, overlap=True),
-        change(forward, block=128, stages=3, overlap=True),
+        forward, change(forward, stages=6), change(forward, block=128, stages=3), change(forward, units=8, warps=4),
+        change(forward, units=32, warps=8), change(forward, warps=12 - forward.warps),  # 4 where it is 8
+        change(forward, overlap=True), change(forward, block=128, stages=3, overlap=True),
     ]  # fmt: skip
     if batch > 32:
         forwards += [change(forward, rows=rows, units=units, warps=4) for rows in (32, 64) for units in (16, 32)]
