@@ -65,7 +65,7 @@ def _inspect(cubin: bytes) -> dict[str, Any]:
         usage, code = _tool("cuobjdump", "-res-usage", path), _tool("nvdisasm", "-c", path)
     registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
     operations = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)", code, re.MULTILINE)
-    named = {"spills": {"LDL", "STL"}, "products": {"HGMMA", "HMMA", "FFMA"}, "copies": {"LDGSTS"}}
+    named = {"spills": {"LDL", "STL"}, "products": {"HGMMA", "HMMA"}, "copies": {"LDGSTS"}}
     counts = {name: sum(operation in group for operation in operations) for name, group in named.items()}
     return {"registers": int(registers), "stack": int(stack), **counts, "wgmma": "HGMMA" in operations}
 

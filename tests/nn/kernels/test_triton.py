@@ -179,14 +179,14 @@ def test_kernels_compile_for_an_h100_without_spills_and_run_their_products_besid
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("H", "B", "T"), [(1, 1, 1), (17, 33, 3), (400, 20, 35), (1150, 80, 20)])
+@pytest.mark.parametrize(("H", "B", "T"), [(17, 33, 3), (400, 20, 35), (1150, 80, 20)])
 def test_bf16_on_a_gpu_stays_within_three_times_the_error_of_rounding(H, B, T):
     case = draw_case(T, B, 24, H, weight_drop=0.5, device="cuda")
     assert max(beyond_rounding(_layer(BF16), case, BF16).values()) < 3
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("H", "B", "T"), [(17, 33, 3), (400, 20, 9)])
+@pytest.mark.parametrize(("H", "B", "T"), [(1, 1, 1), (17, 33, 3), (400, 20, 9)])
 def test_fp32_on_a_gpu_equals_cudnn(H, B, T):
     torch.backends.cudnn.rnn.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "ieee"
     case = draw_case(T, B, 24, H, device="cuda")
