@@ -7,6 +7,11 @@ the process that started it is gone, so that a killed sweep leaves nothing behin
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from lm.base.process import begin
+
+    begin()
+
 import dataclasses
 import json
 import os

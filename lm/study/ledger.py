@@ -87,7 +87,7 @@ def append_ledger(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
                 os.ftruncate(descriptor, size)
         if os.write(descriptor, line) != len(line):
             os.ftruncate(descriptor, size)
-            raise OSError(f"{path}: disk full, the record was not added")
+            raise OSError(errno.ENOSPC, "disk full, the record was not added", str(path))
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
