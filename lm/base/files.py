@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import site
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,12 +133,10 @@ def import_path() -> str:
 def scratch_folder(place: Path) -> Iterator[Path]:
     """A new folder inside `place`, on its file system, removed at the end. Those of killed processes go first."""
     for left in scratch_folders(place):
-        host, _, process = left.name.removeprefix(_SCRATCH).rpartition("-")
-        if host == platform.node() and not _is_alive(int(process)):
+        owner, _, process = left.name.rpartition("-")
+        if owner.startswith(f"{_SCRATCH}{platform.node()}-") and not _is_alive(int(process)):
             shutil.rmtree(left, ignore_errors=True)
-    folder = place / f"{_SCRATCH}{platform.node()}-{os.getpid()}"
-    shutil.rmtree(folder, ignore_errors=True)  # of a process that had the same number
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{platform.node()}-", suffix=f"-{os.getpid()}", dir=place))
     try:
         yield folder
     finally:

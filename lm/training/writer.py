@@ -15,7 +15,7 @@ from typing import Any
 from lm.base.device import peak_rss_mb
 from lm.base.errors import CheckpointError, ConfigError, LMError
 from lm.base.files import naming, remove_temporaries, write_atomic, write_json
-from lm.base.locks import take_lock
+from lm.base.locks import holds, take_lock
 from lm.base.numbers import perplexity
 from lm.base.provenance import git_state, versions
 from lm.base.rundir import RunDir
@@ -88,13 +88,8 @@ class RunWriter:
             os.close(lock)
 
     def _check_owner(self) -> None:
-        """Raise LMError if the lock file is another one by now: the directory was deleted, and begun anew by others."""
-        path = self._directory.lock
-        try:
-            still_ours = self._lock is None or os.path.samestat(os.fstat(self._lock), path.stat())
-        except FileNotFoundError:
-            still_ours = False
-        if not still_ours:
+        """Raise LMError if the directory was deleted: another process may train there by now, under a new lock."""
+        if self._lock is not None and not holds(self._directory.lock, self._lock):
             raise LMError(
                 f"{self._directory} was deleted or replaced while this process trained in it: ended, not saved"
             )

@@ -17,6 +17,7 @@ def checkout(tmp_path, monkeypatch):
     for path in (place, tmp_path / "requirements.txt", tmp_path / "README.md"):
         path.touch()
     monkeypatch.setattr(provenance, "__file__", str(place))
+    monkeypatch.setattr(provenance, "ROOT", tmp_path.resolve())
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))  # no checkout around it counts
     return tmp_path
 
