@@ -7,13 +7,18 @@ speed does not depend on it.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from lm.base.process import begin
+
+    begin()
+
 import dataclasses
 import itertools
 import json
 import multiprocessing
 import os
+import signal
 import statistics
-import sys
 import time
 import timeit
 from collections.abc import Callable
@@ -26,6 +31,7 @@ import torch
 
 from lm.base.device import keep_freed_memory, peak_memory, pick_device, pick_precision
 from lm.base.errors import ConfigError, LMError, run_cli
+from lm.base.process import show
 from lm.base.provenance import cpu_name
 from lm.config.flags import Parser
 from lm.config.schema import TrainConfig
@@ -33,7 +39,7 @@ from lm.config.values import make_config
 from lm.nn.kernels.choose import check_device, choose_kernel
 from lm.nn.plain import PlainLM, plain_step
 from lm.nn.products import pack_linear
-from lm.tables.speed import text, write_table
+from lm.tables.speed import read_measurements, text, write_table
 from lm.text.cards import SPLITS, known_corpora
 from lm.text.corpus import Corpus
 from lm.text.tokenizer import EOS, UNK
@@ -198,7 +204,10 @@ def measure(config: TrainConfig, vocab_size: int, turns: int, threads: int, devi
     for ours in (True, False):
         here, there = context.Pipe()
         process = context.Process(target=_worker, args=(there, ours, config, vocab_size, threads, device), daemon=True)
+        # Only this process hears Ctrl-C: the other one, a daemon, ends with it.
+        heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
         process.start()
+        signal.signal(signal.SIGINT, heard)
         there.close()  # else this process would wait for ever for a worker that has died
         workers.append((here, process))
     times: list[list[float]] = [[], []]
@@ -234,7 +243,7 @@ def measure(config: TrainConfig, vocab_size: int, turns: int, threads: int, devi
 
 def main() -> None:
     """Command line."""
-    parser = Parser("python -m lm.bench", description=__doc__.split(":")[0])
+    parser = Parser("python -m lm.bench", description=(__doc__ or "").partition(":")[0])
     parser.add_argument("--preset", default="awd-lstm", help="preset of lm.train to measure (default: awd-lstm)")
     parser.add_argument("--dataset", default="ptb", choices=["ptb", "wikitext-2"], help="sets the vocabulary size")
     parser.add_argument("--turns", type=int, default=7, help="timed turns of each program (default: 7)")
@@ -247,11 +256,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if make_config(arguments.preset, arguments.dataset).optimizer != "sgd":
         raise ConfigError("--preset: the plain program knows SGD only")
-    if min(arguments.turns, arguments.threads) < 1:
-        raise ConfigError("--turns and --threads: must be at least 1")
+    if not (1 <= arguments.turns <= 1_000_000 and 1 <= arguments.threads <= 1024):
+        raise ConfigError("--turns and --threads: must be at least 1, threads at most 1024")
     check_device(arguments.kernel, pick_device(arguments.device))
     measured: list[Benchmark] = [(arguments.preset, arguments.preset, arguments.dataset, {})]
     if arguments.table:
+        read_measurements(Path(arguments.table))  # better to hear of damage now than after an hour
         measured = _GROWTH
     rows: dict[str, dict[str, Any]] = {}
     for label, preset, dataset, changes in measured:
@@ -259,13 +269,12 @@ def main() -> None:
         vocab_size = known_corpora()[dataset].vocab_size
         rows[label] = measure(config, vocab_size, arguments.turns, arguments.threads, arguments.device)
         if not arguments.json:
-            sys.stdout.write(text(label, rows[label]) + "\n")
-            sys.stdout.flush()
+            show(text(label, rows[label]) + "\n")
     if arguments.table:
         write_table(Path(arguments.table), rows)
     if arguments.json:
-        sys.stdout.write(json.dumps(rows if arguments.table else rows[arguments.preset]) + "\n")
+        show(json.dumps(rows if arguments.table else rows[arguments.preset]) + "\n")
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, "--preset")

@@ -6,9 +6,15 @@ sentence or paragraph a line, is a corpus too. See `lm.text.tokenization` for ho
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from lm.base.process import begin
+
+    begin()
+
 import json
 
 from lm.base.errors import run_cli
+from lm.base.process import show
 from lm.config.flags import Parser, field_help
 from lm.config.schema import DataConfig
 from lm.config.values import make_config
@@ -37,7 +43,7 @@ def _report(corpus: Corpus) -> str:
 
 def main() -> None:
     """Command line: prepare a corpus and report its counts."""
-    parser = Parser("python -m lm.corpus", description=__doc__.splitlines()[0])
+    parser = Parser("python -m lm.corpus", description=(__doc__ or "").partition(":")[0])
     parser.add_argument("--dataset", metavar="NAME", help=f"one of {', '.join(known_corpora())}, or a folder in data/")
     parser.add_argument("--data", metavar="DIR", help="folder with train.txt, valid.txt and test.txt")
     texts = field_help(DataConfig)
@@ -61,8 +67,8 @@ def main() -> None:
         "tokenizer": corpus.tokenizer.kind,
         "words": corpus.words,
     }
-    print(json.dumps(report) if args.json else _report(corpus))
+    show(f"{json.dumps(report) if args.json else _report(corpus)}\n")
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, "--bpe-vocab-size or text")

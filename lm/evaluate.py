@@ -6,9 +6,13 @@ The same command draws what the last layer does (`--activations`, see `lm.scorin
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from lm.base.process import begin
+
+    begin()
+
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ import numpy as np
 from lm.base.device import pick_device
 from lm.base.errors import ConfigError, run_cli
 from lm.base.names import flag
+from lm.base.process import show
 from lm.base.rundir import RunDir
 from lm.config.flags import Parser
 from lm.scoring.adaptation import Adaptation, add_adaptation_flags, check_adaptation_flags
@@ -25,6 +30,7 @@ from lm.scoring.export import export_run
 from lm.scoring.loading import load_run
 from lm.text.batching import check_columns
 from lm.text.units import units_text
+from lm.training.divergence import check_loss
 
 # What --export and --activations do instead of the table, and the flags that they read.
 _INSTEAD = {"export": {"json"}, "activations": {"beside", "words", "split", "columns", "device", "json"}}
@@ -59,9 +65,9 @@ def evaluate_run(arguments: argparse.Namespace) -> None:
             reports.append(split_report(model, corpus, split, columns))
         reports += adaptation.report(split, columns)
     if arguments.json:
-        sys.stdout.write(json.dumps({"run": str(arguments.run_dir), "dataset": corpus.name, "splits": reports}) + "\n")
+        show(json.dumps({"run": str(arguments.run_dir), "dataset": corpus.name, "splits": reports}) + "\n")
     else:
-        sys.stdout.write(table(reports) + "\n")
+        show(table(reports) + "\n")
 
 
 def look_inside(arguments: argparse.Namespace) -> None:
@@ -85,6 +91,7 @@ def look_inside(arguments: argparse.Namespace) -> None:
     for name, (model, trained, _) in zip(names, runs, strict=True):
         one = look.Activations(len(ids), start, count)
         result = evaluate(model, ids, columns, watch=one.add)
+        check_loss(result.loss, f"{name}: {split}", "train again with a lower --lr", result.activation)
         label = f"{name}: AR {trained.alpha:g}, TAR {trained.beta:g}; perplexity {result.perplexity:.2f}"
         seen[f"{label}, rms h {result.activation['rms']:.3f}, rms dh {result.activation['temporal_rms']:.3f}"] = one
         report = {"run": str(name), "loss": result.loss, "ppl": result.perplexity, "activation": result.activation}
@@ -93,14 +100,14 @@ def look_inside(arguments: argparse.Namespace) -> None:
     look.draw(arguments.activations, f"{corpus.name} {split}", seen, words)
     if arguments.json:
         head = {"dataset": corpus.name, "split": split, "batch_size": columns, "words": words}
-        sys.stdout.write(json.dumps(head | {"runs": reports}) + "\n")
+        show(json.dumps(head | {"runs": reports}) + "\n")
     else:
-        sys.stdout.write("\n".join(seen) + "\n")
+        show("\n".join(seen) + "\n")
 
 
 def _parse() -> argparse.Namespace:
     """The command line. Raises ConfigError for a value or a combination that makes no sense."""
-    parser = Parser("python -m lm.evaluate", description=__doc__.split(":")[0])
+    parser = Parser("python -m lm.evaluate", description=(__doc__ or "").partition(":")[0])
     parser.add_argument("run_dir", type=RunDir, metavar="RUN_DIR", help="run directory of lm.train, or an export")
     text = "splits to score (default: valid and test; with --activations: valid)"
     parser.add_argument("--split", nargs="+", choices=["train", "valid", "test"], help=text)
@@ -146,7 +153,7 @@ def main() -> None:
     if arguments.export:
         export_run(arguments.run_dir, arguments.export)
         report = {"run": str(arguments.run_dir), "export": str(arguments.export)}
-        sys.stdout.write(json.dumps(report) + "\n" if arguments.json else f"{arguments.export}\n")
+        show(json.dumps(report) + "\n" if arguments.json else f"{arguments.export}\n")
     elif arguments.activations:
         look_inside(arguments)
     else:
@@ -154,4 +161,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, "--columns, --cache-window or text")

@@ -5,6 +5,11 @@ Shapes: T time, B batch (samples or hypotheses), V vocabulary.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from lm.base.process import begin
+
+    begin()
+
 import argparse
 import dataclasses
 import json
@@ -16,6 +21,7 @@ from pathlib import Path
 from lm.base.device import pick_device
 from lm.base.errors import ConfigError, run_cli
 from lm.base.names import flag
+from lm.base.process import show
 from lm.base.rundir import RunDir
 from lm.config.flags import Parser
 from lm.nn.model import AWDLSTM
@@ -40,12 +46,12 @@ def _score(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextTokeniz
     scores = score_text(model, tokenizer, text, independent=arguments.independent)
     if arguments.json:
         head = {"run": str(arguments.run_dir), "file": arguments.score, "mode": mode}
-        sys.stdout.write(json.dumps(head | scores) + "\n")
+        show(json.dumps(head | scores) + "\n")
         return
-    sys.stdout.write("\t".join(["line", *scores["total"]]) + "\n")
+    show("\t".join(["line", *scores["total"]]) + "\n")
     for name, row in [*enumerate(scores["lines"], 1), ("total", scores["total"])]:
         values = [f"{v:.{6 if k == 'logprob' else 4}f}" if isinstance(v, float) else v for k, v in row.items()]
-        sys.stdout.write("\t".join(["" if value is None else str(value) for value in (name, *values)]) + "\n")
+        show("\t".join(["" if value is None else str(value) for value in (name, *values)]) + "\n")
 
 
 def _generate(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextTokenizer) -> None:
@@ -67,12 +73,12 @@ def _generate(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextToke
     if arguments.json:
         rows = [{"text": text} | dataclasses.asdict(one) for text, one in zip(texts, found, strict=True)]
         head = {"run": str(arguments.run_dir), "prompt": arguments.prompt, "tokens": arguments.tokens}
-        sys.stdout.write(json.dumps(head | {"samples": rows}) + "\n")
+        show(json.dumps(head | {"samples": rows}) + "\n")
         return
     for number, (text, one) in enumerate(zip(texts, found, strict=True), 1):
         if len(found) > 1:
-            sys.stdout.write(f"--- {number}: log-probability {one.logprob:.4f} nats\n")
-        sys.stdout.write(text + "\n")
+            show(f"--- {number}: log-probability {one.logprob:.4f} nats\n")
+        show(text + "\n")
 
 
 def _build_parser() -> Parser:
@@ -126,8 +132,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ConfigError("--prompt: not UTF-8 text") from None
     if not 0 < arguments.temperature < math.inf:
         raise ConfigError(f"--temperature must be above 0, got {arguments.temperature} (for the limit 0: --greedy)")
-    if arguments.top_k < 0:
-        raise ConfigError(f"--top-k must be at least 0, got {arguments.top_k}")
+    if not 0 <= arguments.top_k < 1 << 31:
+        raise ConfigError(f"--top-k must be at least 0 and below 2^31, got {arguments.top_k}")
     if not 0 < arguments.top_p <= 1:
         raise ConfigError(f"--top-p must be above 0 and at most 1, got {arguments.top_p}")
     if not 0 <= arguments.seed < 1 << 53:
@@ -146,4 +152,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, "--samples, --beam or text")

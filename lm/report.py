@@ -6,10 +6,15 @@ python -m lm.report --compare results/ptb-200 published # side by side, see lm.t
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from lm.base.process import begin
+
+    begin()
+
 import json
-import sys
 
 from lm.base.errors import run_cli
+from lm.base.process import show
 from lm.config.flags import Parser
 from lm.tables.compare import compare, compare_json, compare_text
 from lm.tables.page import report, report_json, report_text
@@ -31,13 +36,13 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("give study folders, or --compare A B")
     if args.compare:
         rows = compare(args.compare)
-        sys.stdout.write(json.dumps(compare_json(rows)) + "\n" if args.json else compare_text(rows))
+        show(json.dumps(compare_json(rows)) + "\n" if args.json else compare_text(rows))
         return
     analyses = [report(path) for path in args.studies]
     if args.json:
-        sys.stdout.write(json.dumps({"studies": [report_json(analysis) for analysis in analyses]}) + "\n")
+        show(json.dumps({"studies": [report_json(analysis) for analysis in analyses]}) + "\n")
     else:
-        sys.stdout.write("\n".join(report_text(analysis) for analysis in analyses))
+        show("\n".join(report_text(analysis) for analysis in analyses))
 
 
 if __name__ == "__main__":

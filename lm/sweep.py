@@ -10,6 +10,11 @@ the ledger and would diverge again: delete its line to repeat it. Any other fail
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from lm.base.process import begin
+
+    begin()
+
 import argparse
 import contextlib
 import json
@@ -21,6 +26,7 @@ from typing import Any, Literal
 
 from lm.base import names
 from lm.base.errors import DivergedError, run_cli
+from lm.base.process import show
 from lm.config.flags import ALIASES, Parser, flag_groups
 from lm.config.schema import TrainConfig
 from lm.study import search
@@ -88,11 +94,11 @@ def finish(sweep: Sweep, jobs: Sequence[Job], args: argparse.Namespace) -> None:
 
         analysis = report.report(str(study.path))
         if not args.json:
-            sys.stdout.write(report.report_text(analysis))
+            show(report.report_text(analysis))
     if args.json:
         counts = {"started": sweep.started, "completed": sum(r.get("status") == "completed" for r in records)}
         summary = {"study": str(study.path), "ledger": str(study.ledger), **counts, "diverged": diverged}
-        sys.stdout.write(json.dumps(summary | {"failed": list(sweep.failures.values())}) + "\n")
+        show(json.dumps(summary | {"failed": list(sweep.failures.values())}) + "\n")
     logger.info("ledger: %s; table and plots: python -m lm.report %s", study.ledger, study.path)
     if sweep.failures:
         lines = "\n".join(f"  {text}" for text in sweep.failures.values())
@@ -149,8 +155,8 @@ def parse_args(description: str, arguments: list[str] | None) -> argparse.Namesp
     if bool(args.study) == bool(args.out):
         parser.error("give STUDY_DIR, or --out DIR and the study's flags")
     args.refine = args.refine and names.field(args.refine)
-    if args.jobs < 0 or args.threads < 1:
-        parser.error("--jobs: at least 0; --threads: at least 1")
+    if not (0 <= args.jobs <= 4096 and 1 <= args.threads <= 1024):
+        parser.error("--jobs: at least 0 and at most 4096; --threads: at least 1 and at most 1024")
     return args
 
 
@@ -200,7 +206,7 @@ def main() -> None:
     sweep = Sweep(study, args)
     jobs = plan(sweep)
     if args.dry_run:
-        sys.stdout.write(dry_run(sweep, jobs, args.json))
+        show(dry_run(sweep, jobs, args.json))
         return
     save_study(study)
     with contextlib.closing(sweep), contextlib.redirect_stdout(sys.stderr):  # Ray prints its news on stdout
@@ -212,4 +218,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, "--jobs or study")

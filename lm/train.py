@@ -7,11 +7,15 @@ test of the best checkpoint.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from lm.base.process import begin
+
+    begin()
+
 import functools
 import json
 import logging
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,8 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lm.base.device import keep_freed_memory, peak_memory, pick_device
-from lm.base.errors import ConfigError, DivergedError, Interrupted, run_cli
+from lm.base.device import keep_freed_memory, pick_device
+from lm.base.errors import DivergedError, Interrupted, run_cli
+from lm.base.process import show
 from lm.base.rundir import RunDir
 from lm.base.signals import StopSignals
 from lm.config.flags import parse_train_args
@@ -34,11 +39,12 @@ from lm.scoring.validation import final_scores, log_epoch, validate
 from lm.text.batching import Window
 from lm.text.finding import configured_corpus, corpus_name
 from lm.text.units import summary
-from lm.training.checkpoint import fitting, load_checkpoint, load_latest
+from lm.training.checkpoint import check_finite, fitting, load_checkpoint, load_latest
 from lm.training.divergence import check_update, check_weights
-from lm.training.log import RunLog, log_to
+from lm.training.log import RunLog, log_to, record_step
 from lm.training.optim import clip, set_beta1, set_rate
-from lm.training.results import choose_run_dir, finished_result
+from lm.training.places import check_new
+from lm.training.results import check_text, choose_run_dir, finished_result
 from lm.training.run import Run
 from lm.training.writer import RunWriter, SaveTimes
 
@@ -120,28 +126,13 @@ def check_run(run: Run) -> None:
     check_weights(run.model.parameters(), run.means.finite(), run.progress.step)
 
 
-def record_step(run: Run, log: RunLog, tokens_per_s: float) -> None:
-    """Record the means over the updates since the last record."""
-    means = run.means.take()
-    epoch = run.progress.epoch
-    step = run.progress.step
-    rate = run.rate
-    values = {"epoch": epoch, "lr": rate, **means, "tokens_per_s": round(tokens_per_s)}
-    log.record("step", step, values | peak_memory(run.device))
-    log.message(
-        f"epoch {epoch:3}  step {step:7}  lr {rate:<8.4g} loss {means['loss']:.4f}  ppl {means['ppl']:8.6g}  "
-        f"ar {means['ar']:.4f}  tar {means['tar']:.4f}  grad {means['grad_norm']:.3f}  {tokens_per_s:7.0f} tokens/s",
-        logging.DEBUG,
-    )
-    log.progress(0, f"ppl {means['ppl']:.4g}")
-
-
 def end_epoch(run: Run, writer: RunWriter, log: RunLog, stop: StopSignals, saves: SaveTimes) -> None:
     """Validate, keep the best, and let the validation loss steer learning rate and averaging."""
     config = run.config
     progress = run.progress
     started = time.perf_counter()
     check_run(run)
+    writer.save_first(run, log)
     evaluations = validate(run, f"valid after epoch {progress.epoch}", stop)
     progress.seconds += time.perf_counter() - started
     log_epoch(run, log, evaluations)
@@ -168,13 +159,13 @@ def end_epoch(run: Run, writer: RunWriter, log: RunLog, stop: StopSignals, saves
 
 def keep_starting_point(run: Run, writer: RunWriter, log: RunLog, stop: StopSignals) -> None:
     """Make what fine-tuning starts from the best so far, so that it never ends worse on valid."""
-    config = run.config
     progress = run.progress
-    better, valid = next(iter(validate(run, f"valid of {config.finetune}", stop).items()))
+    writer.save_first(run, log)
+    better, valid = next(iter(validate(run, f"valid of {run.config.finetune}", stop).items()))
     progress.best_loss = valid.loss
     progress.best_activation = valid.activation
     writer.save_best(run, run.candidates()[better])
-    log.message(f"fine-tuning {config.finetune}: valid {valid.loss:.4f}  ppl {valid.perplexity:8.2f} at the start")
+    log.message(f"fine-tuning {run.config.finetune}: valid {valid.loss:.4f}  ppl {valid.perplexity:8.2f} at the start")
 
 
 def open_run(config: TrainConfig, options: RunOptions, device: torch.device, run_dir: RunDir) -> tuple[Run, int]:
@@ -190,12 +181,14 @@ def open_run(config: TrainConfig, options: RunOptions, device: torch.device, run
     elif options.resume:
         state = load_checkpoint(source)
     if state is None:
+        check_new(run_dir, resume=True)
         if config.finetune:
             with fitting(Path(config.finetune)):
                 run.finetune_from(load_trained(RunDir(Path(config.finetune))))
         return run, 0
     with fitting(source):
         run.load_state_dict(state)
+        check_finite(source, run.model.state_dict())
         log_position = state["log_position"]
     if math.isfinite(run.progress.best_loss):
         load_checkpoint(run_dir.best)  # the end of the run needs it: better to hear of damage now
@@ -219,15 +212,12 @@ def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
     Raises:
         ConfigError, CorpusError, CheckpointError: nothing was started.
         DivergedError: a non-finite loss or gradient; result.json says `diverged`, checkpoints are the last good ones.
-        Interrupted: SIGINT, SIGTERM or --max-minutes; everything is saved, `--resume auto` continues.
+        Interrupted: SIGINT, SIGTERM, SIGHUP or --max-minutes; everything is saved, `--resume auto` continues.
     """
     run_dir = choose_run_dir(config, options)
     writer = RunWriter(run_dir, options.save)
-    if run_dir.config.exists() and not options.resume:
-        raise ConfigError(
-            f"--out-dir: {run_dir} holds a run already: continue it with --resume auto, or choose another"
-        )
     if result := finished_result(run_dir, config, tested=options.eval_test):
+        check_text(run_dir, result, config)
         logger.info("%s is complete: nothing to do", run_dir)
         writer.copy_best()
         return result
@@ -241,10 +231,10 @@ def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
     if options.dry_run:
         return {}
     with (
+        StopSignals(options.max_minutes) as stop,
         writer.locked(),
         log_to(run_dir.log),
         RunLog(run_dir, position=log_position, step=run.progress.step, tensorboard=options.tensorboard) as log,
-        StopSignals(options.max_minutes) as stop,
     ):
         try:
             writer.prepare(run)
@@ -284,14 +274,14 @@ def main() -> None:
     """Command line."""
     config, options = configure(None)
     if options.print_config:
-        sys.stdout.write(json.dumps(as_plain(config), indent=2) + "\n")
+        show(json.dumps(as_plain(config), indent=2) + "\n")
         return
     result = train(config, options)
     if options.json:
-        sys.stdout.write(json.dumps(result) + "\n")
+        show(json.dumps(result) + "\n")
     elif result:
-        sys.stdout.write(summary(result))
+        show(summary(result))
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, "--batch-size, --bptt, --emsize, --nhid or --nlayers")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
-import sys
 from collections.abc import Callable
 from typing import NoReturn
+
+from lm.base.process import begin, imported, leave, show
 
 
 class LMError(Exception):
@@ -52,33 +52,33 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error)
 
 
-def run_cli(main: Callable[[], None]) -> NoReturn:
+def run_cli(main: Callable[[], None], smaller: str = "") -> NoReturn:
     """Run a command-line entry point and exit with its code, turning `LMError` into one message.
 
-    What the program logs is shown on stderr, details excluded.
+    What the program logs is shown on stderr, details excluded. Out of memory, `smaller` says what to make smaller.
     """
+    begin()
+    imported()
     handler = logging.StreamHandler()
     handler.setLevel(logging.INFO)
     logging.basicConfig(format="%(message)s", handlers=[handler])
     logging.getLogger("lm").setLevel(logging.INFO)  # ours alone: the hub's client logs every request
     try:
         main()
-        sys.stdout.flush()
+        show("")
     except LMError as error:
-        print(f"error: {error}" if error.exit_code else error, file=sys.stderr)
-        sys.exit(error.exit_code)
+        leave(error.exit_code, f"error: {error}" if error.exit_code else str(error))
     except BrokenPipeError:  # `python -m lm.corpus ... | head`: the reader left, which is not our failure
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave(0)
     except OSError as error:  # a full disk, a folder that cannot be made, a file where a folder should be
-        print(f"error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(1)
+        leave(1, f"error: {error.filename or 'file'}: {error.strerror or error}")
+    except UnicodeEncodeError as error:  # the name of a folder that is no UTF-8, and no flag, which would be refused
+        leave(ConfigError.exit_code, f"error: not UTF-8: {error.object!r}; rename it")
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        sizes = "--batch-size, --bptt, --emsize, --nhid or --nlayers"
-        print(f"error: out of memory: use a smaller {sizes} ({' '.join(str(error).split())[:200]})", file=sys.stderr)
-        sys.exit(ConfigError.exit_code)
+        advice = f": use a smaller {smaller}" if smaller else ""
+        leave(ConfigError.exit_code, f"error: out of memory{advice} ({' '.join(str(error).split())[:200]})")
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(0)
+        leave(130, "interrupted")
+    leave(0)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import platform
+import shutil
 import site
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +16,8 @@ from typing import Any, BinaryIO
 
 # The folder that holds the package: the repository's, or site-packages where it is installed.
 ROOT = Path(__file__).resolve().parent.parent.parent
+# How the names of scratch folders begin; the host and the process that made one follow.
+_SCRATCH = ".lm-scratch-"
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], Any], *, previous: Path | None = None) -> None:
@@ -21,10 +27,14 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any], *, previous: Path
     file is removed and `path` is as it was. With `previous`, what was there is kept under that name; a process killed
     between the two renames leaves it there alone.
 
-    Raises OSError, naming `path`, where the disk is full or not writable.
+    Raises OSError, naming `path`, where the disk is full or not writable, and where a device, a FIFO or a folder has
+    that name: a rename would put the file in its place.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EEXIST, "is there and no regular file", str(path))
+    # A file's name has 255 bytes at most, and the temporary one is longer.
+    temporary = path.with_name(f".{os.fsdecode(os.fsencode(path.name)[:200])}.{os.getpid()}.tmp")
     try:
         with naming(path):
             with open(temporary, "wb") as file:
@@ -68,7 +78,7 @@ class LineFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
 
     def write(self, text: str) -> None:
         """Append lines. Raises OSError, naming the file, and cuts off what did not fit whole."""
@@ -92,6 +102,16 @@ class LineFile:
         if size < self.size:
             os.ftruncate(self._descriptor, size)
 
+    def cut_partial_line(self) -> None:
+        """Cut off what follows the last newline: half a line, that the next one would be appended to."""
+        end = self.size
+        while end and (block := os.pread(self._descriptor, size := min(end, 1 << 16), end - size)):
+            if (newline := block.rfind(b"\n")) >= 0:
+                self.truncate(end - size + newline + 1)
+                return
+            end -= size
+        self.truncate(end)
+
     def sync(self) -> None:
         """Wait until the disk has it all."""
         with naming(self._path):
@@ -107,6 +127,37 @@ def import_path() -> str:
     installed = {Path(path).resolve() for path in (*site.getsitepackages(), site.getusersitepackages())}
     ours = [] if ROOT in installed else [str(ROOT)]  # it would come before the standard library there
     return os.pathsep.join([*ours, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+@contextmanager
+def scratch_folder(place: Path) -> Iterator[Path]:
+    """A new folder inside `place`, on its file system, removed at the end. Those of killed processes go first."""
+    for left in scratch_folders(place):
+        owner, _, process = left.name.rpartition("-")
+        if owner.startswith(f"{_SCRATCH}{platform.node()}-") and not _is_alive(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{platform.node()}-", suffix=f"-{os.getpid()}", dir=place))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def scratch_folders(place: Path) -> list[Path]:
+    """What `scratch_folder` has made in `place`, in use or left by killed processes."""
+    return [path for path in place.glob(f"{_SCRATCH}*") if path.name.rpartition("-")[2].isdigit()]
+
+
+def _is_alive(process: int) -> bool:
+    if os.name != "posix":  # a signal of number 0 is none there
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def remove_temporaries(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from importlib.metadata import version
@@ -19,10 +20,14 @@ def git_state() -> dict[str, Any]:
     Installed, the package may lie inside somebody else's checkout, whose commit says nothing about it.
     """
 
+    # A hook of another repository, or a user, may have set GIT_DIR and its like.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_") or "CEILING" in key}
+
     def git(*arguments: str) -> str | None:
         try:
             command = ["git", "-C", str(ROOT), *arguments]
-            return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30, env=environment)
+            return done.stdout.strip()
         except (OSError, subprocess.SubprocessError):
             return None
 

@@ -68,6 +68,17 @@ class RunDir:
         return self.path / "ckpt" / "best.pt"
 
     @property
+    def lock(self) -> Path:
+        """The file that the process which trains here has locked; every run makes it first of all."""
+        return self.path / "train.lock"
+
+    @property
+    def own_files(self) -> tuple[Path, ...]:
+        """What a run started anew would replace."""
+        checkpoints = (self.last, self.last.with_name("last.prev.pt"), self.best)
+        return (self.config, self.environment, self.tokenizer, self.metrics, self.result, *checkpoints)
+
+    @property
     def result(self) -> Path:
         """What the run came to, written last."""
         return self.path / "result.json"

@@ -8,13 +8,15 @@ import time
 from types import FrameType, TracebackType
 
 from lm.base.errors import Interrupted
+from lm.base.process import STOP_SIGNALS
 
 
 class StopSignals:
-    """Context manager that turns SIGINT, SIGTERM and a time limit into a flag, so that a run can save before it ends.
+    """Context manager that turns SIGINT, SIGTERM, SIGHUP and a time limit into a flag, so that a run can save first.
 
     The first signal decides the exit code. A SIGINT after it ends the process at once, as it would without this class;
-    a SIGTERM after it changes nothing, since batch systems repeat theirs. Handlers are restored on exit.
+    others after it change nothing, since batch systems repeat theirs. Handlers are restored on exit. Under `nohup`,
+    which has SIGHUP ignored, it stays so.
     """
 
     def __init__(self, max_minutes: float = 0.0) -> None:
@@ -24,7 +26,12 @@ class StopSignals:
         self._deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
 
     def __enter__(self) -> StopSignals:
-        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        hang_up = getattr(signal, "SIGHUP", None)
+        self._previous = {
+            number: signal.signal(number, self._handle)
+            for number in STOP_SIGNALS
+            if not (number == hang_up and signal.getsignal(number) == signal.SIG_IGN)
+        }
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

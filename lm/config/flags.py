@@ -75,6 +75,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:  # noqa: D102 - argparse's
         spelt = [_hyphenated(argument) for argument in (sys.argv[1:] if args is None else args)]
+        for argument in spelt:  # names stand in logs, records and pages, which are UTF-8
+            if any("\ud800" <= letter <= "\udfff" for letter in argument):
+                raise ConfigError(f"{ascii(argument)}: not UTF-8; rename the file or folder")
         return super().parse_known_args(spelt, namespace)
 
     def error(self, message: str) -> typing.NoReturn:  # noqa: D102 - argparse's

@@ -29,8 +29,8 @@ class Cache:
     theta: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ConfigError(f"--cache-window: must be at least 1; got {self.window}")
+        if not 1 <= self.window < 2**31:
+            raise ConfigError(f"--cache-window: must be at least 1 and below 2^31; got {self.window}")
         if not 0 <= self.lam < 1:
             raise ConfigError(f"--cache-lambda: must be in [0, 1); got {self.lam}")
         if not 0 <= self.theta <= _LARGEST_THETA:

@@ -28,6 +28,8 @@ from lm.text.batching import batchify
 
 # Windows of train behind the gradient statistics, at most: their root mean square settles to 1 % well before.
 _STATISTICS_WINDOWS = 300
+# What a float32, which the weights are, can hold.
+_LARGEST = 1e38
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,11 @@ class Dynamic:
     def __post_init__(self) -> None:
         if self.rule not in ("rms", "sgd"):
             raise ConfigError(f"--dynamic-rule: must be rms or sgd; got {self.rule!r}")
-        if self.segment < 1:
-            raise ConfigError(f"--dynamic-segment: must be at least 1; got {self.segment}")
+        if not 1 <= self.segment < 2**31:
+            raise ConfigError(f"--dynamic-segment: must be at least 1 and below 2^31; got {self.segment}")
         for name in ("lr", "decay", "epsilon"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(f"--dynamic-{name}: must be at least 0; got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) <= _LARGEST:
+                raise ConfigError(f"--dynamic-{name}: must be at least 0 and at most {_LARGEST:g}")
         if not self.decay <= 1:
             raise ConfigError(f"--dynamic-decay: must be at most 1; got {self.decay}")
 

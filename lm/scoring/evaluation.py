@@ -30,6 +30,7 @@ from lm.scoring.reading import read
 from lm.text.batching import batchify
 from lm.text.corpus import Corpus
 from lm.text.units import split_units
+from lm.training.divergence import check_loss
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,10 @@ def protocol_columns(config: TrainConfig, split: str) -> int:
 
 
 def split_report(model: AWDLSTM, corpus: Corpus, split: str, columns: int) -> dict[str, Any]:
-    """Loss, perplexity and activations of one split."""
+    """Loss, perplexity and activations of one split. Raises DivergedError where they are no numbers."""
     started = time.perf_counter()
     result = evaluate(model, corpus.splits[split], columns)
+    check_loss(result.loss, split, "the weights are too large; train again with a lower --lr", result.activation)
     return {
         "split": split, "adapt": "none", "loss": result.loss, "ppl": result.perplexity, "targets": result.targets,
         "batch_size": columns, "seconds": round(time.perf_counter() - started, 2), "activation": result.activation,

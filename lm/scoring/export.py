@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from pathlib import Path
 
+from safetensors import safe_open
 from safetensors.torch import save
 
 from lm.base.errors import CheckpointError, ConfigError
-from lm.base.files import write_bytes
+from lm.base.files import scratch_folder, scratch_folders, write_bytes
 from lm.base.rundir import RunDir
 from lm.config.values import as_plain, config_from_dict
 from lm.scoring.loading import load_trained, read_json_object, weights_digest
@@ -34,8 +33,8 @@ def export_run(run_dir: RunDir, directory: RunDir) -> None:
     place = directory.path
     if run_dir.is_export:
         raise ConfigError(f"--export: {run_dir} is an export already; copy the folder")
-    if place.exists() and not directory.is_export and not (place.is_dir() and not any(place.iterdir())):
-        raise ConfigError(f"--export: {directory} is there and not an export; choose another, or empty it")
+    if place.exists() and not _may_be_replaced(directory):
+        raise ConfigError(f"--export: {directory} is there and no export of this program; choose another, or empty it")
     trained = load_trained(run_dir)
     result = read_json_object(run_dir.result)
     environment = read_json_object(run_dir.environment)
@@ -58,9 +57,21 @@ def export_run(run_dir: RunDir, directory: RunDir) -> None:
         directory.config: (json.dumps(as_plain(config), indent=2) + "\n").encode(),
     }
     place.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.resolve().parent, prefix=f".{place.name}.") as scratch:
+    with scratch_folder(place) as scratch:  # inside, as the folder may be a file system of its own
         for file, content in contents.items():
-            write_bytes(Path(scratch, file.name), content)
+            write_bytes(scratch / file.name, content)
         directory.config.unlink(missing_ok=True)  # back as the last: until then the export is incomplete
         for file in contents:
-            os.replace(Path(scratch, file.name), file)
+            os.replace(scratch / file.name, file)
+
+
+def _may_be_replaced(directory: RunDir) -> bool:
+    """Whether the folder holds nothing, or an export of this program and not weights that others stored."""
+    if not directory.is_export:
+        place = directory.path
+        return place.is_dir() and not set(place.iterdir()) - set(scratch_folders(place))
+    try:
+        with safe_open(directory.weights, "pt") as file:
+            return {"text", "sha256"} <= (file.metadata() or {}).keys()
+    except Exception:  # the library has a kind of its own for what it cannot read
+        return False

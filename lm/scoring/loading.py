@@ -23,7 +23,7 @@ from lm.config.values import as_plain, config_from_dict
 from lm.nn.model import AWDLSTM
 from lm.text.corpus import Corpus
 from lm.text.finding import configured_corpus
-from lm.training.checkpoint import fitting, load_checkpoint
+from lm.training.checkpoint import check_finite, fitting, load_checkpoint
 
 
 def load_trained(directory: RunDir) -> dict[str, Any]:
@@ -31,12 +31,16 @@ def load_trained(directory: RunDir) -> dict[str, Any]:
     `corpus_sha256` and, unless it is old, the checksum `vocabulary`.
 
     Raises:
-        CheckpointError: neither is there, or it is damaged or incomplete.
+        CheckpointError: neither is there, or it is damaged or incomplete, or a weight is not finite.
     """
     if not directory.path.is_dir():
         what = "is a file; give the run directory" if directory.path.exists() else "no such run directory or export"
         raise CheckpointError(f"{directory}: {what}")
-    return _read_export(directory) if directory.is_export else _best_of_run(directory)
+    trained = _read_export(directory) if directory.is_export else _best_of_run(directory)
+    path = directory.weights if directory.is_export else directory.best
+    with fitting(path):
+        check_finite(path, trained["model"])
+    return trained
 
 
 def _best_of_run(directory: RunDir) -> dict[str, Any]:

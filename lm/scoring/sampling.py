@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lm.base.errors import DivergedError
 from lm.nn.model import AWDLSTM, State
 
 
@@ -65,9 +66,12 @@ def _columns(state: State, columns_B: Tensor) -> State:
 
 
 def _advance(model: AWDLSTM, tokens_TB: Tensor, state: State) -> tuple[Tensor, State]:
-    """Logits (B, V) of the word after `tokens_TB`, and the state there."""
+    """Logits (B, V) of the word after `tokens_TB`, and the state there. Raises DivergedError if they are not finite."""
     output = model(tokens_TB, state)
-    return model.decoder(output.after_dropout[-1][-1]), output.state
+    logits_BV = model.decoder(output.after_dropout[-1][-1])
+    if not logits_BV.isfinite().all():
+        raise DivergedError("the model's outputs are not finite: its weights are too large; train with a lower --lr")
+    return logits_BV, output.state
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from lm.text.batching import batchify
 from lm.text.reading import split_lines, split_words
 from lm.text.tokenizer import TextTokenizer
 from lm.text.units import comparable
+from lm.training.divergence import check_loss
 
 # Lines that are scored together when each stands alone.
 _LINES = 32
@@ -31,7 +32,9 @@ def _token_loss(model: AWDLSTM, columns_NB: Tensor) -> np.ndarray:
     """Nats (N - 1, B) in float64 of every token but each column's first, from a zero state, in fp32."""
     with model.exact():
         nats = [model.token_loss(output, window.targets_TB) for window, output in read(model, columns_NB)]
-    return torch.cat(nats).double().cpu().numpy()
+    found = torch.cat(nats).double().cpu().numpy()
+    check_loss(float(found.mean()), "the text's score", "the weights are too large; train again with a lower --lr")
+    return found
 
 
 def score_continuous(model: AWDLSTM, lines: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -55,7 +55,7 @@ def tune_dynamic(
     best = start
     for field, factor in (("lr", 4.0), ("decay", 4.0), ("lr", 2.0), ("decay", 2.0)):
         for step in (factor, 1 / factor):
-            while (value := getattr(best, field) * step) <= 1 or field == "lr":
+            while (value := getattr(best, field) * step) <= (1 if field == "decay" else 1e38):
                 there = dataclasses.replace(best, **{field: value})
                 if loss(there) > loss(best) - _LEAST_GAIN:
                     break

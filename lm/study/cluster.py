@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import socket
@@ -10,10 +11,11 @@ from typing import Any
 
 from lm.base.errors import ConfigError
 from lm.base.files import import_path
-from lm.study.executors import Job, Outcome, launch, outcome_of
+from lm.base.process import STOP_SIGNALS
+from lm.study.executors import Executor, Job, LocalExecutor, Outcome, launch, outcome_of, visible_gpus
 
 # Exit codes of a run that was ended from outside.
-_STOPPED = {-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM}
+_STOPPED = {-signal.SIGKILL, *(code for number in STOP_SIGNALS for code in (-number, 128 + number))}
 # Settings that a process on another machine needs as well.
 _PASSED_ON = ("LM_", "HF_")
 
@@ -119,3 +121,10 @@ class RayExecutor:
     def close(self) -> None:
         """Leave the cluster, which ends this sweep's tasks."""
         self._ray.shutdown()
+
+
+def make_executor(args: argparse.Namespace) -> Executor:
+    """The place to compute that the flags name."""
+    if args.executor == "ray":
+        return RayExecutor(args.ray_address, args.jobs, args.threads, args.device)
+    return LocalExecutor(args.jobs, args.threads, visible_gpus(args.device))

@@ -7,6 +7,11 @@ the process that started it is gone, so that a killed sweep leaves nothing behin
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from lm.base.process import begin
+
+    begin()
+
 import dataclasses
 import json
 import os
@@ -25,6 +30,7 @@ from lm.base.errors import run_cli
 from lm.base.files import import_path
 from lm.base.locks import take_lock
 from lm.base.names import flag
+from lm.base.numbers import is_number
 from lm.base.rundir import RunDir
 from lm.config.schema import TrainConfig
 from lm.config.values import make_config
@@ -93,16 +99,28 @@ def train_arguments(config: TrainConfig) -> list[str]:
 
 
 def read_metrics(run_dir: RunDir, tail: int | None = None) -> list[dict[str, Any]]:
-    """Whole records of metrics.jsonl, or those in its last `tail` bytes; none if there is no such file."""
+    """Whole records of metrics.jsonl, or those in its last `tail` bytes, without damaged ones; none without a file."""
     try:
         with open(run_dir.metrics, "rb") as file:
             if tail is not None and (size := os.fstat(file.fileno()).st_size) > tail:
                 file.seek(size - tail)
                 file.readline()
             lines = file.read().split(b"\n")[:-1]
-        return [json.loads(line) for line in lines if line]
-    except (OSError, ValueError):
+    except OSError:
         return []
+    return [record for line in lines if (record := _record(line)) is not None]
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl, if it has what is read of it."""
+    try:
+        record = json.loads(line)
+        numbers = [record["step"]]
+        if record["kind"] == "epoch":
+            numbers += [record["epoch"], word_ppl(record, "valid")]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return record if all(map(is_number, numbers)) else None
 
 
 def outcome_of(job: Job, code: int) -> Outcome:

@@ -93,7 +93,7 @@ def save_study(study: Study) -> None:
     """Write study.toml, or add the `[refine]` that flags asked for; what is there stays as it was written."""
     file = study.path / STUDY_FILE
     if file.exists():
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
         refine = load_study(study.path).refine
         if refine or not study.refine:
             return
@@ -132,4 +132,5 @@ def _toml(value: Any) -> str:
         return f"{{{', '.join(f'{name} = {_toml(item)}' for name, item in value.items())}}}"
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
-    return json.dumps(value, ensure_ascii=False)  # strings, integers, true and false are written alike in JSON
+    # Strings, integers, true and false are written alike in JSON, but TOML wants DEL escaped too.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

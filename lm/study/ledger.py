@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.base.errors import ConfigError
+from lm.base.files import naming
 
 # What a record holds under these keys, where it has them.
 _RECORD_KINDS = {"status": str, "seed": int, "dataset": str} | dict.fromkeys(
@@ -67,12 +69,17 @@ def append_ledger(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
     """Add `record` as one line: all of it or nothing, with any number of processes appending at once.
 
     Not-a-number and infinity become null, which JSON has and they are not. What a killed writer left behind the last
-    newline is completed if it is a whole record, else cut off. Raises OSError when the disk is full.
+    newline is completed if it is a whole record, else cut off. Raises OSError, naming the file, when the disk is full.
     """
     if not isinstance(record.get("id"), str):
         raise ValueError("a ledger record needs an id")
     line = json.dumps(_finite(record), sort_keys=True, allow_nan=False, ensure_ascii=False).encode() + b"\n"
     Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with naming(Path(path)):
+        _append(path, line)
+
+
+def _append(path: str | os.PathLike[str], line: bytes) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)  # closing the descriptor releases it, also when the process is killed
@@ -87,7 +94,7 @@ def append_ledger(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
                 os.ftruncate(descriptor, size)
         if os.write(descriptor, line) != len(line):
             os.ftruncate(descriptor, size)
-            raise OSError(f"{path}: disk full, the record was not added")
+            raise OSError(errno.ENOSPC, "disk full, the record was not added")
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -53,6 +53,13 @@ METRICS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
 }
 
 
+def curve_of(record: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """Epochs and perplexities of a record's curve, as far as they are numbers."""
+    rows = record.get("curve")
+    pairs = [row for row in rows if isinstance(row, list) and len(row) == 2] if isinstance(rows, list) else []
+    return [(epoch, ppl) for epoch, ppl in pairs if is_number(epoch) and is_number(ppl)]
+
+
 def label(values: Mapping[str, Any]) -> str:
     """A configuration in words, as `alpha 2, beta 1`."""
     return ", ".join(f"{name} {show(value)}" for name, value in values.items()) or "all runs"

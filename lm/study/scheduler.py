@@ -10,33 +10,31 @@ import os
 import shlex
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import indent
 from typing import Any
 
-from lm.base.errors import ConfigError, DivergedError, Interrupted, LMError
+from lm.base.errors import CheckpointError, ConfigError, DivergedError, Interrupted, LMError
 from lm.base.locks import take_lock
 from lm.base.rundir import RunDir
 from lm.base.signals import StopSignals
 from lm.config.schema import TrainConfig
 from lm.config.values import as_plain, config_from_dict, config_id
-from lm.study.cluster import RayExecutor
+from lm.study.cluster import make_executor
 from lm.study.executors import (
     Executor,
     Job,
-    LocalExecutor,
     Outcome,
     outcome_of,
     train_arguments,
-    visible_gpus,
 )
 from lm.study.ledger import append_ledger, read_ledger
 from lm.study.progress import LiveView
-from lm.study.records import configuration_name, loss_of, word_ppl
+from lm.study.records import configuration_name, curve_of, loss_of, word_ppl
 from lm.study.specification import Study
-from lm.text.finding import configured_corpus, corpus_name
-from lm.training.results import finished_result, read_result
+from lm.text.finding import configured_corpus, corpus_name, known_text
+from lm.training.results import finished_result, is_of_text, read_result
 
 logger = logging.getLogger(__name__)
 # What a ledger line can say of a run that is not run again.
@@ -73,6 +71,7 @@ class Sweep:
         self.started = 0
         self._executor: Executor | None = None
         self._corpora: dict[Any, str] = {}
+        self._texts: dict[Any, dict[str, str] | None] = {}
         self._locks: dict[str, int] = {}
 
     def config(self, configuration: dict[str, Any], seed: int) -> TrainConfig:
@@ -103,8 +102,24 @@ class Sweep:
         run = (f"--out-dir={run_dir}", "--resume=auto")
         return Job(config_id(config), name, config, (*arguments, *run), run_dir, rung)
 
+    def _of_this_text(self, record: Mapping[str, Any], config: TrainConfig) -> bool:
+        """Whether a result is of the text that the run would read now."""
+        name = (config.dataset, config.data)
+        if name not in self._texts:
+            self._texts[name] = known_text(config)
+        return is_of_text(record, self._texts[name])
+
     def missing(self, jobs: Sequence[Job]) -> list[Job]:
-        """Those without a line in the ledger that says how they ended, and not failed before in this sweep."""
+        """Those without a line in the ledger that says how they ended, and not failed before in this sweep.
+
+        Raises CheckpointError if a line is of another text than the run would read now: the two cannot be compared.
+        """
+        for job in jobs:
+            if not self._of_this_text(self.results.get(job.id, {}), job.config):
+                raise CheckpointError(
+                    f"{self.study.ledger}: {job.name}: trained on another text than {job.config.data or 'the corpus'} "
+                    "has now: put that text back, or begin another study"
+                )
         return [
             job
             for job in {job.id: job for job in jobs}.values()
@@ -156,7 +171,13 @@ class Sweep:
                 waiting = deque()
             while todo and executor.room():
                 job = todo.popleft()
-                if not self._claim(job):
+                try:
+                    claimed = self._claim(job)
+                except OSError as error:  # a file where its folder should be: the others go on
+                    self.failures[job.id] = f"{job.name}: {error.filename or job.run_dir}: {error.strerror or error}"
+                    view.end(job, "FAILED, its folder cannot be used")
+                    continue
+                if not claimed:
                     waiting.append(job)
                 elif text := self._known(job):
                     self._release(job)
@@ -190,7 +211,9 @@ class Sweep:
         if self.status(job) in _SETTLED:
             return f"{self.status(job)}, by another sweep"
         result = finished(job)
-        return self._enter(outcome_of(job, 0), result) if result else ""
+        if result is None or not self._of_this_text(result, job.config):  # the run itself says that it is of another
+            return ""
+        return self._enter(outcome_of(job, 0), result)
 
     def settle(self, outcome: Outcome) -> str:
         """Enter how a run ended into the ledger, or among the failures; returns it in words."""
@@ -247,7 +270,7 @@ class Sweep:
         whole = self.results.get(rung.run_dir.path.name)
         if not rung.rung or not whole:
             return None
-        early = [ppl for epoch, ppl in whole.get("curve") or [] if epoch <= rung.config.epochs]
+        early = [ppl for epoch, ppl in curve_of(whole) if epoch <= rung.config.epochs]
         if whole["status"] == "completed" or len(early) == rung.config.epochs:
             return {"status": "completed", "valid_ppl": min(early)}
         return whole if whole["status"] == "diverged" else None
@@ -270,10 +293,3 @@ class Sweep:
         """Free what the executor holds."""
         if self._executor is not None:
             self._executor.close()
-
-
-def make_executor(args: argparse.Namespace) -> Executor:
-    """The place to compute that the flags name."""
-    if args.executor == "ray":
-        return RayExecutor(args.ray_address, args.jobs, args.threads, args.device)
-    return LocalExecutor(args.jobs, args.threads, visible_gpus(args.device))

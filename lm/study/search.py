@@ -34,6 +34,8 @@ JOURNAL = "search.journal"
 LOCK = "search.lock"
 # From rung to rung, runs get this many times as long and about this many times fewer (Hyperband's eta).
 _REDUCTION = 3
+# Rounds, points and trials: more would be listed before anything runs.
+_MOST = 1_000_000
 _KEYS: dict[str, type] = {
     "field": str, "values": list, "rounds": int, "points": int, "search": str, "trials": int, "space": dict,
 }  # fmt: skip
@@ -47,7 +49,7 @@ def check_settings(study: Study, settings: dict[str, Any], config: TrainConfig) 
     for key, value in settings.items():
         if key not in _KEYS:
             raise ConfigError(f"{file}: refine.{key}: unknown key; the keys are {', '.join(_KEYS)}")
-        if type(value) is not _KEYS[key] or (isinstance(value, int) and value < 1):
+        if type(value) is not _KEYS[key] or (isinstance(value, int) and not 1 <= value <= _MOST):
             raise ConfigError(f"{file}: refine.{key}: {value!r} makes no sense")
     if ("field" in settings) == ("search" in settings):
         raise ConfigError(f"{file}: refine: needs either field or search, and not both")

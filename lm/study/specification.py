@@ -122,7 +122,7 @@ def load_study(path: str | os.PathLike[str]) -> Study:
     folder = folder.parent if folder.name == STUDY_FILE else folder
     file = folder / STUDY_FILE
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         there = Path("results", folder)
         hint = f"did you mean {there}?" if (there / STUDY_FILE).exists() else f"a study is a folder with a {STUDY_FILE}"

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from lm.base.errors import ConfigError
 from lm.base.files import write_bytes
 from lm.base.numbers import is_number
 from lm.study.ledger import read_ledger
@@ -200,15 +199,15 @@ def table_csv(analysis: Analysis) -> str:
 
 
 def report(path: str) -> Analysis:
-    """Write README.md, table.csv and the plots of one study. Raises ConfigError for a bad or unwritable study."""
+    """Write README.md, table.csv and the plots of one study.
+
+    Raises ConfigError for a bad study, and OSError, naming the file, where one cannot be written.
+    """
     study = load_study(path)
     analysis = analyse(study, read_ledger(study.ledger))
-    try:
-        plots = draw_plots(analysis, study.path)
-        for name, text in (("table.csv", table_csv(analysis)), ("README.md", readme(analysis, plots))):
-            write_bytes(study.path / name, text.encode())
-    except OSError as error:
-        raise ConfigError(f"{study.path}: cannot be written: {error}") from None
+    plots = draw_plots(analysis, study.path)
+    for name, text in (("table.csv", table_csv(analysis)), ("README.md", readme(analysis, plots))):
+        write_bytes(study.path / name, text.encode())
     return analysis
 
 

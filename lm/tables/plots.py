@@ -17,9 +17,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from lm.base.numbers import is_number
 from lm.base.plotting import BASELINE, CHOSEN, OTHER, PALE, house_style, place_labels, save_png
-from lm.study.records import show
+from lm.study.records import curve_of, show
 from lm.study.specification import identity
 from lm.tables.analysis import Analysis
 from lm.tables.axes import (
@@ -210,10 +209,9 @@ def _short(analysis: Analysis, configuration: Configuration, main: Sequence[str]
 def _curve(configuration: Configuration) -> tuple[list[float], list[float]]:
     """Epochs and the mean over seeds of valid perplexity, where all seeds have it."""
     values: dict[float, list[float]] = {}
-    curves = [record.get("curve") or [] for record in configuration.runs.values()]
-    for row in (row for curve in curves for row in curve):
-        if len(row) > 1 and is_number(row[1]):
-            values.setdefault(row[0], []).append(row[1])
+    curves = [curve_of(record) for record in configuration.runs.values()]
+    for epoch, ppl in (row for curve in curves for row in curve):
+        values.setdefault(epoch, []).append(ppl)
     full = {epoch: statistics.fmean(found) for epoch, found in sorted(values.items()) if len(found) == len(curves)}
     return list(full), list(full.values())
 

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from lm.base.errors import ConfigError
+from lm.base.files import write_bytes
+
 
 def text(label: str, row: dict[str, Any]) -> str:
     """One measurement as a line."""
@@ -29,13 +32,26 @@ def _peaks(row: dict[str, Any]) -> tuple[int, int]:
     return row[name], row[f"plain_{name}"]
 
 
+def read_measurements(folder: Path) -> list[dict[str, Any]]:
+    """What `speed.json` in `folder` holds so far. Raises ConfigError if it is none of ours: it would be replaced."""
+    path = folder / "speed.json"
+    try:
+        measured = json.loads(path.read_bytes())
+        if not all(isinstance(row, dict) for one in measured for row in one["rows"].values()):
+            raise TypeError("no measurements")
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(f"--table: {path}: cannot be added to: {error}") from None
+    return measured
+
+
 def write_table(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
     """Add a measurement to `speed.json` in `folder`; write README.md with a table for each, and a plot of the new."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "speed.json"
-    measured = json.loads(path.read_text()) if path.exists() else []
+    measured = read_measurements(folder)
     measured.append({"date": time.strftime("%Y-%m-%d"), "rows": rows})
-    path.write_text(json.dumps(measured, indent=1) + "\n")
+    write_bytes(folder / "speed.json", (json.dumps(measured, indent=1) + "\n").encode())
     lines = [
         "# Speed of a training step\n",
         f"Each measurement is one `python -m lm.bench --table {folder}`, on a GPU with `--device cuda`: medians over "
@@ -53,7 +69,7 @@ def write_table(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
         if name not in plotted:  # the newest of its kind
             plotted.add(name)
             lines += ["", f"![tokens per second]({name})"]
-    (folder / "README.md").write_text("\n".join(lines) + "\n")
+    write_bytes(folder / "README.md", ("\n".join(lines) + "\n").encode())
     _plot(folder / _plot_name(rows), rows)
 
 

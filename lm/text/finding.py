@@ -32,12 +32,16 @@ _DEFAULT_DATASET = "ptb"
 
 @dataclass(frozen=True)
 class _Found:
-    """A located corpus. `read` yields its splits as UTF-8; `key` stands for that text in the name of the cache."""
+    """A located corpus. `read` yields its splits as UTF-8; `key` stands for that text in the name of the cache.
+
+    `sha256` are the checksums of the splits, None where they are known only once the text is made.
+    """
 
     name: str
     source: str
     key: str
     read: Callable[[], dict[str, bytes]]
+    sha256: dict[str, str] | None = None
 
 
 def load_corpus(
@@ -94,6 +98,14 @@ def corpus_name(dataset: str | None, data: str | None) -> str:
     return _find(dataset or None, data or None).name
 
 
+def known_text(config: DataConfig) -> dict[str, str] | None:
+    """SHA-256 of the splits that a run would read now; None where its corpus is not there, or is yet to be made."""
+    try:
+        return _find(config.dataset or None, config.data or None).sha256
+    except CorpusError:
+        return None
+
+
 def _find(dataset: str | None, data: str | Path | None) -> _Found:
     cards = known_corpora()
     if data is not None and not os.path.lexists(data):
@@ -129,7 +141,9 @@ def _find(dataset: str | None, data: str | Path | None) -> _Found:
     origin = f"{card.hub['id']} at {card.hub['revision']}"
     # The checksums of the card stand for the text, so that what was downloaded once needs no network again.
     key = f"hub {origin} {sorted(card.sha256.items())}"
-    return _Found(dataset, f"Hugging Face hub, {origin}", key, functools.partial(_read_hub, card, tried))
+    return _Found(
+        dataset, f"Hugging Face hub, {origin}", key, functools.partial(_read_hub, card, tried), card.sha256 or None
+    )
 
 
 def _refuse(dataset: str | None, tried: list[str], cause: Exception | None = None) -> NoReturn:
@@ -175,7 +189,7 @@ def _find_files(folder: Path, dataset: str | None) -> _Found | None:
     if card is None and name in known_corpora():
         name = f"{name}-{digests['train'][:8]}"
         logger.warning("%s is not the published corpus of that name: calling it %s", folder, name)
-    return _Found(name, str(folder), f"text {sorted(digests.items())}", lambda: texts)
+    return _Found(name, str(folder), f"text {sorted(digests.items())}", lambda: texts, digests)
 
 
 def _read_hub(card: CorpusCard, tried: list[str]) -> dict[str, bytes]:

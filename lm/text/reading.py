@@ -53,8 +53,19 @@ def read_text(path: Path) -> bytes:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise CorpusError(f"{path}: not a regular file")
-        raw = path.read_bytes()
+        raw = _read(path)
     except OSError as error:
         raise CorpusError(f"{path}: cannot be read: {error.strerror}") from error
     check_text(raw, path)
     return raw
+
+
+def _read(path: Path) -> bytes:
+    """Bytes of a file up to the block with the first NUL, which is enough to refuse it: an image of a disk is long."""
+    blocks = []
+    with open(path, "rb") as file:
+        while block := file.read(1 << 24):
+            blocks.append(block)
+            if b"\0" in block:
+                break
+    return b"".join(blocks)

@@ -14,13 +14,13 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lm.base.errors import CorpusError
+from lm.base.files import scratch_folder
 from lm.text.cards import SPLITS
 from lm.text.corpus import Corpus
 from lm.text.tokenization import Tokenization
@@ -55,8 +55,8 @@ def read_cache(folder: Path, name: str, source: str, tokenization: Tokenization)
 def write_cache(folder: Path, corpus: Corpus) -> None:
     """Put a corpus into a cache folder, which appears complete or not at all; raises `OSError`."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-        new = Path(scratch, "new")
+    with scratch_folder(folder.parent) as scratch:
+        new = scratch / "new"
         new.mkdir()
         for split, ids in corpus.splits.items():
             (new / f"{split}.bin").write_bytes(ids.tobytes())
@@ -71,7 +71,7 @@ def write_cache(folder: Path, corpus: Corpus) -> None:
                 os.fsync(file.fileno())
         # What stands there is damaged, or another process has just written the same.
         with contextlib.suppress(FileNotFoundError):
-            os.rename(folder, Path(scratch, "old"))
+            os.rename(folder, scratch / "old")
         try:
             os.rename(new, folder)
         except OSError:

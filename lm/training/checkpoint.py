@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
 from lm.base.errors import CheckpointError
 from lm.base.files import write_atomic
@@ -88,12 +90,21 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # zipfile, pickle and torch raise a dozen kinds for what is no checkpoint
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "weights_only" in str(error) or isinstance(error, pickle.UnpicklingError):  # advises to read them anyway
+            reason = "it holds, or seems to hold, objects that could run code; only tensors and plain types are read"
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason}); {_REMEDY}") from error
     if not isinstance(state, dict) or not isinstance(state.get("format"), int):
         raise CheckpointError(f"{path}: not a checkpoint of this program; {_REMEDY}")
     if state["format"] > FORMAT:
         raise CheckpointError(f"{path}: format {state['format']} is newer than this program's {FORMAT}; update it")
     return state
+
+
+def check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError, naming the file at `path` and the weight, if a weight is not finite."""
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise CheckpointError(f"{path}: {name} has values that are not finite, as after a divergence; {_REMEDY}")
 
 
 @contextmanager

@@ -16,11 +16,14 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from lm.base.device import peak_memory
 from lm.base.files import LineFile, naming
 from lm.base.rundir import RunDir
 
 if typing.TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+    from lm.training.run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +42,9 @@ class RunLog:
             self._file = LineFile(run_dir.metrics)
             opened.callback(self._file.close)
             self._file.truncate(position)
+            self._file.cut_partial_line()
+            if self._file.size < position:
+                logger.warning("%s: damaged: records before update %d are missing", run_dir.metrics, step)
             if tensorboard:
                 from torch.utils.tensorboard import SummaryWriter  # half a second to import
 
@@ -108,6 +114,22 @@ class RunLog:
         """A line for people, above the progress line and in train.log; DEBUG: in train.log alone."""
         with tqdm.external_write_mode():
             logger.log(level, text)
+
+
+def record_step(run: Run, log: RunLog, tokens_per_s: float) -> None:
+    """Record the means over the updates since the last record."""
+    means = run.means.take()
+    epoch = run.progress.epoch
+    step = run.progress.step
+    rate = run.rate
+    values = {"epoch": epoch, "lr": rate, **means, "tokens_per_s": round(tokens_per_s)}
+    log.record("step", step, values | peak_memory(run.device))
+    log.message(
+        f"epoch {epoch:3}  step {step:7}  lr {rate:<8.4g} loss {means['loss']:.4f}  ppl {means['ppl']:8.6g}  "
+        f"ar {means['ar']:.4f}  tar {means['tar']:.4f}  grad {means['grad_norm']:.3f}  {tokens_per_s:7.0f} tokens/s",
+        logging.DEBUG,
+    )
+    log.progress(0, f"ppl {means['ppl']:.4g}")
 
 
 def _hide_failed_writes(failure: threading.ExceptHookArgs) -> None:

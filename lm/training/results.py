@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lm.base.errors import CheckpointError, ConfigError
+from lm.base.numbers import is_number
 from lm.base.rundir import RunDir
 from lm.config.schema import RunOptions, TrainConfig
-from lm.config.values import as_plain, run_name, with_defaults
-from lm.text.units import summary
+from lm.config.values import as_plain, config_id, run_name, with_defaults
+from lm.text.finding import known_text
+from lm.text.units import NAMES, summary
+from lm.training.places import check_copy, check_new
+
+OTHER_TEXT = "that run was trained on another text than the one found now; give its text by --data, or train anew"
 
 
 def choose_run_dir(config: TrainConfig, options: RunOptions) -> RunDir:
     """The run directory.
 
-    Raises ConfigError or CheckpointError when it is that of the run to fine-tune, or an export, and when --resume names
-    a checkpoint of another run or none.
+    Raises ConfigError or CheckpointError when it is that of the run to fine-tune, or an export, or holds what a new run
+    would replace, when --resume names a checkpoint of another run or none, and when --save cannot be written.
     """
+    run_dir = _choose(config, options)
+    if not options.resume:
+        check_new(run_dir, resume=False)
+    if options.save and not options.dry_run:
+        check_copy(Path(options.save), run_dir)
+    return run_dir
+
+
+def _choose(config: TrainConfig, options: RunOptions) -> RunDir:
     usual = RunDir(Path(options.out_dir or Path("runs") / run_name(config)))
     if options.resume not in ("", "auto"):
         return _run_of(Path(options.resume), options.out_dir)
@@ -58,9 +73,24 @@ def read_result(run_dir: RunDir, config: TrainConfig) -> dict[str, Any] | None:
     """Content of result.json, if it is of this very configuration; None where there is none, or it is damaged."""
     try:
         result = json.loads(run_dir.result.read_bytes())
-        return result if with_defaults(result["config"]) == as_plain(config) else None
-    except (OSError, ValueError, LookupError, TypeError):
+        return result if with_defaults(result["config"]) == as_plain(config) and _is_whole(result, config) else None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
+
+
+def _is_whole(result: dict[str, Any], config: TrainConfig) -> bool:
+    """Whether the values are of the kinds that a run writes, so that they can stand in a ledger."""
+    figures = [f"{split}_{unit}" for split in ("train", "valid", "test") for unit in (*NAMES, "loss")]
+    needed = ["best_epoch", "epochs", "seconds"]
+    if result["status"] == "completed":
+        needed += ["valid_loss", "valid_ppl"]
+    return (
+        (result["id"], result["seed"]) == (config_id(config), config.seed)
+        and isinstance(result["dataset"], str)
+        and all(isinstance(result.get(name) or {}, dict) for name in ("activation", "versions", "git"))
+        and all(result.get(name) is None or is_number(result[name]) for name in figures)
+        and all(is_number(result[name]) for name in needed)
+    )
 
 
 def finished_result(run_dir: RunDir, config: TrainConfig, *, tested: bool) -> dict[str, Any] | None:
@@ -73,3 +103,14 @@ def finished_result(run_dir: RunDir, config: TrainConfig, *, tested: bool) -> di
     except (LookupError, TypeError):  # it is computed again
         return None
     return result
+
+
+def check_text(run_dir: RunDir, result: Mapping[str, Any], config: TrainConfig) -> None:
+    """Raise CheckpointError if a result is of another text than the one that its run would read now."""
+    if not is_of_text(result, known_text(config)):
+        raise CheckpointError(f"--resume: {run_dir} is complete, but {OTHER_TEXT}")
+
+
+def is_of_text(result: Mapping[str, Any], text: Mapping[str, str] | None) -> bool:
+    """Whether a result or ledger line is of the text with these checksums (`known_text`), as far as both are known."""
+    return text is None or result.get("corpus_sha256") in (None, text)

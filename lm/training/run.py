@@ -23,12 +23,12 @@ from lm.training.averaging import NTASGD
 from lm.training.cudagraphs import CUDAGraphs
 from lm.training.means import IntervalMeans
 from lm.training.optim import build_optimizer
+from lm.training.results import OTHER_TEXT
 from lm.training.schedule import LearningRate, trapezoid_of
 
 logger = logging.getLogger(__name__)
 # What, with the configuration, decides how results are rounded, among `versions`.
 _DECIDE_BITS = ("torch", "cpu", "gpu", "device", "threads", "precision")
-_OTHER_TEXT = "that run was trained on another text than the one found now; give its text by --data, or train anew"
 
 
 @dataclass
@@ -123,7 +123,7 @@ class Run:
             differences = ", ".join(f"{flag(name)} {before[name]} (now {now[name]})" for name in changed)
             raise ConfigError(f"--finetune: the model there was made with {differences}")
         if checkpoint["corpus_sha256"] != self.corpus.sha256:
-            raise CheckpointError(f"--finetune: {_OTHER_TEXT}")
+            raise CheckpointError(f"--finetune: {OTHER_TEXT}")
         self.corpus.check_vocabulary(checkpoint)
         self.model.load_state_dict(checkpoint["model"])
         self.averaging.start(self.model)
@@ -156,7 +156,7 @@ class Run:
                 "repeat the flags that the run was started with, which its env.json has as argv"
             )
         if state["corpus_sha256"] != self.corpus.sha256:
-            raise CheckpointError(f"--resume: {_OTHER_TEXT}")
+            raise CheckpointError(f"--resume: {OTHER_TEXT}")
         self.corpus.check_vocabulary(state)
         if "optimizer" not in state:
             raise CheckpointError("--resume: this checkpoint holds weights only; continue from a last.pt")

@@ -6,7 +6,6 @@ import copy
 import math
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from lm.base.device import peak_rss_mb
-from lm.base.errors import ConfigError
+from lm.base.errors import CheckpointError, ConfigError, LMError
 from lm.base.files import naming, remove_temporaries, write_atomic, write_json
-from lm.base.locks import take_lock
+from lm.base.locks import holds, take_lock
 from lm.base.numbers import perplexity
 from lm.base.provenance import git_state, versions
 from lm.base.rundir import RunDir
@@ -24,6 +23,7 @@ from lm.config.schema import RunOptions
 from lm.config.values import as_plain, config_id
 from lm.nn.model import AWDLSTM, count_parameters
 from lm.training.checkpoint import save_checkpoint
+from lm.training.log import RunLog
 from lm.training.run import Run
 
 
@@ -55,6 +55,7 @@ class RunWriter:
     def __init__(self, directory: RunDir, copy_best_to: str = "") -> None:
         self._directory = directory
         self._copy = Path(copy_best_to) if copy_best_to else None
+        self._lock: int | None = None
         self._found = self._stamp()
         self._kept: dict[str, Any] = {}
 
@@ -65,7 +66,7 @@ class RunWriter:
         Raises ConfigError, naming the process that trains here already, or if one has since this object was made.
         """
         directory = self._directory
-        path = directory.path / "train.lock"
+        path = directory.lock
         lock = take_lock(path, wait=False)
         if lock is None:
             raise ConfigError(
@@ -78,16 +79,23 @@ class RunWriter:
             os.ftruncate(lock, 0)
             with naming(path):
                 os.write(lock, str(os.getpid()).encode())
+            self._lock = lock
             for folder in (directory.path, directory.last.parent):
                 remove_temporaries(folder)
             yield
         finally:
+            self._lock = None
             os.close(lock)
 
+    def _check_owner(self) -> None:
+        """Raise LMError if the directory was deleted: another process may train there by now, under a new lock."""
+        if self._lock is not None and not holds(self._directory.lock, self._lock):
+            raise LMError(
+                f"{self._directory} was deleted or replaced while this process trained in it: ended, not saved"
+            )
+
     def prepare(self, run: Run) -> None:
-        """Create the directory and write what describes the run. Raises ConfigError if `--save` cannot be written."""
-        if self._copy:
-            _check_writable(self._copy)
+        """Create the directory and write what describes the run."""
         self._directory.path.mkdir(parents=True, exist_ok=True)
         self._directory.result.unlink(missing_ok=True)
         environment = versions(run.device, run.model.precision) | {"git": git_state(), "argv": sys.argv}
@@ -97,11 +105,18 @@ class RunWriter:
 
     def save_last(self, run: Run, log_position: int) -> None:
         """Write last.pt, from which the run continues bit for bit; the one before stays as last.prev.pt."""
+        self._check_owner()
         self.save_kept()
         save_checkpoint(self._directory.last, run.state_dict(log_position), keep_previous=True)
 
+    def save_first(self, run: Run, log: RunLog) -> None:
+        """Write last.pt if there is none: a best.pt without one is that of a run that has lost it (`check_new`)."""
+        if not self._directory.last.exists():
+            self.save_last(run, log.sync())
+
     def save_best(self, run: Run, model: AWDLSTM) -> None:
         """Write best.pt, and the copy that `--save` asks for."""
+        self._check_owner()
         save_checkpoint(self._directory.best, run.best_state(model))
         self.copy_best()
 
@@ -119,10 +134,15 @@ class RunWriter:
     def copy_best(self) -> None:
         """Write the copy of best.pt that `--save` asks for, if it does."""
         if self._copy:
-            write_atomic(self._copy, lambda file: file.write(self._directory.best.read_bytes()))
+            try:
+                content = self._directory.best.read_bytes()
+            except OSError as error:
+                raise CheckpointError(f"{self._directory.best}: cannot be read: {error.strerror}") from error
+            write_atomic(self._copy.resolve(), lambda file: file.write(content))
 
     def write_result(self, run: Run, status: str, scores: dict[str, Any]) -> dict[str, Any]:
         """Write result.json, the last file of a run, and return its content."""
+        self._check_owner()
         progress = run.progress
         known = math.isfinite(run.progress.best_loss)
         result = {
@@ -145,14 +165,3 @@ class RunWriter:
         """Another value after a process has written the checkpoint or the result of this run."""
         files = [path for path in (self._directory.last, self._directory.result) if path.exists()]
         return tuple(path.stat().st_mtime_ns for path in files)
-
-
-def _check_writable(copy: Path) -> None:
-    """Raise ConfigError unless the file that `--save` names can be written; else an epoch would be lost to it."""
-    if copy.is_dir():
-        raise ConfigError(f"--save: {copy} is a folder; name a file")
-    try:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=copy.parent).close()
-    except OSError as error:
-        raise ConfigError(f"--save: {copy} cannot be written: {error.strerror}") from None

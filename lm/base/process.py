@@ -1,0 +1,67 @@
+"""How a command begins and ends: standard streams that are there, Ctrl-C while it imports, its output and exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from lm.base.files import naming
+
+# What asks a process to end: Ctrl-C, a batch system, a terminal that was closed. Windows has no SIGHUP.
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+def begin() -> None:
+    """Call before PyTorch is imported, which takes seconds: until `run_cli` an interrupt ends the process in one line.
+
+    Standard streams that the caller has closed are opened on the null device: else the next file would take their
+    number, and whatever writes there would write into that file.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - as long as the process
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end_at_once)
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(128 + number)
+
+
+def imported() -> None:
+    """Let an interrupt be a KeyboardInterrupt again."""
+    if signal.getsignal(signal.SIGINT) is _end_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def show(text: str) -> None:
+    """Write to standard output, at once. Raises OSError, which names it; BrokenPipeError where its reader has left."""
+    with naming(Path("standard output")):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def leave(code: int, message: str = "") -> NoReturn:
+    """End the process with an exit code and, on stderr, a message.
+
+    Signals change nothing from here on: batch systems repeat theirs, and Python takes its time to shut down. Neither
+    does a stream that takes no more, whose rest Python would try to write again.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    for stream, text in ((sys.stdout, ""), (sys.stderr, f"{message}\n" if message else "")):
+        try:
+            stream.write(text)
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
