@@ -206,7 +206,7 @@ def test_an_unusable_checkpoint_exits_with_5_whoever_reads_it_and_runs_no_code(d
             continue  # it reads no text
         code, error = ending(module, *arguments)
         assert (code, "Traceback" in error, "weights_only" in error) == (5, False, False), error
-        assert str(run_dir) in error, error
+        assert str(run_dir) in error or "--resume: " in error, error
         remedies = ("put a good copy in its place", "train again", "update it", "best.pt: cannot be read")
         assert any(words in error for words in (*remedies, "last.pt: cannot be read", "another text")), error
     assert before == {path: path.read_bytes() for path in run_dir.glob("*.json*")}
