@@ -19,8 +19,6 @@ from tests.test_sweep import write_study
 
 GRID = "[[grid]]\nalpha = [0, 1]\n"
 DAMAGED_LINES = [
-    "{}", "1", "null", "{", '{"kind":"epoch","epoch":9}', '{"kind":"epoch","step":1,"epoch":9}', '{"step":"x"}'
-]  # fmt: skip
     "{}",
     "1",
     "null",
