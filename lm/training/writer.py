@@ -127,6 +127,7 @@ class RunWriter:
     def save_kept(self) -> None:
         """Write what `keep_best` took down, if anything."""
         if self._kept:
+            self._check_owner()
             save_checkpoint(self._directory.best, self._kept)
             self._kept = {}
             self.copy_best()
