@@ -16,7 +16,6 @@ import dataclasses
 import itertools
 import json
 import multiprocessing
-import os
 import signal
 import statistics
 import time
@@ -33,6 +32,7 @@ from lm.base.device import keep_freed_memory, peak_memory, pick_device, pick_pre
 from lm.base.errors import ConfigError, LMError, run_cli
 from lm.base.process import show
 from lm.base.provenance import cpu_name
+from lm.base.threads import usable_cpus
 from lm.config.flags import Parser
 from lm.config.schema import TrainConfig
 from lm.config.values import make_config
@@ -247,7 +247,7 @@ def main() -> None:
     parser.add_argument("--preset", default="awd-lstm", help="preset of lm.train to measure (default: awd-lstm)")
     parser.add_argument("--dataset", default="ptb", choices=["ptb", "wikitext-2"], help="sets the vocabulary size")
     parser.add_argument("--turns", type=int, default=7, help="timed turns of each program (default: 7)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of each (default: all)")
+    parser.add_argument("--threads", type=int, default=usable_cpus(), help="CPU threads of each (default: all)")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     parser.add_argument("--kernel", choices=["auto", "native", "fused", "triton"], default="auto")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where both programs compute")

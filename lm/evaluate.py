@@ -23,6 +23,7 @@ from lm.base.errors import ConfigError, run_cli
 from lm.base.names import flag
 from lm.base.process import show
 from lm.base.rundir import RunDir
+from lm.base.threads import choose_threads
 from lm.config.flags import Parser
 from lm.scoring.adaptation import Adaptation, add_adaptation_flags, check_adaptation_flags
 from lm.scoring.evaluation import evaluate, protocol_columns, split_report
@@ -33,7 +34,7 @@ from lm.text.units import units_text
 from lm.training.divergence import check_loss
 
 # What --export and --activations do instead of the table, and the flags that they read.
-_INSTEAD = {"export": {"json"}, "activations": {"beside", "words", "split", "columns", "device", "json"}}
+_INSTEAD = {"export": {"json"}, "activations": {"beside", "words", "split", "columns", "data", "device", "json"}}
 
 
 def table(reports: list[dict[str, Any]]) -> str:
@@ -55,7 +56,7 @@ def table(reports: list[dict[str, Any]]) -> str:
 
 def evaluate_run(arguments: argparse.Namespace) -> None:
     """Print the figures of each split, in every mode of adaptation that was asked for."""
-    model, config, corpus = load_run(arguments.run_dir, pick_device(arguments.device))
+    model, config, corpus = load_run(arguments.run_dir, pick_device(arguments.device), arguments.data)
     adaptation = Adaptation(model, config, corpus, arguments)
     reports = []
     for split in arguments.split or ["valid", "test"]:
@@ -78,7 +79,7 @@ def look_inside(arguments: argparse.Namespace) -> None:
     start, count = arguments.words
     split = (arguments.split or ["valid"])[0]
     names = [name for name in (arguments.run_dir, arguments.beside) if name]
-    runs = [load_run(name, device) for name in names]
+    runs = [load_run(name, device, arguments.data) for name in names]
     _, config, corpus = runs[0]
     ids = corpus.splits[split]
     columns = arguments.columns or protocol_columns(config, split)
@@ -110,8 +111,14 @@ def _parse() -> argparse.Namespace:
     parser = Parser("python -m lm.evaluate", description=(__doc__ or "").partition(":")[0])
     parser.add_argument("run_dir", type=RunDir, metavar="RUN_DIR", help="run directory of lm.train, or an export")
     text = "splits to score (default: valid and test; with --activations: valid)"
-    parser.add_argument("--split", nargs="+", choices=["train", "valid", "test"], help=text)
+    parser.add_argument("--split", nargs="+", action="extend", choices=["train", "valid", "test"], help=text)
     parser.add_argument("--columns", type=int, metavar="N", help="cut splits into N columns (default: as in training)")
+    parser.add_argument(
+        "--data",
+        default="",
+        metavar="DIR",
+        help="folder of the corpus, if it has moved since training: its text decides",
+    )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     add_adaptation_flags(parser)
     inside = parser.add_argument_group("looking inside")
@@ -154,7 +161,9 @@ def main() -> None:
         export_run(arguments.run_dir, arguments.export)
         report = {"run": str(arguments.run_dir), "export": str(arguments.export)}
         show(json.dumps(report) + "\n" if arguments.json else f"{arguments.export}\n")
-    elif arguments.activations:
+        return
+    choose_threads()
+    if arguments.activations:
         look_inside(arguments)
     else:
         evaluate_run(arguments)

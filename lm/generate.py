@@ -15,21 +15,24 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from lm.base.device import pick_device
 from lm.base.errors import ConfigError, run_cli
 from lm.base.names import flag
 from lm.base.process import show
 from lm.base.rundir import RunDir
+from lm.base.threads import choose_threads
 from lm.config.flags import Parser
 from lm.nn.model import AWDLSTM
-from lm.scoring.sampling import Sampling, beam_search, sample
+from lm.scoring.sampling import Continuation, Sampling, beam_search, sample
 from lm.scoring.score import score_text
 from lm.scoring.trained import load
 from lm.text.detokenize import detokenize
-from lm.text.reading import check_text, read_text, split_words
+from lm.text.reading import check_text, read_text, split_words, text_of, universal_newlines
 from lm.text.tokenizer import EOS, TextTokenizer
 
 logger = logging.getLogger("lm.generate")
@@ -41,7 +44,7 @@ def _score(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextTokeniz
     if arguments.score == "-":
         text = check_text(sys.stdin.buffer.read(), "standard input")
     else:
-        text = read_text(Path(arguments.score)).decode("utf-8-sig")
+        text = text_of(read_text(Path(arguments.score)))
     mode = "independent" if arguments.independent else "continuous"
     scores = score_text(model, tokenizer, text, independent=arguments.independent)
     if arguments.json:
@@ -54,9 +57,12 @@ def _score(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextTokeniz
         show("\t".join(["" if value is None else str(value) for value in (name, *values)]) + "\n")
 
 
-def _generate(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextTokenizer) -> None:
-    prompt = tokenizer.encode(arguments.prompt, final_eos=False).tolist()
-    if unknown := tokenizer.unknown(arguments.prompt):
+def _continue(
+    arguments: argparse.Namespace, text: str, model: AWDLSTM, tokenizer: TextTokenizer
+) -> list[tuple[str, Continuation]]:
+    """What a prompt is continued by, as text that begins with the prompt, and as token ids."""
+    prompt = tokenizer.encode(text, final_eos=False).tolist()
+    if unknown := tokenizer.unknown(text):
         logger.warning("--prompt: not in the vocabulary, read as <unk>: %s", ", ".join(unknown))
     context = [tokenizer.eos_id, *prompt]
     forbidden = [] if arguments.unk or tokenizer.unk_id is None else [tokenizer.unk_id]
@@ -70,22 +76,41 @@ def _generate(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextToke
     texts = [tokenizer.text(prompt + one.ids) for one in found]
     if arguments.detokenize:
         texts = [detokenize(split_words(text.replace("\n", f" {EOS} "))) for text in texts]
+    return list(zip(texts, found, strict=True))
+
+
+def _generate(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextTokenizer) -> None:
+    prompts = arguments.prompt
+    samples = [_continue(arguments, prompt, model, tokenizer) for prompt in prompts]
     if arguments.json:
-        rows = [{"text": text} | dataclasses.asdict(one) for text, one in zip(texts, found, strict=True)]
-        head = {"run": str(arguments.run_dir), "prompt": arguments.prompt, "tokens": arguments.tokens}
-        show(json.dumps(head | {"samples": rows}) + "\n")
+        rows = [[{"text": text} | dataclasses.asdict(one) for text, one in some] for some in samples]
+        report: dict[str, Any] = {"run": str(arguments.run_dir)}
+        if len(prompts) == 1:
+            report |= {"prompt": prompts[0], "tokens": arguments.tokens, "samples": rows[0]}
+        else:
+            found = [{"prompt": prompt, "samples": some} for prompt, some in zip(prompts, rows, strict=True)]
+            report |= {"tokens": arguments.tokens, "prompts": found}
+        show(json.dumps(report) + "\n")
         return
-    for number, (text, one) in enumerate(zip(texts, found, strict=True), 1):
-        if len(found) > 1:
-            show(f"--- {number}: log-probability {one.logprob:.4f} nats\n")
-        show(text + "\n")
+    for prompt, some in zip(prompts, samples, strict=True):
+        if len(prompts) > 1:
+            show(f"=== {prompt}\n")
+        for number, (text, one) in enumerate(some, 1):
+            if len(some) > 1:
+                show(f"--- {number}: log-probability {one.logprob:.4f} nats\n")
+            show(text + "\n")
 
 
 def _build_parser() -> Parser:
     parser = Parser("python -m lm.generate", description="Sample text from a run, or score given text.")
     parser.add_argument("run_dir", type=RunDir, metavar="RUN_DIR", help="run directory of lm.train, or an export")
     text = parser.add_argument_group("generating")
-    text.add_argument("--prompt", metavar="TEXT", help="text to continue, at the start of a line (default: none)")
+    text.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        action="append",
+        help="text to continue, at the start of a line (default: none); may be given several times",
+    )
     text.add_argument("--tokens", type=int, metavar="N", help="tokens to generate, <eos> included (default: 200)")
     text.add_argument("--samples", type=int, metavar="N", help="number of texts; with --beam the N best (default: 1)")
     text.add_argument(
@@ -99,7 +124,9 @@ def _build_parser() -> Parser:
     text.add_argument("--greedy", action="store_const", const=True, help="take the likeliest word each time")
     text.add_argument("--beam", type=int, metavar="N", help="search for the likeliest text with N hypotheses")
     score = parser.add_argument_group("scoring")
-    score.add_argument("--score", metavar="FILE", help="score the lines of FILE (- for standard input), as TSV")
+    score.add_argument(
+        "--score", metavar="FILE", action="append", help="score the lines of FILE (- for standard input), as TSV"
+    )
     score.add_argument("--independent", action="store_true", help="score each line alone, not as one text")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
@@ -110,8 +137,12 @@ def _check(arguments: argparse.Namespace) -> None:
     """Fill in defaults; raises ConfigError for a value or a combination that makes no sense."""
     sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 1111}
     search = {"greedy": False, "beam": 0}
-    defaults = {"prompt": "", "tokens": 200, "samples": 1, "unk": False, "detokenize": False} | sampling | search
+    defaults = {"prompt": [""], "tokens": 200, "samples": 1, "unk": False, "detokenize": False} | sampling | search
     given = {name: flag(name) for name in defaults if getattr(arguments, name) is not None}
+    if arguments.score is not None:
+        if len(arguments.score) > 1:
+            raise ConfigError(f"--score: give one file, not {' and '.join(arguments.score)}")
+        arguments.score = arguments.score[0]
     if arguments.score is not None and given:
         raise ConfigError(f"{next(iter(given.values()))} is for generating: leave it out with --score")
     if arguments.independent and arguments.score is None:
@@ -126,10 +157,7 @@ def _check(arguments: argparse.Namespace) -> None:
     for name, value in defaults.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
-    try:
-        arguments.prompt.encode()
-    except UnicodeEncodeError:
-        raise ConfigError("--prompt: not UTF-8 text") from None
+    arguments.prompt = [_utf8(prompt) for prompt in arguments.prompt]
     if not 0 < arguments.temperature < math.inf:
         raise ConfigError(f"--temperature must be above 0, got {arguments.temperature} (for the limit 0: --greedy)")
     if not 0 <= arguments.top_k < 1 << 31:
@@ -143,10 +171,19 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--samples {arguments.samples}: a beam of {width} has no more than {width}")
 
 
+def _utf8(argument: str) -> str:
+    """A word of the command line, which a locale without UTF-8 gives in pieces. Raises ConfigError."""
+    try:
+        return universal_newlines(os.fsencode(argument).decode())
+    except UnicodeError:
+        raise ConfigError("--prompt: not UTF-8 text") from None
+
+
 def main() -> None:
     """Command line."""
     arguments = _build_parser().parse_args()
     _check(arguments)
+    choose_threads()
     trained = load(arguments.run_dir, pick_device(arguments.device))
     (_generate if arguments.score is None else _score)(arguments, trained.model, trained.tokenizer)
 

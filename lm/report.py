@@ -27,6 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--compare",
         nargs="+",
+        action="extend",
         metavar="SOURCE",
         help="two or more of: a study, a run directory, or the word published; the first study or run is the reference",
     )

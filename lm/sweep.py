@@ -32,8 +32,9 @@ from lm.config.schema import TrainConfig
 from lm.study import search
 from lm.study.executors import Job
 from lm.study.from_flags import SINGLE, save_study, study_from_flags, with_refine
-from lm.study.scheduler import Sweep, SweepFailed, settled
+from lm.study.scheduler import Sweep, SweepFailed
 from lm.study.specification import load_study
+from lm.text.batching import windows_warning
 
 logger = logging.getLogger("lm.sweep")
 
@@ -49,7 +50,10 @@ def plan(sweep: Sweep) -> list[Job]:
                 sweep.config(study.baseline | {name: value}, study.seeds[0])
         if "search" in settings:
             search.require_optuna()
-    return [sweep.job(configuration, seed) for configuration, seed in study.runs()]
+    jobs = [sweep.job(configuration, seed) for configuration, seed in study.runs()]
+    for warning in sorted({windows_warning(job.config) for job in jobs} - {""}):
+        logger.warning(warning)
+    return jobs
 
 
 def look_further(sweep: Sweep) -> None:
@@ -74,18 +78,18 @@ def dry_run(sweep: Sweep, jobs: Sequence[Job], as_json: bool) -> str:
     """What would run, a command a line, or as one JSON object."""
     missing = sweep.missing(jobs)
     if as_json:
-        commands = [{"run": job.name, "command": sweep.command(job)} for job in missing]
+        commands = [{"run": job.name, "command": sweep.command(job, sweep.folder)} for job in missing]
         return json.dumps({"study": str(sweep.study.path), "asked": len(jobs), "missing": commands}) + "\n"
     lines = [f"{len(jobs)} runs asked for, {len(jobs) - len(missing)} in the ledger, to run: {len(missing)}"]
-    lines += [f"{job.name}\n    {sweep.command(job)}" for job in missing]
+    lines += [f"{job.name}\n    {sweep.command(job, sweep.folder)}" for job in missing]
     return "\n".join(lines + ["then what [refine] finds worth trying"] * bool(sweep.study.refine)) + "\n"
 
 
 def finish(sweep: Sweep, jobs: Sequence[Job], args: argparse.Namespace) -> None:
     """Report, and raise SweepFailed or DivergedError if a run of the grid has no result."""
     study = sweep.study
-    asked = {job.id for job in jobs}
-    records = [record for run, record in settled(study).items() if run in asked]
+    sweep.results.refresh()
+    records = [record for run in {job.id: None for job in jobs} if (record := sweep.results.get(run))]
     diverged = [
         f"seed {r.get('seed')}, {r.get('command')}: {r.get('error')}" for r in records if r.get("status") == "diverged"
     ]
@@ -170,7 +174,9 @@ def _grid_flags(parser: Parser) -> None:
             if field.name not in hints:
                 continue
             hint = hints[field.name]
-            keywords: dict[str, Any] = {"nargs": "+", "type": hint, "metavar": hint.__name__.upper()[:1]}
+            keywords: dict[str, Any] = {
+                "nargs": "+", "action": "extend", "type": hint, "metavar": hint.__name__.upper()[:1],
+            }  # fmt: skip
             if hint is bool:
                 keywords = {"nargs": "*", "type": _boolean, "metavar": "true|false"}
                 group.add_argument(
@@ -182,7 +188,7 @@ def _grid_flags(parser: Parser) -> None:
                     help=argparse.SUPPRESS,
                 )
             elif typing.get_origin(hint) is Literal:
-                keywords = {"nargs": "+", "choices": typing.get_args(hint)}
+                keywords = {"nargs": "+", "action": "extend", "choices": typing.get_args(hint)}
             elif typing.get_origin(hint) is tuple:
                 keywords = {"nargs": "*", "type": int, "metavar": "N"}
             elif field.name in SINGLE:

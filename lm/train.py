@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from lm.base.device import keep_freed_memory, pick_device
-from lm.base.errors import DivergedError, Interrupted, run_cli
+from lm.base.errors import CorpusError, DivergedError, Interrupted, run_cli
 from lm.base.process import show
 from lm.base.rundir import RunDir
 from lm.base.signals import StopSignals
+from lm.base.threads import are_given, choose_threads, continue_with
 from lm.config.flags import parse_train_args
 from lm.config.schema import RunOptions, TrainConfig
 from lm.config.values import as_plain, make_config
@@ -36,7 +37,7 @@ from lm.nn.model import carry_state, count_parameters
 from lm.nn.regularization import regularization_terms
 from lm.scoring.loading import load_trained
 from lm.scoring.validation import final_scores, log_epoch, validate
-from lm.text.batching import Window
+from lm.text.batching import Window, windows_warning
 from lm.text.finding import configured_corpus, corpus_name
 from lm.text.units import summary
 from lm.training.checkpoint import check_finite, fitting, load_checkpoint, load_latest
@@ -187,6 +188,8 @@ def open_run(config: TrainConfig, options: RunOptions, device: torch.device, run
                 run.finetune_from(load_trained(RunDir(Path(config.finetune))))
         return run, 0
     with fitting(source):
+        if not options.threads and not are_given():
+            continue_with(state.get("versions") or {})
         run.load_state_dict(state)
         check_finite(source, run.model.state_dict())
         log_position = state["log_position"]
@@ -256,18 +259,26 @@ def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
             writer.save_kept()
             writer.write_result(run, "diverged", {})
             raise
-        final = {f"final/{key}": result[key] for key in ("valid_ppl", "test_ppl", "train_ppl") if result[key]}
-        log.hparams(as_plain(config), final)
+        log.hparams(as_plain(config), {f"final/{key}": result[key] for key in ("valid_ppl", "test_ppl", "train_ppl")})
     return result
 
 
 def configure(argv: list[str] | None) -> tuple[TrainConfig, RunOptions]:
     """Configuration and options of a command line (None: that of this process). Raises ConfigError, CorpusError."""
     given = parse_train_args(argv)
-    for warning in given.warnings:
-        logger.warning(warning)
-    dataset = corpus_name(given.dataset, given.data)  # a preset's values may depend on it
-    return make_config(given.preset, dataset, **given.values), given.options
+    values = given.values
+    try:
+        dataset = corpus_name(given.dataset, given.data)  # a preset's values may depend on it
+    except CorpusError:
+        if not (given.inherited and given.data and given.dataset):
+            raise
+        dataset = corpus_name(given.dataset, None)
+        values = values | {"data": ""}
+    config = make_config(given.preset, dataset, **values)
+    for warning in (*given.warnings, windows_warning(config)):
+        if warning:
+            logger.warning(warning)
+    return config, given.options
 
 
 def main() -> None:
@@ -276,6 +287,8 @@ def main() -> None:
     if options.print_config:
         show(json.dumps(as_plain(config), indent=2) + "\n")
         return
+    if not options.threads:
+        choose_threads("--threads N")
     result = train(config, options)
     if options.json:
         show(json.dumps(result) + "\n")

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import site
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,11 +48,30 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any], *, previous: Path
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    if os.name == "nt":  # which opens no folders
+        return
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def check_regular(path: Path) -> None:
+    """Raise OSError, naming `path`, for all but files: a pipe or a device could be waited for without end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def same_place(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    """Whether two paths are one place, links followed; what is not there yet counts as well."""
+    return Path(one).resolve() == Path(other).resolve()
+
+
+def read_file(path: Path) -> bytes:
+    """Content of a regular file. Raises OSError, naming `path`."""
+    check_regular(path)
+    return path.read_bytes()
 
 
 @contextmanager
@@ -78,12 +98,14 @@ class LineFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        if path.exists():
+            check_regular(path)
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
 
     def write(self, text: str) -> None:
         """Append lines. Raises OSError, naming the file, and cuts off what did not fit whole."""
         size = self.size
-        data = text.encode()
+        data = text.encode("utf-8", "surrogateescape")  # names of files may hold any bytes
         try:
             with naming(self._path):
                 while data:

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 
 from lm.base.files import naming
+
+
+def lock(descriptor: int, *, shared: bool = False, wait: bool = True) -> bool:
+    """Lock an open file until its descriptor is closed; the kernel closes those of a process that is killed.
+
+    Returns False if another process holds it and `wait` is false. Raises OSError where files cannot be locked.
+    """
+    from portalocker import LockFlags, exceptions
+    from portalocker import lock as take  # here, for it imports what this system has
+
+    flags = LockFlags.SHARED if shared else LockFlags.EXCLUSIVE
+    try:
+        take(descriptor, flags if wait else flags | LockFlags.NON_BLOCKING)
+    except exceptions.AlreadyLocked:
+        return False
+    except exceptions.LockException as error:
+        raise error.__cause__ if isinstance(error.__cause__, OSError) else OSError(str(error)) from None
+    return True
 
 
 def take_lock(path: Path, *, wait: bool) -> int | None:
@@ -35,11 +52,10 @@ def holds(path: Path, descriptor: int) -> bool:
 def _lock(path: Path, wait: bool) -> int | None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    except OSError:
+        taken = lock(descriptor, wait=wait)
+    except BaseException:
         os.close(descriptor)
         raise
-    return descriptor
+    if not taken:
+        os.close(descriptor)
+    return descriptor if taken else None

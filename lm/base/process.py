@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ from types import FrameType
 from typing import NoReturn
 
 from lm.base.files import naming
+from lm.base.threads import wait_passively
 
 # What asks a process to end: Ctrl-C, a batch system, a terminal that was closed. Windows has no SIGHUP.
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -19,7 +21,8 @@ def begin() -> None:
     """Call before PyTorch is imported, which takes seconds: until `run_cli` an interrupt ends the process in one line.
 
     Standard streams that the caller has closed are opened on the null device: else the next file would take their
-    number, and whatever writes there would write into that file.
+    number, and whatever writes there would write into that file. Those that are open write UTF-8. Threads that wait
+    sleep, see `lm.base.threads`.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
@@ -28,6 +31,12 @@ def begin() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - as long as the process
+    # Whatever the locale says: text of a corpus cannot be had in less. A name of a file that is no UTF-8 comes out on
+    # stdout in its own bytes, on stderr escaped.
+    for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors=errors)
+    wait_passively()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end_at_once)
 

@@ -26,8 +26,8 @@ def git_state() -> dict[str, Any]:
     def git(*arguments: str) -> str | None:
         try:
             command = ["git", "-C", str(ROOT), *arguments]
-            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30, env=environment)
-            return done.stdout.strip()
+            answer = subprocess.run(command, capture_output=True, check=True, timeout=30, env=environment).stdout
+            return os.fsdecode(answer).strip()  # paths, in whatever encoding
         except (OSError, subprocess.SubprocessError):
             return None
 
@@ -44,7 +44,7 @@ def git_state() -> dict[str, Any]:
 def cpu_name() -> str:
     """Model name of the CPU with its family and model numbers: a virtual machine's name may say no more than "EPYC"."""
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return platform.processor() or platform.machine()
     lines = (line.partition(":") for line in text.split("\n\n")[0].splitlines())

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lm.base.errors import ConfigError
+from lm.base.files import read_file, same_place
 from lm.base.names import flag
 from lm.base.rundir import RunDir
 from lm.config.presets import presets_help
@@ -133,7 +134,7 @@ def _flag_type(hint: Any, field: dataclasses.Field, text: str) -> dict[str, Any]
 def read_config(run_dir: RunDir) -> dict[str, Any]:
     """The values in the config.json of a run or an export. Raises ConfigError where there is none."""
     try:
-        return as_plain(config_from_dict(json.loads(run_dir.config.read_bytes())))
+        return as_plain(config_from_dict(json.loads(read_file(run_dir.config))))
     except (OSError, ValueError, ConfigError) as error:
         raise ConfigError(f"--finetune: {run_dir} is neither a run directory nor an export ({error})") from None
 
@@ -146,7 +147,8 @@ def _config_to_tune(source: str, options: RunOptions) -> dict[str, Any]:
     home = options.out_dir if options.resume == "auto" else options.resume and Path(options.resume).parent.parent
     if home:
         with contextlib.suppress(ConfigError):
-            if (own := read_config(RunDir(Path(home))))["finetune"] == source:
+            own = read_config(RunDir(Path(home)))
+            if own["finetune"] and same_place(own["finetune"], source):
                 return own
     return read_config(RunDir(Path(source)))
 
@@ -158,6 +160,8 @@ class TrainArguments:
     preset: str
     dataset: str | None
     data: str | None
+    inherited: bool
+    """whether `data` is that of the run to fine-tune, from where its corpus may have moved"""
     values: dict[str, Any]
     """configuration fields that were given, or that fine-tuning takes over"""
     options: RunOptions
@@ -178,6 +182,7 @@ def parse_train_args(argv: list[str] | None) -> TrainArguments:
     preset = given.pop("preset")
     dataset = given.pop("dataset", None)
     data = given.get("data")
+    inherited = False
     if source := given.get("finetune"):
         if preset:
             raise ConfigError("--preset: fine-tuning starts from the configuration of the run; change it flag by flag")
@@ -188,9 +193,10 @@ def parse_train_args(argv: list[str] | None) -> TrainArguments:
         preset = before.pop("preset")
         trained_on = before.pop("dataset")
         dataset = dataset or trained_on
+        inherited = not data
         data = data or before["data"] or None
         given = before | given
-    return TrainArguments(preset, dataset, data, given, options, warnings)
+    return TrainArguments(preset, dataset, data, inherited, given, options, warnings)
 
 
 def flags_markdown() -> str:

@@ -7,6 +7,7 @@ Defaults are those of awd-lstm-lm (its --epochs apart), so that a command line p
 
 from __future__ import annotations
 
+import functools
 import sys
 import typing
 from dataclasses import dataclass
@@ -34,7 +35,8 @@ class DataConfig:
     bptt: Size = 70
     """base length of a training window (T), in tokens; backpropagation through time ends at its start"""
     variable_bptt: bool = True
-    """draw each window's length around bptt (Merity et al. 2018, sec. 4.1); the learning rate scales with it"""
+    """draw each window's length around bptt, at least 5 (Merity et al. 2018, sec. 4.1); the learning rate scales with
+    it, so a bptt below 8 multiplies the rate by more than 1.1"""
     max_seq_len_delta: Count = 20
     """the drawn length is capped at bptt + this, which caps memory"""
     eval_batch_size: Size = 10
@@ -188,7 +190,8 @@ class RunOptions:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where to compute; auto: CUDA if there is a device"""
     threads: Threads = 0
-    """CPU threads; 0: PyTorch's choice"""
+    """CPU threads; 0: those of the run that is resumed, else as many as CPUs that other processes leave free, unless
+    the variable OMP_NUM_THREADS says how many"""
     log_interval: Size = 200
     """updates between two log records"""
     save_every: Size = 500
@@ -212,22 +215,41 @@ class RunOptions:
         check_fields(self)
 
 
+@functools.cache
+def field_types(owner: Any) -> dict[str, tuple[Any, Bounds | None]]:
+    """Field name -> its type and, if it has one, its range."""
+    found: dict[str, tuple[Any, Bounds | None]] = {}
+    for name, hint in typing.get_type_hints(owner, include_extras=True).items():
+        bounds = next((m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Bounds)), None)
+        found[name] = typing.get_args(hint)[0] if bounds else hint, bounds
+    return found
+
+
 def check_fields(config: Any) -> None:
     """Raise ConfigError, naming the flag, unless every field has its declared type and range."""
-    for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
-        where = flag(name)
+    owner: Any = type(config)
+    for name, declared in field_types(owner).items():
         value = getattr(config, name)
-        bounds = next((m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Bounds)), None)
-        base = typing.get_args(hint)[0] if bounds else hint
-        if typing.get_origin(base) is Literal:
-            if value not in typing.get_args(base):
-                raise ConfigError(f"{where}: {value!r} is not one of {', '.join(typing.get_args(base))}")
-        elif typing.get_origin(base) is tuple:
-            if not isinstance(value, tuple) or not all(type(item) is int and item > 0 for item in value):
-                raise ConfigError(f"{where}: must be epochs, each at least 1; got {value!r}")
-        elif base is float and type(value) is int and abs(value) <= sys.float_info.max:
-            object.__setattr__(config, name, float(value))  # 1 and 1.0 are one configuration, with one identity
-        elif type(value) is not base:
-            raise ConfigError(f"{where}: must be {base.__name__}; got {value!r}")
-        if bounds and getattr(config, name) not in bounds:
-            raise ConfigError(f"{where}: must be {bounds}; got {value}")
+        if (checked := checked_value(name, value, declared)) is not value:
+            object.__setattr__(config, name, checked)
+
+
+def checked_value(name: str, value: Any, declared: tuple[Any, Bounds | None]) -> Any:
+    """The value of a field: as it is, but an integer for a float becomes one, so that 1 and 1.0 have one identity.
+
+    Raises ConfigError, naming the flag, unless it has the declared type and range.
+    """
+    base, bounds = declared
+    if base is float and type(value) is int and abs(value) <= sys.float_info.max:
+        value = float(value)
+    if isinstance(base, type):
+        if type(value) is not base:
+            raise ConfigError(f"{flag(name)}: must be {base.__name__}; got {value!r}")
+    elif typing.get_origin(base) is Literal:
+        if value not in typing.get_args(base):
+            raise ConfigError(f"{flag(name)}: {value!r} is not one of {', '.join(typing.get_args(base))}")
+    elif not isinstance(value, tuple) or not all(type(item) is int and item > 0 for item in value):
+        raise ConfigError(f"{flag(name)}: must be epochs, each at least 1; got {value!r}")
+    if bounds and value not in bounds:
+        raise ConfigError(f"{flag(name)}: must be {bounds}; got {value}")
+    return value

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from lm.base.errors import ConfigError
+from lm.base.files import same_place
 from lm.base.names import flag
 from lm.config.presets import preset_values
-from lm.config.schema import TrainConfig
+from lm.config.schema import TrainConfig, checked_value, field_types
 
 # Values that label a run without changing what it computes.
 _LABELS = ("preset",)
@@ -60,16 +61,67 @@ def config_id(config: TrainConfig) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
+class _Parts(dict[bytes, bytes]):
+    """`name": value`, as JSON has it, -> the same as `config_id` has it, empty where it leaves it out."""
+
+    def __missing__(self, item: bytes) -> bytes:
+        name, _, text = item.decode().partition('": ')
+        hints = field_types(TrainConfig)
+        if name not in hints:
+            raise ConfigError(f"configuration of another version: unknown fields {name}")
+        value = int(text) if text.isdecimal() and text[0] != "0" else json.loads(text)
+        value = checked_value(name, tuple(value) if isinstance(value, list) else value, hints[name])
+        if name in _LABELS or value == getattr(TrainConfig, name):
+            part = b""
+        else:  # numbers of seeds are as many as lines, and encoding takes longer than all else
+            part = b'"%b' % item if type(value) is int else json.dumps({name: value})[1:-1].encode()
+        self[item] = part
+        return part
+
+
+_parts = _Parts()
+
+
+def json_id(text: bytes) -> str:
+    """`config_id` of a configuration as JSON, of the spacing that `json.dumps` has, in a hundredth of the time.
+
+    Fields are looked at one by one and those seen before not again, as ledgers repeat them; what stands around the
+    seed, in which most lines differ from another, not even one by one.
+
+    Raises ValueError for other JSON, ConfigError for an unknown field or a value out of its range.
+    """
+    front, _, rest = text.partition(b', "seed": ')
+    seed, _, back = rest.partition(b', "')
+    item = b'seed": ' + seed
+    if front.rpartition(b', "')[2] < item < back:
+        parts = [_joined_parts(front[2:]), _parts[item], _joined_parts(back[:-1])]
+    else:
+        parts = [_joined_parts(text[2:-1])]
+    return hashlib.sha256(b"{%b}" % b", ".join(filter(None, parts))).hexdigest()[:12]
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _joined_parts(text: bytes) -> bytes:
+    """The parts of items that are sorted by name, joined. Raises ValueError where they are not sorted."""
+    items = text.split(b', "') if text else []  # no string holds that, as its quote would be escaped
+    if items != sorted(items):
+        raise ValueError("not in the order of names")
+    return b", ".join(filter(None, [_parts[item] for item in items]))
+
+
 def resume_conflicts(now: TrainConfig, before: Mapping[str, Any]) -> list[str]:
     """Flags whose values forbid that `now` continues a run configured as `before`, with both values.
 
     `--epochs` may change where the learning rate does not depend on it, and `--min-lr` may fall: both only end a run.
+    Where the corpus lies, and its name, may change: a checkpoint has the checksums of its text.
     """
     values = as_plain(now)
     before = with_defaults(before)
     open_ended = now.schedule in ("constant", "plateau") and not now.average_last
-    free = _LABELS + (("epochs",) if open_ended else ())
+    free = (*_LABELS, "data", "dataset", *(("epochs",) if open_ended else ()))
     free += ("min_lr",) if now.min_lr < before["min_lr"] else ()
+    if before["finetune"] and values["finetune"] and same_place(before["finetune"], values["finetune"]):
+        free += ("finetune",)
     changed = [name for name in values if name not in free and values[name] != before[name]]
     return [f"{flag(name)} {before[name]} (now {values[name]})" for name in changed]
 

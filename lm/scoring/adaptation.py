@@ -47,8 +47,8 @@ def add_adaptation_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--adapt",
         nargs="+",
+        action="extend",
         choices=MODES,
-        default=["none"],
         metavar="MODE",
         help=f"one or more of {', '.join(MODES)}: a row of the table each",
     )
@@ -70,7 +70,7 @@ def add_adaptation_flags(parser: argparse.ArgumentParser) -> None:
 
 def check_adaptation_flags(given: set[str], args: argparse.Namespace) -> None:
     """Raise ConfigError for a flag among `given` (names of arguments) that no mode or rule asked for reads."""
-    modes = args.adapt
+    args.adapt = modes = args.adapt or ["none"]
     for kind in ("cache", "dynamic"):
         flags = sorted(flag(name).replace("-lam", "-lambda") for name in given if name.startswith(kind))
         if flags and not any(kind in mode for mode in modes):

@@ -6,6 +6,7 @@ use it without this project. Tensors have the names that they have in a checkpoi
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 
@@ -13,10 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from lm.base.errors import CheckpointError, ConfigError
-from lm.base.files import scratch_folder, scratch_folders, write_bytes
+from lm.base.files import read_file, scratch_folder, scratch_folders, write_bytes
 from lm.base.rundir import RunDir
 from lm.config.values import as_plain, config_from_dict
-from lm.scoring.loading import load_trained, read_json_object, weights_digest
+from lm.scoring.loading import load_trained, read_json_object, values_digest, weights_digest
 from lm.scoring.model_card import model_card
 from lm.training.checkpoint import fitting
 
@@ -44,12 +45,15 @@ def export_run(run_dir: RunDir, directory: RunDir) -> None:
         del weights["decoder.weight"]
     with fitting(run_dir.path):
         card = model_card(place.resolve().name, config, weights, result, environment)
-    text = json.dumps({key: value for key, value in trained.items() if key not in ("config", "model")})
-    metadata = {"text": text, "sha256": weights_digest(weights, text), "format": "pt"}
     try:
-        tokenizer = run_dir.tokenizer.read_bytes()
+        tokenizer = read_file(run_dir.tokenizer)
     except OSError as error:
         raise CheckpointError(f"{run_dir.tokenizer}: cannot be read: {error.strerror}") from error
+    beside = {"config": values_digest(as_plain(config)), "tokenizer": hashlib.sha256(tokenizer).hexdigest()}
+    text = json.dumps(
+        {key: value for key, value in trained.items() if key not in ("config", "model")} | {"beside": beside}
+    )
+    metadata = {"text": text, "sha256": weights_digest(weights, text), "format": "pt"}
     contents = {
         directory.weights: save(weights, metadata),
         directory.tokenizer: tokenizer,

@@ -17,12 +17,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lm.base.errors import CheckpointError, ConfigError
+from lm.base.files import read_file
 from lm.base.rundir import RunDir
 from lm.config.schema import TrainConfig
 from lm.config.values import as_plain, config_from_dict
 from lm.nn.model import AWDLSTM
+from lm.scoring.corpus import corpus_of
 from lm.text.corpus import Corpus
-from lm.text.finding import configured_corpus
 from lm.training.checkpoint import check_finite, fitting, load_checkpoint
 
 
@@ -73,10 +74,18 @@ def _read_export(directory: RunDir) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not readable ({str(error).splitlines()[0]})") from error
     if not intact:
         raise CheckpointError(f"{path}: damaged (its checksum differs)")
-    config = _fitting_config(directory.config, weights)
+    beside = text.pop("beside", {})  # older exports have none
+    config = _fitting_config(directory.config, weights, beside.get("config"))
+    _check_tokenizer(directory.tokenizer, beside.get("tokenizer"))
     if config.tied:
         weights["decoder.weight"] = weights["encoder.weight"]
     return text | {"config": as_plain(config), "model": weights}
+
+
+def values_digest(values: dict[str, Any]) -> str:
+    """Checksum of a configuration, whatever its layout in a file and wherever its corpus lies."""
+    decisive = {name: value for name, value in values.items() if name not in ("data", "dataset", "preset")}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def weights_digest(weights: dict[str, Tensor], text: str) -> str:
@@ -88,9 +97,24 @@ def weights_digest(weights: dict[str, Tensor], text: str) -> str:
     return digest.hexdigest()
 
 
-def _fitting_config(path: Path, weights: dict[str, Tensor]) -> TrainConfig:
-    """The configuration in `path`. Raises CheckpointError unless it describes a model with these weights."""
+def _check_tokenizer(path: Path, sha256: str | None) -> None:
+    """Raise CheckpointError if a tokenizer is not the one that was exported; that there is none says who needs it."""
+    if sha256 is None or not path.exists():
+        return
+    try:
+        found = hashlib.sha256(read_file(path)).hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    if found != sha256:
+        raise CheckpointError(f"{path}: not as it was exported (its checksum differs)")
+
+
+def _fitting_config(path: Path, weights: dict[str, Tensor], digest: str | None) -> TrainConfig:
+    """The configuration in `path`. Raises CheckpointError unless it describes a model with these weights, and has the
+    checksum that they were exported with."""
     values = read_json_object(path)
+    if digest is not None and values_digest(values) != digest:
+        raise CheckpointError(f"{path}: not as it was exported: a value that decides what the model computes differs")
     try:
         config = config_from_dict(values)
         with torch.device("meta"):
@@ -106,7 +130,7 @@ def _fitting_config(path: Path, weights: dict[str, Tensor]) -> TrainConfig:
 def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file of a run or an export. Raises CheckpointError where there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_file(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; the run is not finished, or the export incomplete") from None
     except (OSError, ValueError) as error:
@@ -132,15 +156,12 @@ def load_model(directory: RunDir, device: torch.device) -> tuple[AWDLSTM, TrainC
     return model.eval(), config, trained
 
 
-def load_run(directory: RunDir, device: torch.device) -> tuple[AWDLSTM, TrainConfig, Corpus]:
-    """The same with the corpus.
+def load_run(directory: RunDir, device: torch.device, data: str = "") -> tuple[AWDLSTM, TrainConfig, Corpus]:
+    """The same with the corpus, from the folder `data` if that is given.
 
     Raises:
         CheckpointError: no usable weights, or the corpus found is not the one that they were trained on.
+        CorpusError: the corpus is not to be found.
     """
     model, config, trained = load_model(directory, device)
-    corpus = configured_corpus(config)
-    if corpus.sha256 != trained["corpus_sha256"]:
-        raise CheckpointError(f"{directory}: was trained on another text than that in {corpus.source}")
-    corpus.check_vocabulary(trained)
-    return model, config, corpus
+    return model, config, corpus_of(directory, config, trained, data)

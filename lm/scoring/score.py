@@ -18,7 +18,7 @@ from lm.base.numbers import perplexity
 from lm.nn.model import AWDLSTM
 from lm.scoring.reading import read
 from lm.text.batching import batchify
-from lm.text.reading import split_lines, split_words
+from lm.text.reading import split_lines, split_words, universal_newlines
 from lm.text.tokenizer import TextTokenizer
 from lm.text.units import comparable
 from lm.training.divergence import check_loss
@@ -98,7 +98,7 @@ def score_text(model: AWDLSTM, tokenizer: TextTokenizer, text: str, *, independe
     Raises:
         CorpusError: the text is empty, or has but one token where the first is context only.
     """
-    lines = split_lines(text)
+    lines = split_lines(universal_newlines(text))
     if not lines:
         raise CorpusError("an empty text has nothing to score")
     ids = [tokenizer.encode(line + "\n") for line in lines]

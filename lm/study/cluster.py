@@ -17,7 +17,7 @@ from lm.study.executors import Executor, Job, LocalExecutor, Outcome, launch, ou
 # Exit codes of a run that was ended from outside.
 _STOPPED = {-signal.SIGKILL, *(code for number in STOP_SIGNALS for code in (-number, 128 + number))}
 # Settings that a process on another machine needs as well.
-_PASSED_ON = ("LM_", "HF_")
+_PASSED_ON = ("LM_", "HF_", "OMP_", "GOMP_")
 
 
 class RunStopped(Exception):

@@ -27,11 +27,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lm.base.errors import run_cli
-from lm.base.files import import_path
+from lm.base.files import check_regular, import_path, read_file
 from lm.base.locks import take_lock
 from lm.base.names import flag
 from lm.base.numbers import is_number
 from lm.base.rundir import RunDir
+from lm.base.threads import usable_cpus
 from lm.config.schema import TrainConfig
 from lm.config.values import make_config
 from lm.study.records import word_ppl
@@ -101,6 +102,7 @@ def train_arguments(config: TrainConfig) -> list[str]:
 def read_metrics(run_dir: RunDir, tail: int | None = None) -> list[dict[str, Any]]:
     """Whole records of metrics.jsonl, or those in its last `tail` bytes, without damaged ones; none without a file."""
     try:
+        check_regular(run_dir.metrics)
         with open(run_dir.metrics, "rb") as file:
             if tail is not None and (size := os.fstat(file.fileno()).st_size) > tail:
                 file.seek(size - tail)
@@ -128,7 +130,8 @@ def outcome_of(job: Job, code: int) -> Outcome:
     epochs = [record for record in read_metrics(job.run_dir) if record["kind"] == "epoch"]
     curve = [[record["epoch"], word_ppl(record, "valid")] for record in epochs]
     try:
-        lines = [line for line in job.run_dir.output.read_text(errors="replace").splitlines() if line.strip()]
+        text = read_file(job.run_dir.output).decode(errors="replace")
+        lines = [line for line in text.splitlines() if line.strip()]
     except OSError:
         lines = []
     return Outcome(job, code, read_result(job.run_dir, job.config), curve, "\n".join(lines[-5:]))
@@ -143,7 +146,7 @@ def launch(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             command,
             env=os.environ | environment | {"PYTHONPATH": import_path()},
-            process_group=0,
+            process_group=None if os.name == "nt" else 0,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -166,8 +169,7 @@ class LocalExecutor:
     """
 
     def __init__(self, jobs: int, threads: int, gpus: Sequence[str]) -> None:
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._slots = list(range(jobs or len(gpus) or max(1, cpus // threads)))
+        self._slots = list(range(jobs or len(gpus) or max(1, usable_cpus() // threads)))
         self._threads = threads
         self._gpus = gpus
         self._running: dict[subprocess.Popen[bytes], tuple[Job, int]] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
 import math
@@ -12,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lm.base.errors import ConfigError
-from lm.base.files import naming
+from lm.base.files import check_regular, naming
+from lm.base.locks import lock
 
 # What a record holds under these keys, where it has them.
 _RECORD_KINDS = {"status": str, "seed": int, "dataset": str} | dict.fromkeys(
@@ -27,8 +27,9 @@ def read_ledger(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     A last line that a killed writer left unfinished is skipped with a warning; any other damage is a ConfigError.
     """
     try:
+        check_regular(Path(path))
         with open(path, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH)
+            lock(file.fileno(), shared=True)
             lines = file.read().split(b"\n")
     except FileNotFoundError:
         return []
@@ -38,7 +39,7 @@ def read_ledger(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        record = _parse(line)
+        record = parse_line(line)
         if record is not None:
             records[record["id"]] = check_record(record, f"{path}:{number}")
         elif number == len(lines):  # no newline after it
@@ -57,7 +58,8 @@ def check_record(record: dict[str, Any], where: str) -> dict[str, Any]:
     return record
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """The record of a run in a line; None where there is none."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -80,14 +82,16 @@ def append_ledger(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
 
 
 def _append(path: str | os.PathLike[str], line: bytes) -> None:
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    if Path(path).exists():
+        check_regular(Path(path))
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)  # closing the descriptor releases it, also when the process is killed
+        lock(descriptor)  # closing the descriptor releases it, also when the process is killed
         size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            content = os.pread(descriptor, size, 0)
+        if size and _read(descriptor, size - 1, 1) != b"\n":
+            content = _read(descriptor, 0, size)
             tail = content[content.rfind(b"\n") + 1 :]
-            if _parse(tail) is not None:
+            if parse_line(tail) is not None:
                 line = b"\n" + line
             else:
                 size -= len(tail)
@@ -98,6 +102,11 @@ def _append(path: str | os.PathLike[str], line: bytes) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _read(descriptor: int, start: int, length: int) -> bytes:
+    os.lseek(descriptor, start, os.SEEK_SET)  # appending writes at the end wherever this is; Windows has no pread
+    return os.read(descriptor, length)
 
 
 def _finite(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import logging
 import math
 import os
@@ -15,12 +16,12 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any
 
-from lm.base.errors import CheckpointError, ConfigError, DivergedError, Interrupted, LMError
+from lm.base.errors import CheckpointError, DivergedError, Interrupted, LMError
 from lm.base.locks import take_lock
 from lm.base.rundir import RunDir
 from lm.base.signals import StopSignals
 from lm.config.schema import TrainConfig
-from lm.config.values import as_plain, config_from_dict, config_id
+from lm.config.values import as_plain, config_id
 from lm.study.cluster import make_executor
 from lm.study.executors import (
     Executor,
@@ -29,9 +30,10 @@ from lm.study.executors import (
     outcome_of,
     train_arguments,
 )
-from lm.study.ledger import append_ledger, read_ledger
+from lm.study.ledger import append_ledger
 from lm.study.progress import LiveView
 from lm.study.records import configuration_name, curve_of, loss_of, word_ppl
+from lm.study.settled import Settled
 from lm.study.specification import Study
 from lm.text.finding import configured_corpus, corpus_name, known_text
 from lm.training.results import finished_result, is_of_text, read_result
@@ -43,15 +45,6 @@ _SETTLED = ("completed", "diverged")
 
 class SweepFailed(LMError):
     """Runs ended without a result; the message lists them with their last words."""
-
-
-def settled(study: Study) -> dict[str, dict[str, Any]]:
-    """Ledger lines by the identity that their configurations have today: older ones may lack a younger field."""
-    records = read_ledger(study.ledger)
-    try:
-        return {config_id(config_from_dict(record["config"])): record for record in records}
-    except (KeyError, ConfigError) as error:
-        raise ConfigError(f"{study.ledger}: a line that lm.sweep cannot read ({error}); restore or delete it") from None
 
 
 def finished(job: Job) -> dict[str, Any] | None:
@@ -66,7 +59,7 @@ class Sweep:
         self.study = study
         self.args = args
         self.folder = Path(args.runs_dir, study.name)
-        self.results = settled(study)
+        self.results = Settled(study.ledger)
         self.failures: dict[str, str] = {}
         self.started = 0
         self._executor: Executor | None = None
@@ -115,7 +108,7 @@ class Sweep:
         Raises CheckpointError if a line is of another text than the run would read now: the two cannot be compared.
         """
         for job in jobs:
-            if not self._of_this_text(self.results.get(job.id, {}), job.config):
+            if not self._of_this_text(self.results.get(job.id) or {}, job.config):
                 raise CheckpointError(
                     f"{self.study.ledger}: {job.name}: trained on another text than {job.config.data or 'the corpus'} "
                     "has now: put that text back, or begin another study"
@@ -128,7 +121,7 @@ class Sweep:
 
     def status(self, job: Job) -> str:
         """What the ledger says of a run; empty: nothing."""
-        return self.results.get(job.id, {}).get("status", "")
+        return self.results.status(job.id)
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Run what is missing of `jobs`; failures are collected in `failures`.
@@ -207,7 +200,7 @@ class Sweep:
 
     def _known(self, job: Job) -> str:
         """How the run ended, if another sweep has entered it by now or its directory holds its result; else empty."""
-        self.results |= settled(self.study)
+        self.results.refresh()
         if self.status(job) in _SETTLED:
             return f"{self.status(job)}, by another sweep"
         result = finished(job)
@@ -231,7 +224,7 @@ class Sweep:
         record = result | {"curve": outcome.curve, "command": self.command(job)}
         if result["status"] == "diverged":
             record["error"] = (outcome.tail.splitlines() or [""])[-1].removeprefix("error: ")
-        self.results[job.id] = record
+        self.results.enter(job.id, record)
         if not job.rung:
             append_ledger(self.study.ledger, record)
         if result["status"] == "diverged":
@@ -239,10 +232,10 @@ class Sweep:
         ppl = {split: word_ppl(result, split) for split in ("valid", "test")}
         return f"valid ppl {ppl['valid']:.2f}" + (f", test {ppl['test']:.2f}" if ppl["test"] else "")
 
-    def command(self, job: Job) -> str:
-        """The command that repeats a run, from the repository's root."""
+    def command(self, job: Job, folder: Path | None = None) -> str:
+        """The command that repeats a run, from the repository's root; in `folder`, else where runs lie by default."""
         arguments = [a for a in job.arguments if not a.startswith(("--out-dir=", "--resume="))]
-        place = f"runs/{self.study.name}/{job.run_dir.path.name}"
+        place = (folder or Path("runs", self.study.name)) / job.run_dir.path.name
         return shlex.join(["python", "-m", "lm.train", *arguments, f"--out-dir={place}"])
 
     def measure(self, configurations: Sequence[dict[str, Any]], epochs: int | None = None) -> list[float]:
@@ -253,7 +246,9 @@ class Sweep:
         jobs = [
             [self.job(configuration, seed, epochs) for seed in self.study.seeds] for configuration in configurations
         ]
-        self.results |= {job.id: part for row in jobs for job in row if (part := self._part(job))}
+        for job in itertools.chain.from_iterable(jobs):
+            if part := self._part(job):
+                self.results.enter(job.id, part)
         self.run([job for row in jobs for job in row])
         if self.failures:
             raise SweepFailed("the search stops here")

@@ -35,7 +35,7 @@ from typing import Any
 
 from lm.base import names
 from lm.base.errors import ConfigError
-from lm.base.files import ROOT
+from lm.base.files import ROOT, read_file
 from lm.config.schema import TrainConfig
 from lm.config.values import make_config
 
@@ -122,7 +122,7 @@ def load_study(path: str | os.PathLike[str]) -> Study:
     folder = folder.parent if folder.name == STUDY_FILE else folder
     file = folder / STUDY_FILE
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+        values = tomllib.loads(read_file(file).decode("utf-8-sig"))
     except FileNotFoundError:
         there = Path("results", folder)
         hint = f"did you mean {there}?" if (there / STUDY_FILE).exists() else f"a study is a folder with a {STUDY_FILE}"
@@ -147,7 +147,7 @@ def parse_study(values: dict[str, Any], folder: Path) -> Study:
     configurations, configuration_seeds = _expand(file, values.get("grid", []), flags, seeds)
     return Study(
         path=folder,
-        title=values.get("title") or folder.resolve().name,
+        title=" ".join(values.get("title", "").split()) or folder.resolve().name,
         question=values.get("question", ""),
         preset=values.get("preset", ""),
         dataset=values["dataset"],
@@ -250,4 +250,4 @@ def _quoted(file: Path, rows: Any) -> tuple[dict[str, Any], ...]:
         for key in ("label", "source"):
             _check(file, f"quoted.{key}", bool(row.get(key)), "a published figure needs one")
         _check(file, "quoted", "valid_ppl" in row or "test_ppl" in row, "needs valid_ppl or test_ppl")
-    return tuple(rows)
+    return tuple({key: " ".join(v.split()) if isinstance(v, str) else v for key, v in row.items()} for row in rows)

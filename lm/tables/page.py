@@ -194,8 +194,19 @@ def table_csv(analysis: Analysis) -> str:
     writer = csv.DictWriter(out, list(dict.fromkeys(names)), restval="", lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else _inert(v) for k, v in row.items()})
     return out.getvalue()
+
+
+def _inert(value: Any) -> Any:
+    """A value of table.csv; text that a spreadsheet would compute is marked as text by an apostrophe."""
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def report(path: str) -> Analysis:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.base.errors import ConfigError
+from lm.base.files import read_file
 from lm.base.rundir import RunDir
 from lm.config.values import as_plain, with_defaults
 from lm.study.ledger import check_record, read_ledger
@@ -50,7 +51,7 @@ def load_source(name: str) -> Source:
 
 def _load_run(name: str, file: Path) -> Source:
     try:
-        record = check_record(json.loads(file.read_bytes()), str(file))
+        record = check_record(json.loads(read_file(file)), str(file))
         config = dict(record["config"])
         seed = record["seed"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -68,10 +68,15 @@ def verdict(difference: Difference | None) -> str:
     )
 
 
+def one_line(text: str) -> str:
+    """Text without line breaks, which would end a row of a table."""
+    return " ".join(text.split()) if not text.isprintable() else text
+
+
 def markdown(header: Sequence[str], rows: Rows, text_columns: int) -> str:
     """A Markdown table; the first `text_columns` columns are aligned left, the others right."""
     rule = ["---" if i < text_columns else "---:" for i in range(len(header))]
-    lines = [[entry.replace("|", "\\|") for entry in row] for row in (header, rule, *rows)]
+    lines = [[one_line(entry).replace("|", "\\|") for entry in row] for row in (header, rule, *rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -81,7 +86,7 @@ def _width(text: str) -> int:
 
 def aligned(header: Sequence[str], rows: Rows, text_columns: int) -> str:
     """The same table in columns of fixed width, for a terminal."""
-    lines = [header, *rows]
+    lines = [[one_line(entry) for entry in row] for row in (header, *rows)]
     widths = [max(_width(line[i]) for line in lines) for i in range(len(header))]
     lines.insert(1, ["-" * width for width in widths])
     out = ""

@@ -6,6 +6,7 @@ no piece spans two lines.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 
@@ -21,8 +22,19 @@ from lm.text.tokenizer import EOS_TOKEN, NEWLINE, TextTokenizer, types_in_order
 
 # Lines that are encoded at a time: the library's result takes a hundred bytes a token.
 _BATCH = 2000
+# Letters in a row, or white space, that no word has: base64, DNA, scripts without spaces.
+_LONG_RUNS = re.compile(r"\S{1000}|\s{1000}")
 # A pair of pieces seen once in train is no pattern.
 _MIN_FREQUENCY = 2
+
+
+def _short_runs(line: str) -> Iterator[str]:
+    """A line for the trainer, whose time grows with the square of a run without white space: cut in such runs only."""
+    start = 0
+    for run in _LONG_RUNS.finditer(line):
+        yield line[start : run.end()]
+        start = run.end()
+    yield line[start:]
 
 
 class BPETokenizer(TextTokenizer):
@@ -59,7 +71,7 @@ class BPETokenizer(TextTokenizer):
             initial_alphabet=ByteLevel.alphabet(),
             show_progress=False,
         )
-        library.train_from_iterator(split_lines(text), trainer)
+        library.train_from_iterator((piece for line in split_lines(text) for piece in _short_runs(line)), trainer)
         return cls(library)
 
     def encode(self, text: str, *, final_eos: bool = True) -> np.ndarray:  # noqa: D102 - as the base class

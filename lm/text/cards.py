@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lm.text.reading import count_words, split_lines, split_words
+from lm.text.reading import count_words, split_lines, split_words, text_of
 
 SPLITS = ("train", "valid", "test")
 CARDS_FILE = Path(__file__).with_name("corpora.toml")
@@ -65,9 +65,10 @@ def match_card(texts: dict[str, bytes]) -> tuple[CorpusCard | None, dict[str, by
     for card in cards:
         if card.sha256 == found:
             return card, texts
+    lines = text_of(texts["train"]).count("\n")
     for card in cards:
-        if card.lines["train"] - texts["train"].count(b"\n") in (0, 1):
-            laid_out = {s: published_layout(split_lines(text.decode("utf-8-sig"))) for s, text in texts.items()}
+        if card.lines["train"] - lines in (0, 1):
+            laid_out = {split: published_layout(split_lines(text_of(raw))) for split, raw in texts.items()}
             if card.sha256 == text_sha256(laid_out):
                 return card, laid_out
     return None, texts
@@ -78,7 +79,7 @@ def mismatch(card: CorpusCard, texts: dict[str, bytes], where: str) -> str:
     report = [f"{where} does not hold the published {card.name}; is it damaged, or another preprocessing?"]
     for split, found in text_sha256(texts).items():
         if found != card.sha256[split]:
-            tokens = count_words(texts[split].decode("utf-8-sig"))
+            tokens = count_words(text_of(texts[split]))
             report.append(f"{split}: expected {card.tokens[split]:,} tokens, sha256 {card.sha256[split]}")
             report.append(f"{split}: found {tokens:,} tokens, sha256 {found}")
     return "\n  ".join(report)

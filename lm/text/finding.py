@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -21,7 +21,7 @@ from lm.config.schema import DataConfig
 from lm.text.cards import SPLITS, CorpusCard, file_names, known_corpora, match_card, mismatch, text_sha256
 from lm.text.corpus import Corpus
 from lm.text.download import download
-from lm.text.reading import count_words, read_text, split_lines
+from lm.text.reading import count_words, read_text, split_lines, text_of
 from lm.text.token_cache import read_cache, write_cache
 from lm.text.tokenization import Tokenization, tokenization_of
 
@@ -67,8 +67,8 @@ def load_corpus(
         CorpusError: the corpus is missing, unreadable, not text, empty, or not the one its name says.
     """
     found = _find(dataset, data)
-    key = hashlib.sha256(f"{found.key}\n{tokenization.definition}".encode()).hexdigest()
-    folder = Path(cache_dir) / "cache" / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', found.name)}-{key[:16]}"
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", found.name)
+    folder = Path(cache_dir) / "cache" / f"{name}-{_cache_key(found.key, tokenization)}"
     read = functools.partial(read_cache, folder, found.name, found.source, tokenization)
     if cached := read():
         return cached
@@ -79,6 +79,50 @@ def load_corpus(
         logger.warning("cannot write the token cache %s (%s): going on without it", folder, error.strerror)
         return corpus
     return read() or corpus
+
+
+def _cache_key(text: str, tokenization: Tokenization) -> str:
+    return hashlib.sha256(f"{text}\n{tokenization.definition}".encode()).hexdigest()[:16]
+
+
+def _text_keys(sha256: Mapping[str, str]) -> tuple[str, str]:
+    """What stands for a text with these checksums: where all lines end in \\n, and where not, once read otherwise."""
+    key = f"text {sorted(sha256.items())}"
+    return key, f"{key}, universal newlines"
+
+
+def text_in(folder: Path, dataset: str, sha256: Mapping[str, str], tokenization: Tokenization) -> Corpus | None:
+    """The corpus in `folder`, named `dataset`, if it is the one with these checksums."""
+    try:
+        found = _find_files(folder, dataset)
+        return (
+            load_corpus(dataset, folder, tokenization=tokenization)
+            if found and found.key in _text_keys(sha256)
+            else None
+        )
+    except (ConfigError, CorpusError):
+        return None
+
+
+def text_in_cache(
+    sha256: Mapping[str, str], tokenization: Tokenization, cache_dir: Path = Path("data")
+) -> Corpus | None:
+    """The corpus with these checksums out of the token cache, which its text is not needed for."""
+    for key in _text_keys(sha256):
+        for folder in sorted((cache_dir / "cache").glob(f"[!.]*-{_cache_key(key, tokenization)}")):
+            name = folder.name.rpartition("-")[0]
+            corpus = read_cache(folder, name, f"the token cache {folder}", tokenization)
+            if corpus and corpus.sha256 == sha256:
+                return corpus
+    return None
+
+
+def usual_places(dataset: str) -> list[Path]:
+    """Folders that a corpus of this name is looked for in, without --data."""
+    places = [Path("data", dataset)]
+    if os.environ.get("LM_CORPORA"):
+        places.insert(0, Path(os.environ["LM_CORPORA"], dataset))
+    return places
 
 
 def configured_corpus(config: DataConfig) -> Corpus:
@@ -128,9 +172,7 @@ def _find(dataset: str | None, data: str | Path | None) -> _Found:
         return _find_files(Path(data), dataset) or _refuse(dataset, [f"{data} (--data)"])
     if dataset is None:
         raise ConfigError("which corpus? Give --dataset NAME or --data DIR")
-    places = [Path("data", dataset)]
-    if os.environ.get("LM_CORPORA"):
-        places.insert(0, Path(os.environ["LM_CORPORA"], dataset))
+    places = usual_places(dataset)
     for place in places:
         if found := _find_files(place, dataset):
             return found
@@ -189,7 +231,8 @@ def _find_files(folder: Path, dataset: str | None) -> _Found | None:
     if card is None and name in known_corpora():
         name = f"{name}-{digests['train'][:8]}"
         logger.warning("%s is not the published corpus of that name: calling it %s", folder, name)
-    return _Found(name, str(folder), f"text {sorted(digests.items())}", lambda: texts, digests)
+    key = _text_keys(digests)[any(b"\r" in text for text in texts.values())]
+    return _Found(name, str(folder), key, lambda: texts, digests)
 
 
 def _read_hub(card: CorpusCard, tried: list[str]) -> dict[str, bytes]:
@@ -206,7 +249,7 @@ def _read_hub(card: CorpusCard, tried: list[str]) -> dict[str, bytes]:
 def _encode(found: _Found, tokenization: Tokenization) -> Corpus:
     raw = found.read()
     logger.info("%s: encoding the text of %s", found.name, found.source)
-    texts = {split: raw[split].decode("utf-8-sig") for split in SPLITS}
+    texts = {split: text_of(raw[split]) for split in SPLITS}
     tokenizer = tokenization.train(texts["train"])
     corpus = Corpus(
         name=found.name,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import stat
 from pathlib import Path
 
 from lm.base.errors import CorpusError
+from lm.base.files import check_regular
 
 # Unicode's White_Space, which is what `WhitespaceSplit` splits at. `str.split` and the `\s` of `re` also
 # split at U+001C..U+001F, so a saved tokenizer would disagree with us about text that holds one of these.
@@ -15,11 +15,23 @@ split_words = re.compile(f"[^{_WHITE_SPACE}]+").findall
 
 
 def split_lines(text: str) -> list[str]:
-    r"""Lines of `text`, ended by \n only (the \r of a \r\n is white space); no line follows the last \n."""
+    r"""Lines of `text`, ended by \n only, see `universal_newlines`; no line follows the last \n."""
     lines = text.split("\n")
     if not lines[-1]:
         lines.pop()
     return lines
+
+
+def universal_newlines(text: str) -> str:
+    r"""`text` with lines that end in \n, whatever system wrote it: \r\n, or \r where there is no \n, become \n."""
+    if "\r" not in text:
+        return text
+    return text.replace("\r\n", "\n") if "\n" in text else text.replace("\r", "\n")
+
+
+def text_of(raw: bytes) -> str:
+    r"""Text of UTF-8 bytes, with or without a byte order mark, its lines ended by \n."""
+    return universal_newlines(raw.decode("utf-8-sig"))
 
 
 def count_words(text: str) -> int:
@@ -34,7 +46,7 @@ def check_text(raw: bytes, name: str | Path) -> str:
         CorpusError: they are not text, or empty; the message starts with `name`.
     """
     try:
-        text = raw.decode("utf-8-sig")
+        text = text_of(raw)
     except UnicodeDecodeError as error:
         raise CorpusError(f"{name}: not UTF-8 text: {error.reason} at byte {error.start}") from error
     if "\0" in text:
@@ -51,8 +63,7 @@ def read_text(path: Path) -> bytes:
         CorpusError: the file is missing, unreadable, not text, or empty.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise CorpusError(f"{path}: not a regular file")
+        check_regular(path)
         raw = _read(path)
     except OSError as error:
         raise CorpusError(f"{path}: cannot be read: {error.strerror}") from error

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from lm.base.errors import CorpusError
-from lm.base.files import scratch_folder
+from lm.base.files import check_regular, read_file, scratch_folder
 from lm.text.cards import SPLITS
 from lm.text.corpus import Corpus
 from lm.text.tokenization import Tokenization
@@ -33,14 +33,16 @@ def read_cache(folder: Path, name: str, source: str, tokenization: Tokenization)
     if not os.path.isdir(folder):
         return None
     try:
-        meta = json.loads((folder / "meta.json").read_bytes())
+        meta = json.loads(read_file(folder / "meta.json"))
         if meta.pop("sha256") != hashlib.sha256(json.dumps(meta).encode()).hexdigest():
             raise ValueError("meta.json is not as it was written")
+        for split in SPLITS:
+            check_regular(folder / f"{split}.bin")
         splits: dict[str, np.ndarray] = {
             split: np.memmap(folder / f"{split}.bin", np.int32, mode="r") for split in SPLITS
         }
         contents: dict[str, bytes | memoryview] = {f"{split}.bin": ids.data for split, ids in splits.items()}
-        contents["tokenizer.json"] = (folder / "tokenizer.json").read_bytes()
+        contents["tokenizer.json"] = read_file(folder / "tokenizer.json")
         for file, content in contents.items():
             if hashlib.sha256(content).hexdigest() != meta["checksums"][file]:
                 raise ValueError(f"{file} is not as it was written")

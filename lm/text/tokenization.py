@@ -3,8 +3,10 @@ r"""The choice of tokenizer: `--tokenizer word|char|bpe`.
 What the lines of a corpus become, in each case followed by `<eos>`, the last line and blank ones too:
 
     word    the words between white space; how much of it there was is lost
-    char    every character, white space and the \r of a \r\n included; those that train lacks become `<unk>`
+    char    every character, white space included; those that train lacks become `<unk>`
     bpe     the line's UTF-8 bytes as they are, merged into pieces; no text is unknown, no piece spans two lines
+
+Lines end in \n, \r\n, or, in a file without \n, \r: the same text gives the same tokens whatever system wrote it.
 
 The line " the cat" of the published PTB therefore begins with the piece " the", as words inside a line do, but the
 line "the cat" of an own text with the other piece "the". A literal `<eos>` or `<unk>` in the text is the token of that

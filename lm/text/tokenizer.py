@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer
 from tokenizers.normalizers import Replace
 
 from lm.base.errors import CorpusError
-from lm.base.files import write_bytes
+from lm.base.files import read_file, write_bytes
 
 EOS = "<eos>"
 UNK = "<unk>"
@@ -126,7 +126,7 @@ class TextTokenizer(ABC):
             CorpusError: the file is missing, damaged or holds another kind of tokenizer.
         """
         try:
-            return cls.from_library(Tokenizer.from_str(Path(path).read_text(encoding="utf-8")))
+            return cls.from_library(Tokenizer.from_str(read_file(Path(path)).decode()))
         except Exception as error:  # the library raises plain `Exception` for what it cannot parse
             raise CorpusError(f"{path}: not a usable tokenizer: {error}") from error
 

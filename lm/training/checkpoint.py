@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lm.base.errors import CheckpointError
-from lm.base.files import write_atomic
+from lm.base.files import check_regular, write_atomic
 
 # Number of the layout below; a reader refuses newer ones.
 FORMAT = 1
@@ -65,6 +65,7 @@ def _is_as_written(path: Path) -> bool:
 
 def _is_good(path: Path) -> bool:
     try:
+        check_regular(path)
         return _is_as_written(path)
     except Exception:  # no file, or one of the dozen kinds that zipfile raises
         return False
@@ -79,6 +80,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: no such file, damaged, not a checkpoint, or of a newer format.
     """
     try:
+        check_regular(path)
         if not _is_as_written(path):
             raise CheckpointError(f"{path}: damaged, or no checkpoint: the checksum differs; {_REMEDY}")
         state = torch.load(path, map_location="cpu", weights_only=True)

@@ -89,14 +89,23 @@ class RunLog:
             with naming(self._events):
                 self._writer.add_histogram(name, values.float().cpu(), step)
 
-    def hparams(self, config: dict[str, Any], metrics: dict[str, float]) -> None:
-        """The configuration with the final metrics, for TensorBoard's HPARAMS tab."""
+    def hparams(self, config: dict[str, Any], metrics: dict[str, float | None]) -> None:
+        """The configuration with the final metrics, for TensorBoard's HPARAMS tab; None: this run has no such figure.
+
+        The tab has the columns of the run that it reads first, so every run names all of them.
+        """
         if self._writer:
             plain = {
                 name: value if isinstance(value, int | float | str) else str(value) for name, value in config.items()
             }
+            from torch.utils.tensorboard.summary import hparams
+
             with naming(self._events):
-                self._writer.add_hparams(plain, metrics, run_name=".")
+                for summary in hparams(plain, metrics):
+                    self._writer._get_file_writer().add_summary(summary)
+                for name, value in metrics.items():
+                    if value is not None:
+                        self._writer.add_scalar(name, value)
 
     def start_epoch(self, epoch: int, epochs: int, targets: int, done: int) -> None:
         """Begin the progress line of an epoch of `targets` tokens, of which `done` are already behind."""

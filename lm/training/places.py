@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from lm.base.errors import CheckpointError, ConfigError
+from lm.base.files import read_file
 from lm.base.rundir import RunDir
 from lm.config.values import config_from_dict
 
@@ -41,7 +42,7 @@ def _holds_a_run(run_dir: RunDir) -> bool:
     if any(path.exists() for path in (run_dir.lock, run_dir.last, run_dir.best)):
         return True
     try:
-        config_from_dict(json.loads(run_dir.config.read_bytes()))
+        config_from_dict(json.loads(read_file(run_dir.config)))
     except (OSError, ValueError, RecursionError, ConfigError):
         return False
     return True
@@ -49,7 +50,7 @@ def _holds_a_run(run_dir: RunDir) -> bool:
 
 def _is_completed(result: Path) -> bool:
     try:
-        return json.loads(result.read_bytes())["status"] == "completed"
+        return json.loads(read_file(result))["status"] == "completed"
     except (OSError, ValueError, LookupError, TypeError):
         return False
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.base.errors import CheckpointError, ConfigError
+from lm.base.files import read_file, same_place
 from lm.base.numbers import is_number
 from lm.base.rundir import RunDir
 from lm.config.schema import RunOptions, TrainConfig
@@ -41,7 +42,7 @@ def _choose(config: TrainConfig, options: RunOptions) -> RunDir:
         if not options.resume:
             raise ConfigError(f"--out-dir: {usual} holds an export, which stays as it is; choose another")
         raise _no_state(usual)
-    if config.finetune and usual.path.absolute() == Path(config.finetune).absolute():
+    if config.finetune and same_place(usual.path, config.finetune):
         raise ConfigError(f"--out-dir: {usual} is the run to fine-tune, which stays as it is; choose another")
     return usual
 
@@ -57,7 +58,7 @@ def _run_of(checkpoint: Path, out_dir: str) -> RunDir:
     home = RunDir(checkpoint.absolute().parent.parent)
     if not home.is_run:
         raise CheckpointError(f"--resume: {checkpoint} does not lie in the ckpt folder of a run directory")
-    if out_dir and Path(out_dir).absolute() != home.path:
+    if out_dir and not same_place(out_dir, home):
         raise ConfigError(f"--resume: {checkpoint} belongs to the run in {home}, not to --out-dir {out_dir}")
     return home
 
@@ -72,7 +73,7 @@ def _no_state(export: RunDir | Path) -> CheckpointError:
 def read_result(run_dir: RunDir, config: TrainConfig) -> dict[str, Any] | None:
     """Content of result.json, if it is of this very configuration; None where there is none, or it is damaged."""
     try:
-        result = json.loads(run_dir.result.read_bytes())
+        result = json.loads(read_file(run_dir.result))
         return result if with_defaults(result["config"]) == as_plain(config) and _is_whole(result, config) else None
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None

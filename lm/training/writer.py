@@ -69,8 +69,9 @@ class RunWriter:
         path = directory.lock
         lock = take_lock(path, wait=False)
         if lock is None:
+            holder = path.read_text(encoding="utf-8", errors="replace")
             raise ConfigError(
-                f"--out-dir: process {path.read_text() or 'unknown'} is training in {directory}: "
+                f"--out-dir: process {holder or 'unknown'} is training in {directory}: "
                 "wait for it, end it, or choose another directory"
             )
         try:
