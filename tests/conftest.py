@@ -11,12 +11,15 @@ No test depends on the instruction set, the number of threads or the order of th
 
 import os
 import random
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
+from lm.base.process import STOP_SIGNALS
 from lm.train import configure, train
 from tests import forks
 from tests.faults import Faults
@@ -117,6 +120,15 @@ def main_here(work_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """A command ignores signals from its end on, which in this process is not the end."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,11 +1,13 @@
 import dataclasses
 import json
 import multiprocessing
+import os
 
 import pytest
 import torch
 
-from lm.base.errors import LMError
+import lm.bench
+from lm.base.errors import ConfigError, LMError
 from lm.bench import gflop, measure
 from lm.config.values import make_config
 from lm.nn.model import AWDLSTM
@@ -82,3 +84,25 @@ def test_a_measurement_on_a_gpu_has_its_own_memory_and_plot_and_no_products(tmp_
     assert "some GPU" in table and "products alone" not in table
     assert (tmp_path / "speed-gpu.png").exists() and not (tmp_path / "speed.png").exists()
     assert "products" not in text("tiny", row)
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '[{"rows": {"a": 1}}]', '{"mine": 1}'])
+def test_a_table_that_cannot_be_added_to_is_told_before_measuring(content, tmp_path, main_here, monkeypatch):
+    (tmp_path / "speed.json").write_text(content)
+    monkeypatch.setattr(lm.bench, "measure", lambda *arguments: pytest.fail("measured"))
+    with pytest.raises(ConfigError, match=r"--table: .*speed\.json"):
+        main_here(lm.bench, "--table", tmp_path)
+    assert (tmp_path / "speed.json").read_text() == content
+
+
+def test_a_full_disk_leaves_the_old_table(tmp_path, monkeypatch):
+    (tmp_path / "speed.json").write_text("[]")
+
+    def full(descriptor):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_table(tmp_path, {"a": {}})
+    assert caught.value.filename == str(tmp_path / "speed.json")
+    assert (tmp_path / "speed.json").read_text() == "[]"

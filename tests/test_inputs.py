@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from lm import bench, evaluate, generate, sweep, train
+from lm import bench, corpus, evaluate, generate, sweep, train
 from lm.base.errors import ConfigError, LMError, run_cli
 from lm.config.flags import Parser
 from lm.config.schema import RunOptions, TrainConfig
@@ -185,6 +185,7 @@ UNFITTING = {
     "another kind of model": rewritten(lambda state: state | {"model": 3}),
     "another size": rewritten(lambda state: state["model"].update({"decoder.bias": torch.zeros(3)})),
     "another vocabulary": rewritten(one_row_more),
+    "a weight that is no number": rewritten(lambda state: state["model"]["decoder.bias"][:1].fill_(math.nan) and None),
     "another text": rewritten(lambda state: state["corpus_sha256"].update(train="0")),
     "another kind of configuration": rewritten(lambda state: state | {"config": [1]}),
 }
@@ -204,7 +205,7 @@ def test_an_unusable_checkpoint_exits_with_5_whoever_reads_it_and_runs_no_code(d
         if module is generate and damage is UNFITTING["another text"]:
             continue  # it reads no text
         code, error = ending(module, *arguments)
-        assert (code, "Traceback" in error) == (5, False), error
+        assert (code, "Traceback" in error, "weights_only" in error) == (5, False, False), error
         assert str(run_dir) in error, error
         remedies = ("put a good copy in its place", "train again", "update it", "best.pt: cannot be read")
         assert any(words in error for words in (*remedies, "last.pt: cannot be read", "another text")), error
@@ -275,6 +276,24 @@ def test_resuming_falls_back_on_the_checkpoint_before_where_that_is_good(damage,
     assert (code, "last.prev.pt" in error, "delete them" in error) == (5, True, True), error
 
 
+def test_outputs_that_are_no_numbers_exit_with_4_and_print_no_json(run_dir, ending, capsys):
+    """Weights that are finite each, and too large together."""
+    for path in run_dir.glob("ckpt/*.pt"):
+        rewritten(lambda state: [weight.fill_(3e38) for weight in state["model"].values()] and None)(path)
+    Path("text").write_bytes(SENTENCE)
+    for module, *arguments in [
+        (evaluate, "--json", "--split=valid"),
+        (evaluate, "--activations=x.png"),
+        (evaluate, "--adapt=cache", "--split=valid"),
+        (generate, "--tokens=3", "--json"),
+        (generate, "--tokens=3", "--beam=2"),
+        (generate, "--score=text", "--json"),
+        (generate, "--score=text", "--independent"),
+    ]:
+        code, error = ending(module, run_dir, *arguments)
+        assert (code, error.count("\n"), "--lr" in error or "-lr" in error) == (4, 1, True), (arguments, error)
+
+
 DAMAGED_JSON = [b"", b"\xff\xfe", b"{", b"[]", b"[1]", b'"x"', b"{}", b'{"when": 5}', b'{"nhid": null}', b'{"warp": 1}']
 
 
@@ -304,6 +323,7 @@ NUMERIC = [
 ]
 # No flag takes these, whatever it means.
 NEVER = ["-1", "nan", "inf", "-inf", "1e400", "", "x", "0x10"]
+HUGE = {int: [str(2**31), str(2**63), "9" * 24], float: ["1e39", "1e300"]}
 
 
 @pytest.mark.parametrize("name", NUMERIC)
@@ -346,10 +366,39 @@ def test_numeric_flags_of_the_other_commands_are_refused_by_name(module, usual, 
     flags = [action.option_strings[0] for action in parsers[0]._actions if action.type in (int, float)]
     assert flags
     usual = [finished[0] if part == "RUN" else part for part in usual]
+    kinds = {action.option_strings[0]: action.type for action in parsers[0]._actions}
+    monkeypatch.setattr(bench, "measure", lambda *arguments: pytest.fail("measured"))
     for flag in flags:
+        for value in HUGE[kinds[flag]]:
+            code, error = ending(module, *usual, f"{flag}={value}")
+            assert code in (0, 2, 3, 4), (flag, value, error)
+            assert code in (0, 4) or flag.strip("-") in error, (flag, value, error)
         for value in NEVER:
             code, error = ending(module, *usual, f"{flag}={value}")
             assert (code, flag.strip("-") in error) == (2, True), (flag, value, error)
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        (train, ["--data=caf\udce9"]),
+        (train, ["--out-dir", "caf\udce9"]),
+        (evaluate, ["caf\udce9"]),
+        (generate, ["run", "--score=caf\udce9"]),
+        (sweep, ["--data", "caf\udce9", "--alpha", "0", "1", "--out=s"]),
+    ],
+)
+def test_a_name_that_is_no_utf8_is_refused_before_anything_is_made_of_it(module, arguments, ending, tmp_path):
+    code, error = ending(module, *arguments)
+    assert (code, "caf\\udce9" in error, "not UTF-8" in error) == (2, True, True), error
+    assert not os.listdir(tmp_path)
+
+
+def test_an_image_of_a_disk_is_no_text_and_is_not_read_to_its_end(ending, tmp_path):
+    folder = write_splits(tmp_path / "own")
+    os.truncate(folder / "valid.txt", 1 << 42)  # sparse: it takes no room, and no memory has that much
+    code, error = ending(corpus, "--data", folder)
+    assert (code, "valid.txt: not UTF-8 text: a NUL at byte 215" in error) == (3, True), error
 
 
 def test_messages_of_this_program_are_shown_and_no_others(environment):

@@ -189,7 +189,7 @@ def test_two_sweeps_on_one_study_share_its_runs_and_both_end_with_the_full_ledge
     assert len(lines(study)) == len(figures(study)) == 3
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_stop_signal_lets_the_runs_save_and_the_same_command_continues(number, code, start, corpus, tmp_path):
     study = write_study(tmp_path / "results" / "s", corpus, "", seeds=(1,), epochs=500)
     process = start(tmp_path, study, "--no-report")
@@ -301,6 +301,16 @@ def test_a_study_by_flags_is_the_same_as_by_file(tmp_path):
     assert (tmp_path / "s" / "study.toml").read_text() == text
     with pytest.raises(ConfigError, match="asks for other configurations"):
         from_flags(*flags, "--alpha", "0", "2")
+
+
+@pytest.mark.parametrize("name", ["a\x7fb", 'quo"ted', "back\\slash", "tab\t", "ü"])
+def test_a_study_by_flags_may_be_of_a_folder_of_any_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_corpus(tmp_path / name, train=20)
+    args = parse_args("", ["--data", name, "--alpha", "0", "1", "--out=s"])
+    study = study_from_flags(args)
+    save_study(study)
+    assert load_study("s").flags == study.flags == {"data": name}
 
 
 def test_a_folder_of_text_needs_no_name(corpus, tmp_path, start):

@@ -42,6 +42,16 @@ def test_git_state_names_the_commit_and_whether_code_or_requirements_were_change
         git(checkout, "checkout", "--quiet", path)
 
 
+def test_the_repository_that_the_environment_names_is_not_ours(checkout, tmp_path, monkeypatch):
+    git(checkout, "init", "--quiet")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "--quiet", "--message=one")
+    commit = git(checkout, "rev-parse", "HEAD")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path / "other"))
+    assert provenance.git_state() == {"commit": commit, "dirty": False}
+
+
 def test_outside_a_checkout_the_git_state_is_unknown(checkout):
     assert provenance.git_state() == {"commit": None, "dirty": None}
 

@@ -9,7 +9,7 @@ from lm.base.errors import Interrupted
 from lm.base.signals import StopSignals
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_reported_when_checked_and_handlers_are_restored(number):
     before = signal.getsignal(number)
     with StopSignals() as stop:
@@ -33,4 +33,16 @@ def test_a_termination_after_another_signal_changes_nothing(first):
     with StopSignals() as stop:
         os.kill(os.getpid(), first)
         os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGHUP)
         assert stop.received == first
+
+
+def test_under_nohup_a_closed_terminal_stops_nothing():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.asked
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

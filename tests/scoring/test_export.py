@@ -2,8 +2,12 @@
 
 import json
 import os
+import platform
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -213,6 +217,30 @@ def test_only_an_export_is_overwritten(tiny_run, exported, tmp_path):
     assert before == {path: path.read_bytes() for path in tiny_run.rglob("*") if path.is_file()}
     (tmp_path / "empty").mkdir()
     export_run(RunDir(tiny_run), RunDir(tmp_path / "empty"))
+
+
+def test_weights_that_another_program_stored_are_not_overwritten(tiny_run, tmp_path):
+    (tmp_path / "theirs").mkdir()
+    save_file({"weight": torch.zeros(2)}, tmp_path / "theirs" / "model.safetensors")
+    (tmp_path / "theirs" / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
+    before = {path: path.read_bytes() for path in (tmp_path / "theirs").iterdir()}
+    with pytest.raises(ConfigError, match="no export of this program"):
+        export_run(RunDir(tiny_run), RunDir(tmp_path / "theirs"))
+    assert before == {path: path.read_bytes() for path in (tmp_path / "theirs").iterdir()}
+
+
+def test_nothing_is_moved_from_another_file_system_and_what_a_killed_export_left_is_no_obstacle(
+    tiny_run, tmp_path, monkeypatch
+):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (tmp_path / "export" / f".lm-scratch-{platform.node()}-abc-{ended.pid}").mkdir(parents=True)
+    moved, real = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda source, target: (moved.append((source, target)), real(source, target)))
+    export_run(RunDir(tiny_run), RunDir(tmp_path / "export"))
+    assert moved
+    assert all(tmp_path / "export" in Path(path).parents for pair in moved for path in pair)
+    assert len(os.listdir(tmp_path / "export")) == 4
 
 
 def test_a_full_disk_leaves_the_old_export(tiny_run, exported, tmp_path, monkeypatch):

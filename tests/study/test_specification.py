@@ -149,6 +149,11 @@ def test_a_bad_file_is_refused_with_file_and_key(tmp_path, text, key):
     assert key in str(caught.value)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_study(tmp_path):
+    (tmp_path / "study.toml").write_bytes(b"\xef\xbb\xbf" + b'dataset = "ptb"\nseeds = [1]\n')
+    assert load_study(tmp_path).dataset == "ptb"
+
+
 def test_a_missing_study_is_a_config_error(tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         load_study(tmp_path / "nowhere")
