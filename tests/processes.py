@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
 import signal
 import statistics
 import subprocess
@@ -16,6 +18,7 @@ from typing import Any
 from lm.base.device import set_determinism
 from lm.bench import random_run
 from lm.config.values import make_config
+from lm.study.ledger import read_ledger
 from lm.train import update
 from tests.forks import environment
 from tests.rundir import checkpoint, event_steps
@@ -117,6 +120,101 @@ def two_processes(place: Path, flags: list[object], expected: dict[str, Any]) ->
     first.communicate()
     finish(start(place, flags))
     check_ending(place / "run", expected)
+
+
+def deleted_directory(place: Path, flags: list[object], expected: dict[str, Any]) -> None:
+    """A run's directory is deleted and the run begun anew: the first process ends, and the second is not disturbed."""
+    run = place / "run"
+    first = start(place, flags)
+    while not (run / "ckpt" / "last.pt").exists():
+        assert first.poll() is None, first.stderr.read()
+        time.sleep(0.01)
+    first.send_signal(signal.SIGSTOP)
+    shutil.rmtree(run)
+    second = start(place, flags)
+    while not (run / "ckpt" / "last.pt").exists():
+        assert second.poll() is None, second.stderr.read()
+        time.sleep(0.01)
+    second.send_signal(signal.SIGSTOP)
+    first.send_signal(signal.SIGCONT)
+    _, stderr = first.communicate()
+    assert first.returncode == 1 and "was deleted or replaced" in stderr, stderr
+    second.send_signal(signal.SIGCONT)
+    finish(second)
+    check_ending(run, expected)
+
+
+def closed_streams(place: Path, flags: list[object], expected: dict[str, Any]) -> None:
+    """A run that was started with all standard streams closed."""
+    command = [sys.executable, "-m", "lm.train", *map(str, flags)]
+    closed = subprocess.Popen(command, cwd=place, env=environment(), preexec_fn=lambda: os.closerange(0, 3))
+    assert closed.wait() == 0
+    check_ending(place / "run", expected)
+
+
+def repeated_signals(place: Path, flags: list[object], expected: dict[str, Any], first: int) -> None:
+    """A signal, and SIGTERM every 50 ms from then on, as of an impatient batch system: the first one decides."""
+    process = start(place, flags)
+    while not last_step(place / "run"):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(first)
+    while process.poll() is None:
+        time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate()
+    assert process.returncode == 128 + first and "Traceback" not in stderr, (process.returncode, stderr)
+    finish(start(place, flags))
+    check_ending(place / "run", expected)
+
+
+def start_sweep(place: Path) -> subprocess.Popen[str]:
+    """`python -m lm.sweep --jobs 2` of the study in `place`."""
+    command = [sys.executable, "-m", "lm.sweep", "study", "--jobs=2", "--device=cpu", "--no-report"]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=place, env=environment(), text=True, **pipes)
+
+
+def sweep_figures(place: Path) -> dict[str, Any]:
+    """What the ledger says of each run, without what a clock decides."""
+    names = ("status", "valid_loss", "test_loss", "train_loss", "curve", "steps", "best_epoch", "activation")
+    return {record["id"]: {name: record[name] for name in names} for record in read_ledger(place / "study/runs.jsonl")}
+
+
+def disturb_sweep(folder: Path, study: str, kills: int, seed: int) -> Counter[str]:
+    """Sweeps of four runs, two at a time, killed or stopped at random moments until there were so many.
+
+    Every sweep that is let to its end has the figures of an undisturbed one. Returns what was sent.
+    """
+    generator, counts, expected, number = random.Random(seed), Counter(), None, 0
+    while expected is None or counts.total() < kills:
+        number += 1
+        place = folder / f"sweep{number}"
+        (place / "study").mkdir(parents=True)
+        (place / "study" / "study.toml").write_text(study)
+        seconds = 0.0
+        while expected is not None and counts.total() < kills:
+            signum = generator.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+            process = start_sweep(place)
+            try:
+                while not seconds and "start" not in (line := process.stderr.readline()) and line:
+                    pass
+                process.wait(generator.uniform(0.5, 4 + seconds))
+                break
+            except subprocess.TimeoutExpired:
+                process.send_signal(signum)
+            _, stderr = process.communicate()
+            code = -signum if signum == signal.SIGKILL else 128 + signum
+            # Before its runs have started a signal ends it as any program, after its last one it is complete.
+            assert process.returncode in (0, code, -signum), (process.returncode, stderr)
+            counts[signum.name] += 1
+            seconds += 1
+        finish(start_sweep(place))
+        found = sweep_figures(place)
+        assert expected is None or found == expected, (found, expected)
+        assert len(found) == 4
+        expected = found
+    return counts
 
 
 def memory_growth(place: Path, flags: list[object], steps: int) -> tuple[float, float]:

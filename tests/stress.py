@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 
+from lm.base.process import STOP_SIGNALS
 from lm.base.provenance import cpu_name
 from tests import processes
 from tests import trials as cases
@@ -25,6 +27,22 @@ from tests.conftest import write_corpus
 from tests.faults import Faults
 from tests.trials import COMMON, SAVE_EVERY, SHORT, SIGNALS, SWITCH, Trials
 
+# Four runs of seconds each.
+SWEEP = """dataset = "corpus"
+seeds = [1, 2]
+[flags]
+data = "{corpus}"
+emsize = 8
+nhid = 12
+nlayers = 2
+batch_size = 4
+bptt = 7
+eval_batch_size = 2
+lr = 5
+epochs = 2
+[[grid]]
+alpha = [0, 1]
+"""
 # What a call belongs to, by its path; the first match counts.
 PARTS = {
     "token cache": "data",
@@ -92,6 +110,13 @@ def single_calls(table: Table, faults: Faults, folder: Path) -> None:
     two_saved = [n for n in parts["update"] if cases.made_updates(trials.calls[:n]) > 2 * SAVE_EVERY][::10]
     name = "SIGKILL, last.pt damaged, SIGKILL in the save after it"
     table.add(name, "update", [lambda n=n: cases.kill_after_damage(trials, n) for n in two_saved])
+    everywhere = parts["update"][::5] + parts["evaluation window"] + parts["checkpoint"][::10]
+    found = table.add("SIGKILL, then last.pt deleted", "update, evaluation, checkpoint",
+                      [lambda n=n: cases.lose_last_after(trials, n) for n in everywhere])  # fmt: skip
+    table.note(counted(Counter(found)))
+    half_way = parts["update"][10::10]
+    attempts = [lambda n=n: cases.cut_metrics_after(trials, n) for n in half_way]
+    table.add("SIGKILL, then half of metrics.jsonl lost", "update", attempts, "all lines whole, the same weights")
     save = trials.positions("open .*last.pt")[2]
     moments = {
         "update": parts["update"][::10],
@@ -138,6 +163,20 @@ def real_processes(table: Table, faults: Faults, folder: Path, kills: int, seed:
         table.note(f"{runs} runs; killed in {counted(counts)}")
     attempts = [lambda: processes.two_processes(trials.new_place(), flags, trials.expected)] * 3
     table.add("two processes on one run", "the second refused; the first killed, another takes over", attempts)
+    attempts = [lambda: processes.deleted_directory(trials.new_place(), flags, trials.expected)] * 3
+    table.add("run directory deleted and begun anew by another process", "the first ends, the second goes on", attempts)
+    attempts = [lambda: processes.closed_streams(trials.new_place(), flags, trials.expected)]
+    table.add("standard input, output and error closed", "from the start", attempts)
+    for first in STOP_SIGNALS:
+        attempts = [lambda n=first: processes.repeated_signals(trials.new_place(), flags, trials.expected, n)] * 2
+        name = f"{signal.Signals(first).name}, then SIGTERM every 50 ms"
+        table.add(name, "until the process has ended", attempts, f"exit code {128 + first}")
+    name = "SIGKILL, SIGINT, SIGTERM or SIGHUP of `lm.sweep --jobs 2` at random moments"
+    study = SWEEP.format(corpus=corpus)
+    attempts = [lambda: processes.disturb_sweep(folder, study, max(1, kills // 5), seed)]
+    for counts in table.add(name, "four runs of two epochs", attempts):
+        table.rows[-1][2:4] = [str(counts.total())] * 2
+        table.note(counted(counts))
     steps, flags = 3000, ["--data", corpus, *COMMON, "--log-interval=25"]
     attempt = [lambda: processes.memory_growth(trials.new_place(), flags, steps)]
     for size, growth in table.add("memory", f"{steps} updates", attempt):

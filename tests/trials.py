@@ -36,10 +36,13 @@ SWITCH = 3
 SIGNALS = {
     (signal.SIGINT,): 130,
     (signal.SIGTERM,): 143,
+    (signal.SIGHUP,): 129,
     (signal.SIGINT, signal.SIGINT): 130,
     (signal.SIGINT, signal.SIGTERM): 130,
     (signal.SIGTERM, signal.SIGINT): 130,
     (signal.SIGTERM, signal.SIGTERM): 143,
+    (signal.SIGTERM, signal.SIGHUP): 143,
+    (signal.SIGHUP, signal.SIGTERM): 129,
 }
 
 
@@ -130,6 +133,40 @@ def kill_after_damage(trials: Trials, number: int) -> None:
     ended = trials.train(place, action="kill", at=rename)
     assert ended.returncode == -signal.SIGKILL
     trials.finish(place)
+
+
+def lose_last_after(trials: Trials, number: int) -> str:
+    """SIGKILL at one call, and last.pt deleted: begun anew where nothing is lost by it, else refused, all kept."""
+    place = trials.new_place()
+    trials.faults.train(place, *trials.flags, action="kill", at=number)
+    run = place / "run"
+    for path in run.glob("ckpt/last*"):
+        path.unlink()
+    if not (run / "ckpt" / "best.pt").exists():
+        trials.finish(place)
+        return "begun anew"
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    ended = trials.faults.train(place, *trials.flags)
+    assert (ended.returncode, "last.pt: not there" in ended.stderr) == (5, True), ended.stderr
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    shutil.rmtree(place)
+    return "refused"
+
+
+def cut_metrics_after(trials: Trials, number: int) -> None:
+    """SIGKILL at one call, and half of metrics.jsonl lost: what is left are whole lines, the bits the same."""
+    place = trials.new_place()
+    trials.faults.train(place, *trials.flags, action="kill", at=number)
+    metrics = place / "run" / "metrics.jsonl"
+    with metrics.open("r+b") as file:
+        file.truncate(metrics.stat().st_size // 2)
+    done = trials.faults.train(place, *trials.flags)
+    assert done.returncode == 0, done.stderr
+    found, expected = ending(place / "run"), trials.expected
+    steps = [record["step"] for record in found["metrics"]]
+    assert steps == sorted(steps) and [r for r in expected["metrics"] if r in found["metrics"]] == found["metrics"]
+    assert not differences(found | {"metrics": 0}, expected | {"metrics": 0})
+    shutil.rmtree(place)
 
 
 def fill_disk_at(trials: Trials, number: int) -> str:
