@@ -20,7 +20,7 @@ from lm import bench, corpus, evaluate, generate, sweep, train
 from lm.base.errors import ConfigError, LMError, run_cli
 from lm.config.flags import Parser
 from lm.config.schema import RunOptions, TrainConfig
-from lm.study.scheduler import settled
+from lm.study.settled import Settled
 from lm.study.specification import load_study
 from lm.tables.compare import compare, compare_text
 from lm.tables.page import report, report_text
@@ -462,7 +462,7 @@ def test_a_strange_value_in_a_ledger_or_result_is_shown_or_named(key, tmp_path, 
             lambda study=study: report_text(report(str(study))),
             lambda study=study: compare_text(compare([str(study), "published"])),
             lambda run=run: compare_text(compare([str(run), "published"])),
-            lambda study=study: list(settled(load_study(study))),
+            lambda study=study: Settled(load_study(study).ledger),
         ):
             said = ""
             try:

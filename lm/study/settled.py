@@ -71,7 +71,7 @@ class Settled:
         whole = line.endswith(b"\n")
         if line.strip():
             try:
-                identity, status = _glance(line) or _look(line)
+                identity, status = _glance(line) or _look(line, f"{self._path}:{self._number + 1}")
             except (KeyError, TypeError, ConfigError) as error:
                 raise ConfigError(
                     f"{self._path}: a line that lm.sweep cannot read ({error}); restore or delete it"
@@ -146,10 +146,10 @@ def _glance(line: bytes) -> tuple[str, str] | None:
     return identity, line[status : line.find(b'"', status)].decode()
 
 
-def _look(line: bytes) -> tuple[str, str]:
+def _look(line: bytes, where: str) -> tuple[str, str]:
     """The same of any line. Raises ValueError for one that is no record of a run, KeyError, ConfigError, TypeError."""
     record = parse_line(line)
     if record is None:
         raise ValueError("no record")
-    check_record(record, "status and the like")
+    check_record(record, where)
     return config_id(config_from_dict(record["config"])), record.get("status", "")
