@@ -48,7 +48,10 @@ def test_commands_write_utf8_whatever_the_locale_says(locale):
     code = "from lm.base.errors import run_cli; import sys, logging; from lm.base.process import show\n"
     code += "def main():\n show('แมว 😀\\n'); logging.getLogger('lm').info('é'); print('ß', file=sys.stderr)\n"
     done = subprocess.run(
-        [sys.executable, "-c", code.encode("ascii", "backslashreplace").decode() + "run_cli(main)"], cwd=ROOT, env=os.environ | locale, capture_output=True
+        [sys.executable, "-c", code.encode("ascii", "backslashreplace").decode() + "run_cli(main)"],
+        cwd=ROOT,
+        env=os.environ | locale,
+        capture_output=True,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "แมว 😀\n".encode()

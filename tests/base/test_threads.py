@@ -44,7 +44,15 @@ def test_the_policy_is_set_before_pytorch_is_imported():
 
 @pytest.mark.parametrize(
     ("cpus", "usual", "busy", "expected"),
-    [(2, 2, 0.0, 2), (2, 2, 0.4, 2), (2, 2, 1.0, 1), (2, 2, 7.5, 1), (16, 16, 5.2, 11), (16, 4, 5.2, 4), (1, 1, 3.0, 1)],
+    [
+        (2, 2, 0.0, 2),
+        (2, 2, 0.4, 2),
+        (2, 2, 1.0, 1),
+        (2, 2, 7.5, 1),
+        (16, 16, 5.2, 11),
+        (16, 4, 5.2, 4),
+        (1, 1, 3.0, 1),
+    ],
 )
 def test_no_more_threads_than_cpus_that_are_free(cpus, usual, busy, expected, monkeypatch):
     chosen = [usual]

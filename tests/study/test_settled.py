@@ -64,7 +64,7 @@ def test_an_older_line_has_the_identity_that_its_configuration_has_today(tmp_pat
 
 
 def test_lines_that_another_hand_wrote_are_read_as_well(tmp_path):
-    by_hand = [record(seed=1), record(seed=2, data="/a {b}, c/\"d\": e"), record(seed=3, data="\u6f22")]
+    by_hand = [record(seed=1), record(seed=2, data='/a {b}, c/"d": e'), record(seed=3, data="\u6f22")]
     lines = [json.dumps(by_hand[0], separators=(",", ":")), json.dumps(by_hand[1]), json.dumps(by_hand[2], indent=None)]
     (tmp_path / "runs.jsonl").write_text("\n\n".join(lines))
     settled = Settled(tmp_path / "runs.jsonl")
