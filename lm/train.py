@@ -17,7 +17,6 @@ import json
 import logging
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,25 +25,22 @@ from torch import Tensor
 from lm.base.device import keep_freed_memory, pick_device
 from lm.base.errors import CorpusError, DivergedError, Interrupted, run_cli
 from lm.base.process import show
-from lm.base.rundir import RunDir
 from lm.base.signals import StopSignals
-from lm.base.threads import are_given, choose_threads, continue_with
+from lm.base.threads import choose_threads
 from lm.config.flags import parse_train_args
 from lm.config.schema import RunOptions, TrainConfig
 from lm.config.values import as_plain, make_config
 from lm.nn.kernels.choose import check_device
 from lm.nn.model import carry_state, count_parameters
 from lm.nn.regularization import regularization_terms
-from lm.scoring.loading import load_trained
+from lm.scoring.opening import open_run
 from lm.scoring.validation import final_scores, log_epoch, validate
 from lm.text.batching import Window, windows_warning
-from lm.text.finding import configured_corpus, corpus_name
+from lm.text.finding import corpus_name
 from lm.text.units import summary
-from lm.training.checkpoint import check_finite, fitting, load_checkpoint, load_latest
 from lm.training.divergence import check_update, check_weights
 from lm.training.log import RunLog, log_to, record_step
 from lm.training.optim import clip, set_beta1, set_rate
-from lm.training.places import check_new
 from lm.training.results import check_text, choose_run_dir, finished_result
 from lm.training.run import Run
 from lm.training.writer import RunWriter, SaveTimes
@@ -167,36 +163,6 @@ def keep_starting_point(run: Run, writer: RunWriter, log: RunLog, stop: StopSign
     progress.best_activation = valid.activation
     writer.save_best(run, run.candidates()[better])
     log.message(f"fine-tuning {run.config.finetune}: valid {valid.loss:.4f}  ppl {valid.perplexity:8.2f} at the start")
-
-
-def open_run(config: TrainConfig, options: RunOptions, device: torch.device, run_dir: RunDir) -> tuple[Run, int]:
-    """Build the run, restored when resuming; returns it and how much of metrics.jsonl belongs to it."""
-    run = Run(config, configured_corpus(config), device)
-    state = None
-    source = Path(options.resume)
-    if options.resume == "auto":
-        source = run_dir.last
-        state, warning = load_latest(source)
-        if warning:
-            logger.warning("%s: continuing from the checkpoint before it", warning)
-    elif options.resume:
-        state = load_checkpoint(source)
-    if state is None:
-        check_new(run_dir, resume=True)
-        if config.finetune:
-            with fitting(Path(config.finetune)):
-                run.finetune_from(load_trained(RunDir(Path(config.finetune))))
-        return run, 0
-    with fitting(source):
-        if not options.threads and not are_given():
-            continue_with(state.get("versions") or {})
-        run.load_state_dict(state)
-        check_finite(source, run.model.state_dict())
-        log_position = state["log_position"]
-    if math.isfinite(run.progress.best_loss):
-        load_checkpoint(run_dir.best)  # the end of the run needs it: better to hear of damage now
-    logger.info("resuming in epoch %d after update %d", run.progress.epoch, run.progress.step)
-    return run, log_position
 
 
 def prepare_device(config: TrainConfig, options: RunOptions) -> torch.device:
