@@ -1,0 +1,50 @@
+"""How a run begins: anew, where its last checkpoint ends, or from the weights of another run."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+
+import torch
+
+from lm.base.rundir import RunDir
+from lm.base.threads import are_given, continue_with
+from lm.config.schema import RunOptions, TrainConfig
+from lm.scoring.loading import load_trained
+from lm.text.finding import configured_corpus
+from lm.training.checkpoint import check_finite, fitting, load_checkpoint, load_latest
+from lm.training.results import check_new
+from lm.training.run import Run
+
+logger = logging.getLogger(__name__)
+
+
+def open_run(config: TrainConfig, options: RunOptions, device: torch.device, run_dir: RunDir) -> tuple[Run, int]:
+    """Build the run, restored when resuming; returns it and how much of metrics.jsonl belongs to it."""
+    run = Run(config, configured_corpus(config), device)
+    state = None
+    source = Path(options.resume)
+    if options.resume == "auto":
+        source = run_dir.last
+        state, warning = load_latest(source)
+        if warning:
+            logger.warning("%s: continuing from the checkpoint before it", warning)
+    elif options.resume:
+        state = load_checkpoint(source)
+    if state is None:
+        check_new(run_dir, resume=True)
+        if config.finetune:
+            with fitting(Path(config.finetune)):
+                run.finetune_from(load_trained(RunDir(Path(config.finetune))))
+        return run, 0
+    with fitting(source):
+        if not options.threads and not are_given():
+            continue_with(state.get("versions") or {})
+        run.load_state_dict(state)
+        check_finite(source, run.model.state_dict())
+        log_position = state["log_position"]
+    if math.isfinite(run.progress.best_loss):
+        load_checkpoint(run_dir.best)  # the end of the run needs it: better to hear of damage now
+    logger.info("resuming in epoch %d after update %d", run.progress.epoch, run.progress.step)
+    return run, log_position
