@@ -76,6 +76,7 @@ def test_training_loads_nothing_of_adaptation_sampling_or_studies(tmp_path):
     assert not {name for name in loaded if package_of(name) in ("study", "tables")}
     assert {name for name in loaded if package_of(name) == "scoring"} <= {
         "lm.scoring", "lm.scoring.evaluation", "lm.scoring.loading", "lm.scoring.reading",
+        "lm.scoring.corpus",
         "lm.scoring.opening",
         "lm.scoring.validation",
     }  # fmt: skip
