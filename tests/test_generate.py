@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import lm.generate
 from lm.nn.model import AWDLSTM
 from lm.scoring.evaluation import evaluate
 from lm.scoring.sampling import Sampling, beam_search, next_word_probabilities, sample
@@ -203,6 +204,19 @@ def test_generating_by_the_command_line(cli, tiny_run):
     assert best.count("log-probability") == 2
 
 
+def test_several_prompts_give_what_each_gives_alone(main_here, tiny_run):
+    flags = [tiny_run, "--tokens", 4, "--samples", 2]
+    prompts = ["w1 w2", "w3", ""]
+    alone = [main_here(lm.generate, *flags, f"--prompt={prompt}") for prompt in prompts]
+    given = [f"--prompt={prompt}" for prompt in prompts]
+    together = main_here(lm.generate, *flags, *given)
+    assert together == "".join(f"=== {prompt}\n{text}" for prompt, text in zip(prompts, alone, strict=True))
+    reports = [json.loads(main_here(lm.generate, *flags, "--json", prompt)) for prompt in given]
+    found = json.loads(main_here(lm.generate, *flags, "--json", *given))
+    assert found["prompts"] == [{"prompt": one["prompt"], "samples": one["samples"]} for one in reports]
+    assert list(reports[0]) == ["run", "prompt", "tokens", "samples"]
+
+
 def test_scoring_the_test_split_by_the_command_line_gives_its_perplexity(cli, tiny_run, corpus_dir, tmp_path):
     done = cli("generate", tiny_run, "--score", corpus_dir / "test.txt", "--json")
     assert done.returncode == 0, done.stderr
@@ -235,6 +249,7 @@ def test_scoring_the_test_split_by_the_command_line_gives_its_perplexity(cli, ti
         (["--beam=2", "--samples=3"], "--samples"),
         (["--independent"], "--independent"),
         (["--score=x", "--prompt=a"], "--prompt"),
+        (["--score=x", "--score=y"], "--score: give one file, not x and y"),
         (["--prompt=\udcff"], "--prompt"),  # what Python makes of a byte that is not UTF-8
     ],
 )

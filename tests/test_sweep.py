@@ -322,6 +322,20 @@ def test_a_folder_of_text_needs_no_name(corpus, tmp_path, start):
         from_flags("--dataset=nowhere", "--out", str(tmp_path / "s"))
 
 
+def test_a_dry_run_says_where_the_runs_will_be(main_here, tmp_path):
+    flags = ["--dataset=ptb", "--alpha", "0", "1", "--out", tmp_path / "s", "--runs-dir", tmp_path / "big disk"]
+    out = main_here(sweep, *flags, "--dry-run")
+    assert [Path(shlex.split(line)[-1]).parent for line in out.splitlines() if "lm.train" in line] == [
+        Path(f"--out-dir={tmp_path}/big disk/s")
+    ] * 2
+    assert json.loads(main_here(sweep, *flags, "--dry-run", "--json"))["missing"][0]["command"] in out
+
+
+def test_values_of_a_flag_that_is_given_again_join_the_grid(tmp_path):
+    study = from_flags("--dataset=ptb", "--alpha=0", "--alpha=1", "--seed=3", "--seed=4", "--out", str(tmp_path / "s"))
+    assert ([c["alpha"] for c in study.configurations], study.seeds) == ([0, 1], (3, 4))
+
+
 def test_a_dry_run_is_one_json_object_if_asked(main_here, tmp_path):
     out = main_here(sweep, "--dataset=ptb", "--alpha", "0", "1", "--out", tmp_path / "s", "--dry-run", "--json")
     found = json.loads(out)

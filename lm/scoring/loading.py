@@ -113,8 +113,6 @@ def _fitting_config(path: Path, weights: dict[str, Tensor], digest: str | None) 
     """The configuration in `path`. Raises CheckpointError unless it describes a model with these weights, and has the
     checksum that they were exported with."""
     values = read_json_object(path)
-    if digest is not None and values_digest(values) != digest:
-        raise CheckpointError(f"{path}: not as it was exported: a value that decides what the model computes differs")
     try:
         config = config_from_dict(values)
         with torch.device("meta"):
@@ -124,6 +122,8 @@ def _fitting_config(path: Path, weights: dict[str, Tensor], digest: str | None) 
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}  # tied ones come once
     if expected != {name: tensor.shape for name, tensor in weights.items()}:
         raise CheckpointError(f"{path}: describes another model than the one beside it: names or shapes differ")
+    if digest is not None and values_digest(values) != digest:
+        raise CheckpointError(f"{path}: not as it was exported: a value that decides what the model computes differs")
     return config
 
 

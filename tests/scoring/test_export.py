@@ -91,8 +91,8 @@ def test_generation_needs_no_corpus_and_evaluation_says_that_it_does(main_here, 
     config = json.loads((exported / "config.json").read_text())
     (exported / "config.json").write_text(json.dumps(config | {"data": "/nowhere"}))
     assert "w1 w2" in main_here(lm.generate, exported, "--prompt", "w1 w2", "--tokens", 3)
-    with pytest.raises(CorpusError, match="/nowhere"):
-        main_here(lm.evaluate, exported)
+    with pytest.raises(CorpusError, match="/elsewhere"):
+        main_here(lm.evaluate, exported, "--data=/elsewhere")
 
 
 def test_the_tokenizer_of_another_model_is_refused(main_here, exported):
@@ -191,6 +191,7 @@ def test_every_kind_of_damage_is_one_message(exported):
         (lambda config: json.dumps(config | {"tied": False}), "another model"),
         (lambda config: json.dumps(config | {"nhid": "x"}), "not the configuration"),
         (lambda config: json.dumps(config | {"colour": 1}), "not the configuration"),
+        (lambda config: json.dumps(config | {"test_batch_size": 7}), "not as it was exported"),
     ],
 )
 def test_a_configuration_that_is_missing_or_of_another_model_is_refused(exported, change, words, main_here):
@@ -199,6 +200,29 @@ def test_a_configuration_that_is_missing_or_of_another_model_is_refused(exported
     path.write_text(changed) if changed else path.unlink()
     with pytest.raises(CheckpointError, match=words):
         main_here(lm.evaluate, exported)
+
+
+def test_a_cell_of_the_same_shapes_is_no_other_way_to_read_the_weights(train_here, corpus_dir, tmp_path):
+    flags = ["--data", corpus_dir, *TINY, *FLAGS, "--model=RNN_TANH", "--out-dir", tmp_path / "run"]
+    train_here(*flags)
+    export_run(RunDir(tmp_path / "run"), RunDir(tmp_path / "export"))
+    path = tmp_path / "export" / "config.json"
+    written = path.read_text()
+    path.write_text(json.dumps(json.loads(written) | {"data": "/elsewhere"}))
+    load_trained(RunDir(tmp_path / "export"))
+    path.write_text(written.replace("RNN_TANH", "RNN_RELU"))
+    with pytest.raises(CheckpointError, match="config.json: not as it was exported"):
+        load_trained(RunDir(tmp_path / "export"))
+
+
+def test_a_tokenizer_that_was_edited_is_refused_and_an_older_export_is_not(exported, monkeypatch):
+    path = exported / "tokenizer.json"
+    written = path.read_text()
+    path.write_text(written.replace("{", "{ ", 1))
+    with pytest.raises(CheckpointError, match="tokenizer.json: not as it was exported"):
+        load_trained(RunDir(exported))
+    path.unlink()
+    load_trained(RunDir(exported))
 
 
 def test_only_an_export_is_overwritten(tiny_run, exported, tmp_path):

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lm.base.errors import CorpusError
-from lm.text.batching import BPTTWindows, batchify
+from lm.config.values import make_config
+from lm.text.batching import BPTTWindows, batchify, mean_rate_factor, windows_warning
 
 CPU = torch.device("cpu")
 
@@ -89,3 +90,25 @@ def test_rewinding_starts_another_epoch_with_other_lengths():
 
 def test_fraction_is_the_part_of_the_epoch_behind_a_window():
     assert [w.fraction for w in BPTTWindows(columns(41), 10)] == [0, 0.25, 0.5, 0.75]
+
+
+@pytest.mark.parametrize("delta", [0, 20])
+@pytest.mark.parametrize("bptt", [1, 2, 5, 7, 10, 35, 70])
+def test_the_mean_factor_on_the_rate_is_that_of_the_windows(bptt, delta):
+    windows = BPTTWindows(columns(200_000, batch=1), bptt, variable=True, max_delta=delta, seed=1)
+    scales = [window.lr_scale for window in windows]
+    spread = 3 * np.std(scales) / len(scales) ** 0.5
+    assert mean_rate_factor(bptt, delta) == pytest.approx(np.mean(scales), abs=spread + 1e-9)
+
+
+def test_windows_so_short_that_the_rate_is_another_are_warned_of():
+    assert "--bptt 1: drawn windows have at least 5 tokens" in windows_warning(make_config(bptt=1))
+    assert "times 5.5 on average; --no-variable-bptt" in windows_warning(make_config(bptt=1))
+    for config in (
+        make_config(),
+        make_config("awd-lstm"),
+        make_config(bptt=1, variable_bptt=False),
+        make_config(bptt=8),
+    ):
+        assert windows_warning(config) == ""
+    assert mean_rate_factor(2**31 - 1, 0) <= 1

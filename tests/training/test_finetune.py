@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import lm.train
+from lm.base.errors import ConfigError
 from lm.training.checkpoint import load_checkpoint
 from tests.conftest import TINY, write_corpus
 
@@ -109,6 +110,21 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(source, tuned, faults, tmp_
         assert torch.equal(ours["averaging"]["averaged"][name], tensor), name
     results = [json.loads((path / "result.json").read_text()) for path in (run, tuned)]
     assert results[0]["test_loss"] == results[1]["test_loss"]
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume=auto"]])
+def test_a_link_to_the_run_is_the_run_which_stays_as_it_is(source, train_here, resume, tmp_path):
+    (tmp_path / "link").symlink_to(source)
+    before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match="is the run to fine-tune"):
+        train_here("--finetune", source, *TUNE, "--out-dir", tmp_path / "link", *resume)
+    assert before == {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
+
+
+def test_it_is_resumed_whatever_its_source_is_called(source, tuned, train_here, tmp_path):
+    shutil.copytree(tuned, tmp_path / "run")
+    (tmp_path / "link").symlink_to(source)
+    train_here("--finetune", f"{tmp_path}/link/", *TUNE, "--lr=1", "--out-dir", tmp_path / "run", "--resume=auto")
 
 
 def test_it_is_resumed_although_its_source_is_gone(source, cli, tmp_path):
