@@ -55,8 +55,10 @@ def test_a_spreadsheet_computes_nothing_of_the_words_in_table_csv(analysis):
 
 @pytest.mark.parametrize(
     ("value", "cell"),
-    [("=A1", "'=A1"), ("+x", "'+x"), ("-x", "'-x"), ("@x", "'@x"), ("\tx", "'\tx"), ("-0.5", "-0.5"), ("+1e-3", "+1e-3"),
-     ("alpha 2", "alpha 2"), ("", ""), (-2, -2), (None, None), (True, True)],
+    [
+        ("=A1", "'=A1"), ("+x", "'+x"), ("-x", "'-x"), ("@x", "'@x"), ("\tx", "'\tx"), ("-0.5", "-0.5"),
+        ("+1e-3", "+1e-3"), ("alpha 2", "alpha 2"), ("", ""), (-2, -2), (None, None), (True, True),
+    ],
 )  # fmt: skip
 def test_only_text_that_would_be_computed_is_marked(value, cell):
     assert _inert(value) == cell
