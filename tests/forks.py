@@ -104,7 +104,7 @@ class _Run:
             os.kill(self.pid, signal.SIGTERM)
 
 
-def _fork_run(job: Any, environment: dict[str, str]) -> _Run:
+def _fork_run(job: Any, environment: dict[str, str]) -> _Run:  # noqa: RET503
     """`lm.study.executors.launch` by a fork: the same process, but for the start of Python."""
     from lm.study import executors
 
