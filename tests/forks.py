@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -80,24 +81,53 @@ class Forks:
         return Ended(code, stdout, stderr, calls.splitlines())
 
 
-def _child(request: dict[str, Any], pipes: list[int]) -> NoReturn:
-    """Become the command that was asked for, with pipes for stdout, stderr and calls."""
+class _Run:
+    """The process of a sweep's run, with what `subprocess.Popen` offers."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if ended else None
+        return self.returncode
+
+    def wait(self) -> int:
+        while self.poll() is None:
+            time.sleep(0.01)
+        return self.returncode
+
+    def terminate(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGTERM)
+
+
+def _fork_run(job: Any, environment: dict[str, str]) -> _Run:  # noqa: RET503
+    """`lm.study.executors.launch` by a fork: the same process, but for the start of Python."""
+    from lm.study import executors
+
+    job.run_dir.path.mkdir(parents=True, exist_ok=True)
+    parent = str(os.getpid())
+    if pid := os.fork():
+        return _Run(pid)
+    log = os.open(job.run_dir.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.environ.update(environment)
+    sys.argv = ["lm.study.executors", parent, str(job.run_dir), *job.arguments]
+    _become(executors.main, log, log)
+
+
+def _become(main: Callable[[], None], stdout: int, stderr: int) -> NoReturn:
+    """Run the `main` of a command as the rest of this process."""
+    from lm.base.errors import run_cli
+
     code: object = 1
     try:
-        from lm.base.errors import run_cli
-
-        os.chdir(request["folder"])
-        os.environ.clear()
-        os.environ.update(request["environment"])
-        for stream in (1, 2):
-            os.dup2(pipes[stream - 1], stream)
+        os.dup2(stdout, 1)
+        os.dup2(stderr, 2)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        if request["faults"]:
-            from tests import faults
-
-            faults.install(request["folder"], pipes[2], **request["faults"])
-        sys.argv = [f"lm.{request['module']}", *request["arguments"]]
-        run_cli(importlib.import_module(f"lm.{request['module']}").main)
+        run_cli(main)
     except SystemExit as end:
         code = end.code or 0
     except BaseException:
@@ -105,6 +135,24 @@ def _child(request: dict[str, Any], pipes: list[int]) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 1)
+
+
+def _child(request: dict[str, Any], pipes: list[int]) -> NoReturn:
+    """Become the command that was asked for, with pipes for stdout, stderr and calls."""
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    module = importlib.import_module(f"lm.{request['module']}")
+    if request["module"] == "sweep":
+        from lm.study import executors
+
+        executors.launch = _fork_run
+    if request["faults"]:
+        from tests import faults
+
+        faults.install(request["folder"], pipes[2], **request["faults"])
+    sys.argv = [module.__name__, *request["arguments"]]
+    _become(module.main, *pipes[:2])
 
 
 def _serve() -> None:
@@ -123,7 +171,7 @@ def _serve() -> None:
             _child(request, [end for _, end in pipes])
         for _, end in pipes:
             os.close(end)
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while not (ended := os.waitpid(child, os.WNOHANG))[0]:
             if time.monotonic() > deadline:
                 os.kill(child, signal.SIGKILL)

@@ -22,7 +22,6 @@ from lm import train
 from lm.base.errors import ConfigError, CorpusError, DivergedError, Interrupted
 from lm.base.rundir import RunDir
 from lm.config.bounds import Bounds
-from lm.config.flags import parse_train_args
 from lm.config.schema import RunOptions, TrainConfig
 from lm.config.values import make_config
 from lm.scoring.evaluation import protocol_columns, split_report
@@ -134,8 +133,7 @@ def ending(config, out_dir, **options):
 @given(config=configurations())
 def test_any_valid_configuration_trains_saves_resumes_and_evaluates(config, text_dir, quick):
     config = dataclasses.replace(config, data=str(text_dir))
-    parsed, _, _ = parse_train_args(train_arguments(config), lambda dataset, data: dataset)
-    assert parsed == config
+    assert dataclasses.replace(train.configure(train_arguments(config))[0], dataset="tiny") == config
     with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
         straight, stopped = Path(scratch, "straight"), Path(scratch, "stopped")
         result = ending(config, straight, save_every=1)

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from lm import sweep
 from lm.base.errors import ConfigError, CorpusError, DivergedError
 from lm.base.locks import take_lock
-from lm.config.flags import parse_train_args
 from lm.config.values import as_plain, make_config
 from lm.study.executors import train_arguments
 from lm.study.from_flags import save_study, study_from_flags, with_refine
@@ -64,6 +63,18 @@ def start(environment):
     yield begin
     for process in processes:
         process.kill()
+
+
+@pytest.fixture(scope="module")
+def swept(cli):
+    """Sweep to the end where neither its process nor those of its runs are the point; returns stdout and stderr."""
+
+    def run(folder: Path, *arguments: object, code: int = 0) -> tuple[str, str]:
+        done = cli("sweep", *arguments, "--device=cpu", folder=folder)
+        assert done.returncode == code, done.stderr
+        return done.stdout, done.stderr
+
+    return run
 
 
 def end(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:
@@ -122,41 +133,41 @@ def test_the_command_in_the_ledger_makes_the_same_configuration(undisturbed):
         assert options.out_dir == f"runs/s/{record['id']}"
 
 
-def test_started_again_it_starts_nothing(undisturbed, start):
+def test_started_again_it_starts_nothing(undisturbed, swept):
     before = lines(undisturbed)
-    out, _ = end(start(undisturbed.parent.parent, undisturbed, "--no-report", "--json"))
+    out, _ = swept(undisturbed.parent.parent, undisturbed, "--no-report", "--json")
     assert json.loads(out)["started"] == 0
     assert lines(undisturbed) == before
 
 
-def test_runs_that_are_complete_are_only_entered_when_the_ledger_is_lost(undisturbed, start):
+def test_runs_that_are_complete_are_only_entered_when_the_ledger_is_lost(undisturbed, swept):
     before = figures(undisturbed)
     (undisturbed / "runs.jsonl").unlink()
-    out, _ = end(start(undisturbed.parent.parent, undisturbed, "--no-report", "--json"))
+    out, _ = swept(undisturbed.parent.parent, undisturbed, "--no-report", "--json")
     assert json.loads(out)["started"] == 0
     assert figures(undisturbed) == before
 
 
-def test_a_run_that_is_complete_is_entered_before_another_is_computed(start, corpus, tmp_path):
+def test_a_run_that_is_complete_is_entered_before_another_is_computed(swept, corpus, tmp_path):
     study = write_study(tmp_path / "results" / "s", corpus, grid="", seeds=(2,), epochs=1)
-    end(start(tmp_path, study, "--no-report"))
+    swept(tmp_path, study, "--no-report")
     (study / "runs.jsonl").unlink()
     text = (study / "study.toml").read_text()
     (study / "study.toml").write_text(text.replace("seeds = [2]", "seeds = [1, 2]"))
-    end(start(tmp_path, study, "--jobs=1", "--no-report"))
+    swept(tmp_path, study, "--jobs=1", "--no-report")
     assert [record["seed"] for record in read_ledger(study / "runs.jsonl")] == [2, 1]
 
 
-def test_a_run_that_was_made_by_hand_without_a_test_is_tested_before_it_is_entered(start, cli, corpus, tmp_path):
+def test_a_run_that_was_made_by_hand_without_a_test_is_tested_before_it_is_entered(swept, cli, corpus, tmp_path):
     study = write_study(tmp_path / "results" / "s", corpus, grid="", seeds=(2,), epochs=1)
-    out, _ = end(start(tmp_path, study, "--dry-run", "--json"))
+    out, _ = swept(tmp_path, study, "--dry-run", "--json")
     (missing,) = json.loads(out)["missing"]
     command = shlex.split(missing["command"].replace("--out-dir=", f"--out-dir={tmp_path}/"))
     done = cli(*(word.removeprefix("lm.") for word in command[2:]), "--no-eval-test")
     assert done.returncode == 0, done.stderr
     (record,) = [json.loads(path.read_text()) for path in tmp_path.glob("runs/s/*/result.json")]
     assert record["test_loss"] is None
-    end(start(tmp_path, study, "--no-report"))
+    swept(tmp_path, study, "--no-report")
     (entered,) = read_ledger(study / "runs.jsonl")
     assert entered["test_ppl"] > 1 and entered["valid_loss"] == record["valid_loss"]
 
@@ -203,13 +214,13 @@ def test_a_stop_signal_lets_the_runs_save_and_the_same_command_continues(number,
     assert not lines(study)
 
 
-def test_failed_and_diverged_runs_are_listed_and_the_others_complete(start, corpus, tmp_path):
+def test_failed_and_diverged_runs_are_listed_and_the_others_complete(swept, corpus, tmp_path):
     failing = "\n[[grid]]\nlr = [5]\nbatch_size = [9999]\n"
     study = write_study(
         tmp_path / "results" / "s", corpus, f"[[grid]]\nlr = [5, 1e30]\nbatch_size = [4]\n{failing}", seeds=(1,),
         model="RNN_RELU", clip=0, nonmono=0, epochs=1,
     )  # fmt: skip
-    out, stderr = end(start(tmp_path, study, "--jobs=2", "--no-report", "--json"), 1)
+    out, stderr = swept(tmp_path, study, "--jobs=2", "--no-report", "--json", code=1)
     assert sorted(record["status"] for record in read_ledger(study / "runs.jsonl")) == ["completed", "diverged"]
     (failed,) = json.loads(out)["failed"]
     assert failed.startswith("batch_size")  # named by what it has other than the baseline
@@ -219,7 +230,7 @@ def test_failed_and_diverged_runs_are_listed_and_the_others_complete(start, corp
         assert "output.log" in text
     file = study / "study.toml"
     file.write_text(file.read_text().replace(failing, ""))
-    out, stderr = end(start(tmp_path, study, "--jobs=2", "--no-report", "--json"), 4)
+    out, stderr = swept(tmp_path, study, "--jobs=2", "--no-report", "--json", code=4)
     assert json.loads(out)["started"] == 0  # it would diverge again
     assert "not finite" in stderr
 
@@ -245,17 +256,17 @@ def test_a_mistake_in_the_study_names_file_and_field_before_anything_starts(grid
         plan(Sweep(load_study(study), parse_args("", [str(study)])))
 
 
-def test_refining_by_command_line_takes_up_what_study_toml_says(start, corpus, tmp_path):
+def test_refining_by_command_line_takes_up_what_study_toml_says(swept, corpus, tmp_path):
     study = write_study(tmp_path / "results" / "s", corpus, "", seeds=(1,), epochs=1, alpha=0, beta=0)
     file = study / "study.toml"
     file.write_text(file.read_text() + '[refine]\nfield = "alpha"\nvalues = [0, 1]\npoints = 2\n')
-    _, stderr = end(start(tmp_path, study, "--refine=alpha", "--jobs=2"))
+    _, stderr = swept(tmp_path, study, "--refine=alpha", "--jobs=2")
     assert "lowest mean valid loss" in stderr
     alphas = [record["config"]["alpha"] for record in read_ledger(study / "runs.jsonl")]
     assert alphas[0] == 0
     assert len(alphas) == len(set(alphas)) == 4
     assert f"alpha {max(alphas):g}" in (study / "README.md").read_text()
-    assert "field is 'alpha', not 'beta'" in end(start(tmp_path, study, "--refine=beta"), 2)[1]
+    assert "field is 'alpha', not 'beta'" in swept(tmp_path, study, "--refine=beta", code=2)[1]
 
 
 VALUES = {
@@ -266,13 +277,13 @@ VALUES = {
 }  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.sampled_from(["", "examples-200", "awd-lstm", "awd-lstm-onecycle"]), st.fixed_dictionaries({}, optional=VALUES)
 )
 def test_the_flags_of_a_run_make_exactly_its_configuration(preset, values):
     config = make_config(preset, "ptb", **values)
-    assert parse_train_args(train_arguments(config))[0] == config
+    assert configure(train_arguments(config))[0] == config
 
 
 def from_flags(*flags: str):
@@ -313,9 +324,9 @@ def test_a_study_by_flags_may_be_of_a_folder_of_any_name(name, tmp_path, monkeyp
     assert load_study("s").flags == study.flags == {"data": name}
 
 
-def test_a_folder_of_text_needs_no_name(corpus, tmp_path, start):
+def test_a_folder_of_text_needs_no_name(corpus, tmp_path, swept):
     flags = ("--data", corpus, "--alpha", 0, 1, "--epochs=1", "--dry-run", "--out", tmp_path / "results" / "a" / "s")
-    out, _ = end(start(tmp_path, *flags))
+    out, _ = swept(tmp_path, *flags)
     assert out.count("--out-dir=runs/a/s/") == 2
     assert "2 runs asked for" in out and "--dataset=tiny" in out and f"--data={corpus}" in out
     with pytest.raises(CorpusError, match="corpus nowhere not found"):
@@ -372,7 +383,7 @@ def test_a_study_file_is_told_of_and_keeps_its_text_when_refine_is_added(tmp_pat
     file = tmp_path / "study.toml"
     file.write_text(text := 'dataset = "ptb"\nseeds = [1] # one\n[[grid]]\nalpha = [0, 1]\n')
     for _ in range(2):
-        with caplog.at_level(logging.INFO, logger="lm.sweep"):
+        with caplog.at_level(logging.INFO, logger="lm"):
             save_study(with_refine(load_study(tmp_path), parse_args("", [str(tmp_path), "--refine=alpha"])))
     assert file.read_text() == text + '\n[refine]\nfield = "alpha"\n'
     assert [record.getMessage().split(", ")[0] for record in caplog.records] == [f"{file}: [refine] added"]
