@@ -11,6 +11,11 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
+# Threads that wait for others sleep, as in `lm/base/threads.py`: spinning ones wait for a CPU that another process has.
+if [ -z "${OMP_WAIT_POLICY:-}${GOMP_SPINCOUNT:-}${KMP_BLOCKTIME:-}" ]; then
+  export OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=1000
+fi
+
 usage() {
   sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
   exit 2

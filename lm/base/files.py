@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 
 # The folder that holds the package: the repository's, or site-packages where it is installed.
 ROOT = Path(__file__).resolve().parent.parent.parent
+# For `os.open`, which else writes other line ends on Windows.
+BINARY = getattr(os, "O_BINARY", 0)
 # How the names of scratch folders begin; the host and the process that made one follow.
 _SCRATCH = ".lm-scratch-"
 
@@ -68,6 +70,12 @@ def same_place(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bo
     return Path(one).resolve() == Path(other).resolve()
 
 
+def read_at(descriptor: int, start: int, length: int) -> bytes:
+    """Bytes of an open file, at most `length`; what appends to it still does so at its end. Windows has no pread."""
+    os.lseek(descriptor, start, os.SEEK_SET)
+    return os.read(descriptor, length)
+
+
 def read_file(path: Path) -> bytes:
     """Content of a regular file. Raises OSError, naming `path`."""
     check_regular(path)
@@ -100,7 +108,7 @@ class LineFile:
         self._path = path
         if path.exists():
             check_regular(path)
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | BINARY, 0o644)
 
     def write(self, text: str) -> None:
         """Append lines. Raises OSError, naming the file, and cuts off what did not fit whole."""
@@ -127,7 +135,7 @@ class LineFile:
     def cut_partial_line(self) -> None:
         """Cut off what follows the last newline: half a line, that the next one would be appended to."""
         end = self.size
-        while end and (block := os.pread(self._descriptor, size := min(end, 1 << 16), end - size)):
+        while end and (block := read_at(self._descriptor, end - (size := min(end, 1 << 16)), size)):
             if (newline := block.rfind(b"\n")) >= 0:
                 self.truncate(end - size + newline + 1)
                 return

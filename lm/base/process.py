@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -35,7 +36,8 @@ def begin() -> None:
     # stdout in its own bytes, on stderr escaped.
     for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors=errors)
+            with suppress(OSError):  # of its position, where a pipe has taken the place of the file that it was
+                stream.reconfigure(encoding="utf-8", errors=errors)
     wait_passively()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end_at_once)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.base.errors import ConfigError
-from lm.base.files import check_regular, naming
+from lm.base.files import BINARY, check_regular, naming, read_at
 from lm.base.locks import lock
 
 # What a record holds under these keys, where it has them.
@@ -84,12 +84,12 @@ def append_ledger(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
 def _append(path: str | os.PathLike[str], line: bytes) -> None:
     if Path(path).exists():
         check_regular(Path(path))
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | BINARY, 0o644)
     try:
         lock(descriptor)  # closing the descriptor releases it, also when the process is killed
         size = os.fstat(descriptor).st_size
-        if size and _read(descriptor, size - 1, 1) != b"\n":
-            content = _read(descriptor, 0, size)
+        if size and read_at(descriptor, size - 1, 1) != b"\n":
+            content = read_at(descriptor, 0, size)
             tail = content[content.rfind(b"\n") + 1 :]
             if parse_line(tail) is not None:
                 line = b"\n" + line
@@ -102,11 +102,6 @@ def _append(path: str | os.PathLike[str], line: bytes) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _read(descriptor: int, start: int, length: int) -> bytes:
-    os.lseek(descriptor, start, os.SEEK_SET)  # appending writes at the end wherever this is; Windows has no pread
-    return os.read(descriptor, length)
 
 
 def _finite(value: Any) -> Any:

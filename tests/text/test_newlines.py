@@ -75,4 +75,4 @@ def test_bpe_learns_from_one_long_run_in_a_moment():
     text = "acgtgattaca" * 20_000
     tokenizer = BPETokenizer.from_text(text, 300)
     assert tokenizer.text(tokenizer.encode(text, final_eos=False)) == text
-    assert "acgtgattaca" in tokenizer.vocab
+    assert len(tokenizer.encode(text)) < len(text) / 4
