@@ -47,6 +47,9 @@ from lm.text.words import WordTokenizer
 from lm.train import update
 from lm.training.run import Run
 
+# Against too little memory.
+SMALLER = "--preset"
+
 Step = Callable[[], Any]
 # Label, preset, corpus, changed fields.
 Benchmark = tuple[str, str, str, dict[str, Any]]
@@ -277,4 +280,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_cli(main, "--preset")
+    run_cli(main, SMALLER)

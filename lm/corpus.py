@@ -22,6 +22,9 @@ from lm.text.cards import known_corpora
 from lm.text.corpus import Corpus
 from lm.text.finding import configured_corpus
 
+# Against too little memory.
+SMALLER = "--bpe-vocab-size or text"
+
 
 def _report(corpus: Corpus) -> str:
     """A corpus for a human reader."""
@@ -71,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_cli(main, "--bpe-vocab-size or text")
+    run_cli(main, SMALLER)

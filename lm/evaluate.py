@@ -33,6 +33,9 @@ from lm.text.batching import check_columns
 from lm.text.units import units_text
 from lm.training.divergence import check_loss
 
+# Against too little memory.
+SMALLER = "--columns, --cache-window or text"
+
 # What --export and --activations do instead of the table, and the flags that they read.
 _INSTEAD = {"export": {"json"}, "activations": {"beside", "words", "split", "columns", "data", "device", "json"}}
 
@@ -170,4 +173,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_cli(main, "--columns, --cache-window or text")
+    run_cli(main, SMALLER)

@@ -36,6 +36,8 @@ from lm.text.reading import check_text, read_text, split_words, text_of, univers
 from lm.text.tokenizer import EOS, TextTokenizer
 
 logger = logging.getLogger("lm.generate")
+# Against too little memory.
+SMALLER = "--samples, --beam or text"
 # Tokens, samples or hypotheses: more would fill the memory before anything is said.
 _MOST = 1_000_000
 
@@ -189,4 +191,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_cli(main, "--samples, --beam or text")
+    run_cli(main, SMALLER)

@@ -37,6 +37,8 @@ from lm.study.specification import load_study
 from lm.text.batching import windows_warning
 
 logger = logging.getLogger("lm.sweep")
+# Against too little memory.
+SMALLER = "--jobs or study"
 
 
 def plan(sweep: Sweep) -> list[Job]:
@@ -224,4 +226,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_cli(main, "--jobs or study")
+    run_cli(main, SMALLER)

@@ -46,6 +46,8 @@ from lm.training.run import Run
 from lm.training.writer import RunWriter, SaveTimes
 
 logger = logging.getLogger("lm.train")
+# Against too little memory.
+SMALLER = "--batch-size, --bptt, --emsize, --nhid or --nlayers"
 
 
 def gradient_step(run: Run, tokens_TB: Tensor, targets_TB: Tensor) -> None:
@@ -263,4 +265,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_cli(main, "--batch-size, --bptt, --emsize, --nhid or --nlayers")
+    run_cli(main, SMALLER)

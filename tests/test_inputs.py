@@ -50,7 +50,7 @@ def ending(monkeypatch, capsys, tmp_path):
     def run(module, *arguments):
         monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            run_cli(module.main)
+            run_cli(module.main, getattr(module, "SMALLER", ""))
         return ended.value.code, capsys.readouterr().err
 
     return run
@@ -122,7 +122,7 @@ def test_an_unusual_text_is_trained_on(splits, types, ending, tmp_path):
         ("test", b"", "test.txt: empty"),
         ("train", b"a b c\n", "train: 4 tokens are too few for --batch-size 4"),
         ("valid", b"a\n", "valid: 2 tokens are too few for --eval-batch-size 2"),
-        ("test", os.mkdir, "test.txt: not a regular file"),
+        ("test", os.mkdir, "test.txt: cannot be read: not a regular file"),
         ("test", lambda path: os.symlink(path, path), "test.txt: cannot be read: Too many levels of symbolic links"),
         ("test", lambda path: os.symlink("/proc/self/mem", path), "test.txt: cannot be read: Input/output error"),
     ],
@@ -206,7 +206,7 @@ def test_an_unusable_checkpoint_exits_with_5_whoever_reads_it_and_runs_no_code(d
             continue  # it reads no text
         code, error = ending(module, *arguments)
         assert (code, "Traceback" in error, "weights_only" in error) == (5, False, False), error
-        assert str(run_dir) in error or "--resume: " in error, error
+        assert any(name in error for name in (str(run_dir), "--resume: ", "--finetune: ")), error
         remedies = ("put a good copy in its place", "train again", "update it", "best.pt: cannot be read")
         assert any(words in error for words in (*remedies, "last.pt: cannot be read", "another text")), error
     assert before == {path: path.read_bytes() for path in run_dir.glob("*.json*")}
@@ -258,7 +258,7 @@ def test_a_copy_that_cannot_be_written_is_told_before_training(place, finished, 
     shutil.copytree(Path(finished[0]).parent / "own", tmp_path / "own")
     code, error = ending(train, *finished[1], "--out-dir=new", f"--save={place}")
     assert (code, f"--save: {place}" in error) == (2, True), error
-    assert not Path("new/metrics.jsonl").read_bytes()
+    assert not Path("new").exists()
 
 
 @pytest.mark.parametrize("damage", [UNREADABLE[name] for name in ("truncated", "flipped bit", "newer", "a list")])
@@ -366,7 +366,7 @@ def test_numeric_flags_of_the_other_commands_are_refused_by_name(module, usual, 
     flags = [action.option_strings[0] for action in parsers[0]._actions if action.type in (int, float)]
     assert flags
     usual = [finished[0] if part == "RUN" else part for part in usual]
-    kinds = {action.option_strings[0]: action.type for action in parsers[0]._actions}
+    kinds = {action.option_strings[0]: action.type for action in parsers[0]._actions if action.option_strings}
     monkeypatch.setattr(bench, "measure", lambda *arguments: pytest.fail("measured"))
     for flag in flags:
         for value in HUGE[kinds[flag]]:

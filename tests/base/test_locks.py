@@ -41,10 +41,10 @@ def test_a_lock_whose_file_was_deleted_meanwhile_is_taken_anew(tmp_path, monkeyp
 
 
 def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
-    def none(*arguments):
+    def none(*arguments, **keywords):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(locks.fcntl, "flock", none)
+    monkeypatch.setattr(locks, "lock", none)
     with pytest.raises(OSError, match="No locks available") as caught:
         take_lock(tmp_path / "lock", wait=False)
     assert caught.value.filename == str(tmp_path / "lock")

@@ -81,5 +81,5 @@ def test_the_commit_of_a_checkout_that_the_package_was_installed_into_is_not_our
     ],
 )  # fmt: skip
 def test_a_cpu_is_named_by_its_generation_too(monkeypatch, text, name):
-    monkeypatch.setattr(Path, "read_text", lambda path: text)
+    monkeypatch.setattr(Path, "read_text", lambda path, **keywords: text)
     assert provenance.cpu_name() == name
