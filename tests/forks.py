@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib
+import io
 import json
 import os
 import signal
@@ -127,6 +128,11 @@ def _become(main: Callable[[], None], stdout: int, stderr: int) -> NoReturn:
         os.dup2(stdout, 1)
         os.dup2(stderr, 2)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        # As at the start of Python, instead of those through which this process was asked.
+        sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)))
+        out, err = (io.BufferedWriter(io.FileIO(number, "w", closefd=False)) for number in (1, 2))
+        sys.stdout = io.TextIOWrapper(out)
+        sys.stderr = io.TextIOWrapper(err, errors="backslashreplace", line_buffering=True)
         run_cli(main)
     except SystemExit as end:
         code = end.code or 0
