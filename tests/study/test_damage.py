@@ -106,12 +106,14 @@ def test_a_result_of_another_text_is_not_entered(study, monkeypatch):
     assert sweep._known(jobs[1])
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
-def test_a_ledger_on_a_full_disk_is_named(tmp_path):
-    (tmp_path / "runs.jsonl").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left") as caught:
-        append_ledger(tmp_path / "runs.jsonl", {"id": "a"})
+def test_a_ledger_on_a_full_disk_is_named_and_as_it_was(tmp_path, monkeypatch):
+    append_ledger(tmp_path / "runs.jsonl", {"id": "a"})
+    before = (tmp_path / "runs.jsonl").read_bytes()
+    monkeypatch.setattr(os, "write", lambda descriptor, data, real=os.write: real(descriptor, data[:3]))
+    with pytest.raises(OSError, match="disk full") as caught:
+        append_ledger(tmp_path / "runs.jsonl", {"id": "b"})
     assert caught.value.filename == str(tmp_path / "runs.jsonl")
+    assert (tmp_path / "runs.jsonl").read_bytes() == before
 
 
 def test_a_report_on_a_full_disk_names_the_file(study, monkeypatch):
