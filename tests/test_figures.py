@@ -176,7 +176,8 @@ def noise() -> list[str]:
     reach = stats.t.ppf(0.975, 2) * max(differences) / math.sqrt(3)
     return [
         f"standard deviation of up to {sds['valid']:.4f} nats on valid and {sds['test']:.4f} on test",
-        f"one of up to {max(differences):.4f} on valid, so that its mean over three seeds is known to ±{reach:.3f}",
+        f"a standard deviation of up to {max(differences):.4f} on valid, so that its mean over three seeds is known "
+        f"to ±{reach:.3f}",
     ]
 
 
