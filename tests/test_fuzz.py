@@ -78,7 +78,9 @@ def configurations(draw):
     try:
         return make_config(dataset="tiny", **drawn)
     except ConfigError:  # two fields contradict each other; each is valid
-        return make_config(dataset="tiny", **drawn | {"min_lr": 0.0, "kernel": "auto", "tied": False})
+        annealing = [name for name in drawn if name.startswith("trapezoid_") or name == "average_last"]
+        kept = {name: value for name, value in drawn.items() if name not in annealing}
+        return make_config(dataset="tiny", **kept | {"min_lr": 0.0, "kernel": "auto", "tied": False})
 
 
 @pytest.fixture(scope="module")
@@ -174,10 +176,16 @@ FILES = st.one_of(
 WHITE_SPACE = "".join(c for c in map(chr, range(0x3001)) if c.isspace() and c not in "\x1c\x1d\x1e\x1f")
 
 
+def text_of(raw):
+    """Text of a file with line ends as here; by Python's own rules, apart from the tokenizer's."""
+    text = raw.decode("utf-8-sig")
+    return "\n".join(text.split("\r\n" if "\n" in text else "\r"))
+
+
 def words_of(raw):
-    """Lines of words of a file, None where it is no text; by Python's own rules, apart from the tokenizer's."""
+    """Lines of words of a file, None where it is no text."""
     try:
-        text = raw.decode("utf-8-sig")
+        text = text_of(raw)
     except UnicodeDecodeError:
         return None
     lines = [re.findall(f"[^{WHITE_SPACE}]+", line) for line in text.removesuffix("\n").split("\n")]
@@ -209,7 +217,7 @@ def test_any_folder_of_files_is_prepared_and_read_back_or_refused_by_name(train_
                 expected = [word if word in known else "<unk>" for line in lines[split] for word in [*line, "<eos>"]]
                 assert corpus.tokenizer.decode(corpus.splits[split]) == expected
             assert corpus.vocab_size == len(known)
-        check_smaller_units(folder, {split: raw.decode("utf-8-sig") for split, raw in files.items()}, scratch)
+        check_smaller_units(folder, {split: text_of(raw) for split, raw in files.items()}, scratch)
 
 
 def check_smaller_units(folder, texts, scratch):

@@ -1,5 +1,6 @@
 """A run loses nothing, whatever happens to its process or disk: some moments of what `tests.stress` tries in full."""
 
+import errno
 import json
 import logging
 import os
@@ -144,10 +145,12 @@ def test_the_logs_of_a_run_of_paper_length_are_small(trials, tmp_path):
     assert cases.log_megabytes(tmp_path, trials.expected["metrics"]).keys() == {"metrics.jsonl", "tb"}
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
-def test_a_log_message_that_does_not_fit_raises_and_names_the_file(tmp_path):
-    (tmp_path / "train.log").symlink_to("/dev/full")
+def test_a_log_message_that_does_not_fit_raises_and_names_the_file(tmp_path, monkeypatch):
+    def full(descriptor, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     with pytest.raises(OSError, match="No space left") as caught, log_to(tmp_path / "train.log"):
+        monkeypatch.setattr(os, "write", full)
         logging.getLogger("lm.test").info("a message")
     assert caught.value.filename == str(tmp_path / "train.log")
 
