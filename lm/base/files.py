@@ -106,8 +106,6 @@ class LineFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        if path.exists():
-            check_regular(path)
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | BINARY, 0o644)
 
     def write(self, text: str) -> None:
