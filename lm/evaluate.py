@@ -52,7 +52,8 @@ def table(reports: list[dict[str, Any]]) -> str:
             lines[-1] += f"  rms h {row['activation']['rms']:.4f}, rms dh {row['activation']['temporal_rms']:.4f}"
         else:
             settings = [f"{k} {v}" for part in (row["cache"], row["dynamic"]) if part for k, v in part.items()]
-            lines[-1] += "  " + ", ".join(settings)
+            lines[-1] += "  " + ", ".join(settings + ["fast, not as published"] * row["fast"])
+            lines[-1] += "".join(f"; {note}" for note in row["notes"])
         lines[-1] += units_text({name: row[name] for name in ("bits_per_char", "word_ppl") if name in row})
     return "\n".join(lines)
 
@@ -63,11 +64,11 @@ def evaluate_run(arguments: argparse.Namespace) -> None:
     adaptation = Adaptation(model, config, corpus, arguments)
     reports = []
     for split in arguments.split or ["valid", "test"]:
-        columns = arguments.columns or protocol_columns(config, split)
+        columns = adaptation.columns(split)
         check_columns(len(corpus.splits[split]), columns, f"{corpus.source}, {split}", "--columns")
         if adaptation.plain:
             reports.append(split_report(model, corpus, split, columns))
-        reports += adaptation.report(split, columns)
+        reports += adaptation.report(split)
     if arguments.json:
         show(json.dumps({"run": str(arguments.run_dir), "dataset": corpus.name, "splits": reports}) + "\n")
     else:
@@ -115,7 +116,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("run_dir", type=RunDir, metavar="RUN_DIR", help="run directory of lm.train, or an export")
     text = "splits to score (default: valid and test; with --activations: valid)"
     parser.add_argument("--split", nargs="+", action="extend", choices=["train", "valid", "test"], help=text)
-    parser.add_argument("--columns", type=int, metavar="N", help="cut splits into N columns (default: as in training)")
+    parser.add_argument(
+        "--columns", type=int, metavar="N", help="cut splits into N columns (default: as in training; 1 with --adapt)"
+    )
     parser.add_argument(
         "--data",
         default="",
