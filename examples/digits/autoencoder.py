@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 import lm
 from examples.digits.data import RESULTS, Part, batches, load_parts, write_records
-from examples.digits.page import draw_autoencoders, draw_features, write_page
+from examples.digits.page import write_page
+from examples.digits.pictures import draw_autoencoders, draw_features
 from lm.nn.regularization import INACTIVE
 
 CODES = (16, 64, 256)

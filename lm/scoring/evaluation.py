@@ -5,7 +5,7 @@ state is carried from the first token of each column to its last, so the windows
 layer's raw output h, over time, columns and units:
 
     rms = sqrt(mean h^2)    mean_abs = mean |h|    frac_small = share of |h| < 0.01
-    temporal_rms = sqrt(mean (h[t+1] - h[t])^2)
+    frac_zero = share of h = 0    temporal_rms = sqrt(mean (h[t+1] - h[t])^2)
 
 Shapes: T time, B columns of the text, H units.
 """
@@ -58,7 +58,7 @@ class _ActivationSums:
     """Running sums over raw outputs h_TBH, in float64, across windows."""
 
     def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(4, dtype=torch.float64, device=device)
+        self._sums = torch.zeros(5, dtype=torch.float64, device=device)
         self._values = self._steps = 0
         self._last_BH: Tensor | None = None
 
@@ -69,17 +69,19 @@ class _ActivationSums:
         square = h_TBH.square().sum(dtype=torch.float64)
         magnitude = h_TBH.abs().sum(dtype=torch.float64)
         small = (h_TBH.abs() < INACTIVE).sum(dtype=torch.float64)
-        self._sums += torch.stack([square, magnitude, small, change])
+        zero = (h_TBH == 0).sum(dtype=torch.float64)
+        self._sums += torch.stack([square, magnitude, small, zero, change])
         self._values += h_TBH.numel()
         self._steps += (len(joined) - 1) * h_TBH[0].numel()
         self._last_BH = h_TBH[-1]
 
     def means(self) -> dict[str, float]:
-        square, magnitude, small, change = self._sums.tolist()
+        square, magnitude, small, zero, change = self._sums.tolist()
         return {
             "rms": math.sqrt(square / self._values),
             "mean_abs": magnitude / self._values,
             "frac_small": small / self._values,
+            "frac_zero": zero / self._values,
             "temporal_rms": math.sqrt(change / max(self._steps, 1)),
         }
 

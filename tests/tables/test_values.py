@@ -101,6 +101,8 @@ def test_every_column_of_the_csv_file_holds_its_figure(study):
         expected = {name: f"{array[i]:.6g}".replace("nan", "") for name, array in study.columns.items()}
         expected |= {"configuration": LABELS[i], "alpha": str(alpha), "beta": str(beta), "baseline": str(i == 0)}
         expected |= {"chosen": str(i == 4), "n": "3", "seeds": "1 2 3", "unfinished": "0", "quoted_from": ""}
+        welch = "False" if i else ""  # all are pairs
+        expected |= {"diff_valid_welch": welch, "diff_test_welch": welch, "frac_zero_mean": "", "frac_zero_sd": ""}
         assert row == expected
 
 
