@@ -29,7 +29,7 @@ STRENGTHS = (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 INPUTS = ("standardised", "raw")
 SEEDS = (1, 2, 3)
-TRAIN, UPDATES, BATCH, RATE = 1000, 400, 100, 3e-3
+TRAIN, UPDATES, BATCH, RATE = 1000, 200, 100, 5e-3
 
 
 def train(images: Tensor, code: int, activation: str, l1: float, seed: int, updates: int = UPDATES) -> nn.Sequential:

@@ -5,6 +5,7 @@ Shapes: N images, 64 pixels.
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,7 @@ class Part:
     labels: Tensor
 
 
+@functools.cache
 def load_parts(seed: int, train: int, inputs: str = "standardised") -> dict[str, Part]:
     """Train, of this many images, valid, of 300 others, and test.
 
