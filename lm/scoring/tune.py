@@ -73,7 +73,8 @@ def tune_cache(
         for end, start in zip((values[0], values[-1]), first[name], strict=True)
         if end != start
     ]
-    return best, notes + [f"{_flag(name)}: the best is at the edge of the grid" for name in beyond]
+    edges = [*beyond, *["lam"] * (best.lam == _LARGEST_LAMBDA)]
+    return best, notes + [f"{_flag(name)}: the best is at the edge of the grid" for name in edges]
 
 
 def _cache(window: float, lam: float, theta: float) -> Cache:

@@ -143,7 +143,9 @@ def refine(
         values = [0, 0.2, 0.4, 0.6, 0.8] if linear else [0, 0.1, 1, 10, 100]
     for _ in range(1 + settings.get("rounds", 1)):
         values = [value for value in dict.fromkeys(map(kind, values)) if value not in tried and value in bounds]
-        tried |= dict(zip(values, measure([study.baseline | (part or {}) | {field: value} for value in values]), strict=True))
+        tried |= dict(
+            zip(values, measure([study.baseline | (part or {}) | {field: value} for value in values]), strict=True)
+        )
         if min(tried.values()) == math.inf:
             break
         values = finer(tried, settings.get("points", 4), linear=linear)
