@@ -443,8 +443,8 @@ def readme_rows() -> list[str]:
 EXPECTED = {
     "README.md": readme_rows(),
     "results/README.md": [
-        *baselines(), *three_seeds(), *strengths(), *noise(), *activations(), own_page(), beside_a_cache(), *elsewhere(),
-        *others(), speed(), *claims_of_the_subject(),
+        *baselines(), *three_seeds(), *strengths(), *noise(), *activations(), own_page(), beside_a_cache(),
+        *elsewhere(), *others(), speed(), *claims_of_the_subject(),
     ],
     "results/ptb-200/adaptation.md": [*adaptation(), six_epochs()],
     "results/digits/README.md": [*digits_autoencoders(), *digits_classifier()],
