@@ -20,10 +20,10 @@ from torch.autograd.function import once_differentiable
 
 from lm.nn.products import pack_linear, transposed
 
-# Products are taken over blocks of rows with at most so many logits: large, and memory does not grow with N x V. In bf16
-# 32M logits, 64 MB; in fp32 on a CPU 8M, 32 MB: larger blocks leave the caches, and the step takes 60 MB more. All else
-# on a CPU is done for 1M logits at a time, 4 MB in fp32. In bf16 at N = 5600, V = 33,278, E = 400 and 2 cores the loss
-# takes 1244 ms so, 1316 with 4M, 1437 with 128K, and 1385 with products over 4M logits as well.
+# Products are taken over blocks of rows with at most so many logits: large, and memory does not grow with N x V.
+# In bf16 32M logits, 64 MB; in fp32 on a CPU 8M, 32 MB: larger blocks leave the caches, and a step takes 60 MB more.
+# All else on a CPU is done for 1M logits at a time, 4 MB in fp32. In bf16 at N = 5600, V = 33,278, E = 400 and 2 cores
+# the loss takes 1244 ms so, 1316 with 4M, 1437 with 128K, and 1385 with products over 4M logits as well.
 _BLOCK_LOGITS = 1 << 25
 _BLOCK_LOGITS_FP32 = 1 << 23
 _CACHED_LOGITS = 1 << 20
