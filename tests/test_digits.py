@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from examples.digits import autoencoder, classifier
-from examples.digits.claims import best_l1, gain, verdict
+from examples.digits.claims import best_l1, gain, verdicts
 from examples.digits.data import load_parts, read_records
 from examples.digits.page import write_page
 from lm.tables.stats import Difference
@@ -95,14 +95,18 @@ def test_page_and_pictures_are_written_and_the_page_repeats_itself(folder):
         assert text in page
 
 
-def test_gains_are_paired_by_seed_and_a_verdict_follows_the_interval():
+def test_gains_are_paired_by_seed():
     ours = [{"seed": s, "accuracy": 0.9 + 0.01 * s} for s in (1, 2, 3)]
     theirs = [{"seed": s, "accuracy": 0.89 + 0.01 * s + 0.001 * (s == 2)} for s in (3, 2, 1)]
     assert gain(ours, theirs, "accuracy").mean == pytest.approx(100 * (0.01 - 0.001 / 3))
-    assert verdict(Difference(1.0, 3, 0.5, 1.5)) == "holds"
-    assert verdict(Difference(-1.0, 3, -1.5, -0.5)) == "does not hold"
-    assert verdict(Difference(1.0, 3, -0.5, 2.5)).startswith("not shown")
-    assert verdict(Difference(1.0, 1)).startswith("not shown")
+
+
+def test_a_verdict_goes_by_the_p_that_is_adjusted_for_all_claims():
+    gained, lost, unclear = (Difference(mean, 3, p=p) for mean, p in ((1.0, 0.01), (-1.0, 0.001), (1.0, 0.03)))
+    assert verdicts(gained, lost) == ["holds", "does not hold"]
+    assert verdicts(unclear) == ["holds"]
+    assert verdicts(unclear, Difference(0.1, 3, p=0.9)) == ["not shown (p = 0.060)", "not shown (p = 0.900)"]
+    assert verdicts(Difference(1.0, 1)) == ["not shown: too few seeds"]
 
 
 def test_the_best_strength_is_chosen_on_valid_not_on_test():

@@ -411,6 +411,20 @@ def digits_classifier() -> list[str]:
     ]
 
 
+def claims_of_the_subject() -> list[str]:
+    """What results/README.md takes from results/digits/README.md, and from the runs with L1 on PTB."""
+    auto, classifier = digits_autoencoders(), digits_classifier()
+    l1, l2, base = runs(0.8, 0, 0.2, "l1")[1111], runs(2, 0)[1111], runs(0, 0)[1111]
+    gains = [gain(ours, base, "test") for ours in (l1, l2)]
+    return [
+        *auto[-6:],
+        *classifier[-5:],
+        f"PTB, seed 1111: L1 gains {gains[0]:.3f} nats on test, AR with the mean square {gains[1]:.3f}",
+        f"PTB: {100 * l1['activation']['frac_small']:.1f} % near 0, {100 * activation(runs(0, 0), 'frac_small'):.1f} % "
+        "without a penalty",
+    ]
+
+
 def readme_rows() -> list[str]:
     """The README's table, ours against published per target, and its findings."""
     base, views, awd = runs(0, 0), both_views(), only("ptb-awd-lstm")

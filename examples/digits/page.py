@@ -33,6 +33,7 @@ _READING = """\
   takes a mean over units, so it is given the strength times the number of units.
 - *Test* is the same 497 images for every seed. A seed draws train and valid from the rest, initial weights and batches.
 - *[a, b]* is a 95 % t-interval of differences paired by seed. It covers seeds, not the choice of the test images.
+- Verdicts on gains go by p, adjusted by Holm's method over the claims of an experiment.
 """
 _AUTOENCODERS = """\
 ## Autoencoders
