@@ -316,15 +316,19 @@ def paired_points(ours: dict[int, float], theirs: dict[int, float]) -> tuple[str
     return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]", low, float(test.pvalue)
 
 
-def strongest_probe(lines: list[dict], code: int) -> tuple[str, str]:
-    """The strength of L1 above 0 that is best for a probe on valid, and what it gains on test."""
+def adjusted(*p_values: float) -> list[str]:
+    """Verdicts on gains of which none is significant: with p adjusted by Holm's method."""
+    return [f"not shown (p = {p:.3f})" for p in holm(p_values)]
+
+
+def strongest_probe(lines: list[dict], code: int) -> tuple[str, str, float]:
+    """The strength of L1 above 0 that is best for a probe on valid, what it gains on test, and p."""
     where = {"inputs": "standardised", "activation": "relu", "code": code}
     valid = {l1: fmean(picked(lines, "probe_valid", l1=l1, **where).values()) for l1 in (1e-4, 1e-3, 1e-2, 1e-1)}
     best = max(valid, key=valid.__getitem__)
-    text, *_ = paired_points(
-        picked(lines, "probe_test", l1=best, **where), picked(lines, "probe_test", l1=0.0, **where)
-    )
-    return f"{best:g}", text
+    gained = (picked(lines, "probe_test", l1=l1, **where) for l1 in (best, 0.0))
+    text, _, p = paired_points(*gained)
+    return f"{best:g}", text, p
 
 
 def digits_autoencoders() -> list[str]:
@@ -353,17 +357,24 @@ def digits_autoencoders() -> list[str]:
         - mean("zeros", l1=0.0, inputs=inputs, activation="relu", code=256)
         for inputs in ("standardised", "raw")
     ]
+    missed = [
+        mean("missed", l1=0.0, code=16, activation=activation, inputs=inputs)
+        for activation in ("relu", "tanh")
+        for inputs in ("standardised", "raw")
+    ]
     near = mean("near_zeros", l1=0.01, inputs="standardised", activation="tanh", code=256)
     tanh = max(100 * line["zeros"] for line in lines if line["activation"] == "tanh")
     best = {code: strongest_probe(lines, code) for code in (16, 64, 256)}
     return [
         *rows,
         f"exact zeros of ReLU codes, L1 0 to 0.1: {ends}",
-        f"tanh: at most {tanh:.1f} % exact zeros at any strength, and {near:.1f} % with |h| < 0.01",
-        "best for a linear probe on valid: " + ", ".join(f"{l1} (code {code})" for code, (l1, _) in best.items()),
+        f"tanh: at most {tanh:.1f} % exact zeros at any strength, and {near:.1f} % closer to 0 than 0.01",
+        "best for a linear probe on valid: " + ", ".join(f"{l1} (code {code})" for code, (l1, *_) in best.items()),
         f"gain of a probe on test by L1, in points: {best[256][1]} (code 256)",
         f"the same gain for code 16: {best[16][1]}",
-        f"{added[0]:.1f} points with standardised inputs, {added[1]:.1f} with raw ones",
+        f"{added[0]:.1f} points with standardised inputs, {added[1]:.1f} with raw ones; variance missed without L1 "
+        f"(code 16): relu {missed[0]:.1f} % and {missed[1]:.1f} %, tanh {missed[2]:.1f} % and {missed[3]:.1f} %",
+        adjusted(best[256][2], best[16][2])[0],
     ]
 
 
@@ -388,7 +399,7 @@ def digits_classifier() -> list[str]:
             f"{fmean(picked(lines, 'nats', method=method).values()) / 100:.3f}",
             f"{fmean(picked(lines, 'zeros', method=method).values()):.1f} %",
         ]  # fmt: skip
-        rows.append(f"| {' | '.join(cells)} |")
+        rows.append(f"| {' | '.join(cells)} |".replace("  ", " "))
     alone = [
         r for r in lines if r["split"] == "valid" and r["l1"] and not (r["l2"] or r["weight_decay"] or r["dropout"])
     ]
@@ -396,7 +407,7 @@ def digits_classifier() -> list[str]:
     coarse = max((1e-4, 1e-3, 1e-2, 1e-1), key=lambda l1: fmean(valid[l1]))
     finest = max(valid, key=lambda l1: fmean(valid[l1]))
     over = {
-        pair: paired_points(picked(lines, "accuracy", method=pair[0]), picked(lines, "accuracy", method=pair[1]))[0]
+        pair: paired_points(picked(lines, "accuracy", method=pair[0]), picked(lines, "accuracy", method=pair[1]))
         for pair in (
             ("L1", "L2 of activations"), ("weight decay + L1", "weight decay"), ("dropout + L1", "dropout"),
         )
@@ -406,8 +417,13 @@ def digits_classifier() -> list[str]:
         f"valid accuracy of L1: {fmean(valid[coarse]):.2f} % at {coarse:g}, {fmean(valid[finest]):.2f} % at "
         f"{finest:g}; sd over seeds {stdev(valid[coarse]):.2f}",
         f"gain on test, in points: {gains['L1'][0]}",
-        f"gain of L2 of activations: {gains['L2 of activations'][0]}; of L1 over L2: {over['L1', 'L2 of activations']}",
-        *(f"gain over {name} alone, in points: {over[f'{name} + L1', name]}" for name in ("weight decay", "dropout")),
+        f"gain of L2 of activations: {gains['L2 of activations'][0]}; of L1 over L2: "
+        f"{over['L1', 'L2 of activations'][0]}",
+        *(
+            f"gain over {name} alone, in points: {over[f'{name} + L1', name][0]}"
+            for name in ("weight decay", "dropout")
+        ),
+        *adjusted(gains["L1"][2], *(p for *_, p in over.values())),
     ]
 
 
@@ -417,8 +433,8 @@ def claims_of_the_subject() -> list[str]:
     l1, l2, base = runs(0.8, 0, 0.2, "l1")[1111], runs(2, 0)[1111], runs(0, 0)[1111]
     gains = [gain(ours, base, "test") for ours in (l1, l2)]
     return [
-        *auto[-6:],
-        *classifier[-5:],
+        *auto[-7:],
+        *classifier[-9:],
         f"PTB, seed 1111: L1 gains {gains[0]:.3f} nats on test, AR with the mean square {gains[1]:.3f}",
         f"PTB: {100 * l1['activation']['frac_small']:.1f} % near 0, {100 * activation(runs(0, 0), 'frac_small'):.1f} % "
         "without a penalty",
