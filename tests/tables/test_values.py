@@ -134,7 +134,7 @@ def test_a_comparison_of_two_studies_shows_every_figure_in_text_and_json(study, 
     )
     for i, ((alpha, beta), reference, row) in enumerate(zip(CELLS, rows[::2], rows[1::2], strict=True)):
         shown, change = texts(columns, i), columns["test_ppl_mean"][i] - study.columns["test_ppl_mean"][i]
-        difference = pytest.approx({part: columns[f"diff_test_{part}"][i] for part in PARTS})
+        difference = pytest.approx({part: columns[f"diff_test_{part}"][i] for part in PARTS} | {"welch": False})
         expected = {"config": {"alpha": alpha, "beta": beta}, "dataset": "ptb", "quoted_from": None, "source": names[1]}
         expected |= {"reference": False, "verdict": shown["verdict"], "split": "test", "difference": difference}
         expected |= {"ppl_difference": pytest.approx(change), "other_protocol": None, "config_differs": []}
