@@ -134,10 +134,12 @@ class AWDLSTM(nn.Module):
 
     def token_loss(self, output: Output, targets_TB: Tensor) -> Tensor:
         """Nats of every target, (T, B), without a graph: for evaluation."""
-        h_NH = output.after_dropout[-1].flatten(0, 1)
-        decoder = self.decoder
-        nats = token_cross_entropy(h_NH, decoder.weight, decoder.bias, targets_TB.flatten(), self.precision)
-        return nats.view(targets_TB.shape)
+        nats_N = self.row_loss(output.after_dropout[-1].flatten(0, 1), targets_TB.flatten())
+        return nats_N.view(targets_TB.shape)
+
+    def row_loss(self, h_NH: Tensor, targets_N: Tensor) -> Tensor:
+        """Nats of targets, (N,), of which each is predicted from a row of the last layer's output."""
+        return token_cross_entropy(h_NH, self.decoder.weight, self.decoder.bias, targets_N, self.precision)
 
 
 def detach(state: State) -> State:
