@@ -21,6 +21,7 @@ from lm.text.reading import split_lines, universal_newlines, word_spans
 from lm.text.tokenizer import EOS, UNK, TextTokenizer
 
 Row = dict[str, Any]
+Spans = list[tuple[int, int]]
 
 
 def surprisal(
@@ -63,7 +64,6 @@ def surprisal(
     ids = [tokenizer.encode(line + "\n") for line in lines]
     figures = _figures(model, ids, tokenizer.eos_id, independent, nats if per_word else details(top))
     unit = math.log(2) if bits else 1.0
-    rows = _word_rows if per_word else _token_rows
     ends = np.cumsum([len(line) for line in ids])
     for number, (line, line_ids, end) in enumerate(zip(lines, ids, ends, strict=True), 1):
         spans = [*tokenizer.spans(line), (len(line), len(line))]
@@ -72,12 +72,15 @@ def surprisal(
             for index, span in zip(line_ids.tolist(), spans, strict=True)
         ]
         values = [figure[end - len(line_ids) : end] for figure in figures]
-        found = rows(tokenizer, line, spans, unknown, unit, values)
+        if per_word:
+            found = _word_rows(line, spans, unknown, values[0] / unit)
+        else:
+            found = _token_rows(tokenizer, line, spans, unknown, values, unit)
         yield [{"line": number, "position": position} | row for position, row in enumerate(found, 1)]
 
 
 def _one_line(line: str) -> str:
-    line = universal_newlines(line).removesuffix("\n")
+    line = line.removesuffix("\n").removesuffix("\r")
     if "\n" in line:
         raise CorpusError(f"a sentence is one line; {line!r} holds several")
     return line
@@ -96,9 +99,6 @@ def _figures(
     return tuple(map(np.concatenate, zip(first, read_running(model, ids, describe), strict=True)))
 
 
-Spans = list[tuple[int, int]]
-
-
 def _place(line: str, span: tuple[int, int]) -> Row:
     """The text of a token or word, and where it stands; no characters are the line's end."""
     start, end = span
@@ -106,12 +106,7 @@ def _place(line: str, span: tuple[int, int]) -> Row:
 
 
 def _token_rows(
-    tokenizer: TextTokenizer,
-    line: str,
-    spans: Spans,
-    unknown: list[bool],
-    unit: float,
-    values: list[np.ndarray],
+    tokenizer: TextTokenizer, line: str, spans: Spans, unknown: list[bool], values: list[np.ndarray], unit: float
 ) -> Iterator[Row]:
     """Rows of a line's tokens, from the figures of `details` in `values`."""
     for span, lost, cost, rank, entropy, top, p in zip(spans, unknown, *map(np.ndarray.tolist, values), strict=True):
@@ -120,18 +115,11 @@ def _token_rows(
         yield row | ({"top": list(zip(names, p, strict=True))} if top else {})
 
 
-def _word_rows(
-    tokenizer: TextTokenizer,
-    line: str,
-    spans: Spans,
-    unknown: list[bool],
-    unit: float,
-    values: list[np.ndarray],
-) -> Iterator[Row]:
-    """Rows of a line's words, from the nats of its tokens."""
+def _word_rows(line: str, spans: Spans, unknown: list[bool], surprisal_N: np.ndarray) -> Iterator[Row]:
+    """Rows of a line's words, from the surprisal of its tokens."""
     words = word_spans(line)
     word = np.searchsorted([end for _, end in words], [end for _, end in spans])  # the first that ends no earlier
     word[-1] = len(words)  # <eos>, whose row takes white space before it too
-    sums = [np.bincount(word, weights, len(words) + 1).tolist() for weights in (values[0], unknown, None)]
+    sums = [np.bincount(word, weights, len(words) + 1).tolist() for weights in (surprisal_N, unknown, None)]
     for span, cost, lost, tokens in zip([*words, spans[-1]], *sums, strict=True):
-        yield _place(line, span) | {"surprisal": cost / unit, "unknown": lost > 0, "tokens": tokens}
+        yield _place(line, span) | {"surprisal": cost, "unknown": lost > 0, "tokens": tokens}
