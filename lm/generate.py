@@ -102,7 +102,7 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
             for place, (token, p) in enumerate(value, 1):
                 cells |= {f"top{place}": token, f"p{place}": f"{p:.6f}"}
         else:
-            cells[name] = f"{value:.6f}" if isinstance(value, float) else str(int(value) if value is True else value)
+            cells[name] = f"{value:.6f}" if isinstance(value, float) else str(+value if name == "unknown" else value)
     return {name: cell.replace("\t", "\\t").replace("\r", "\\r") for name, cell in cells.items()}
 
 
