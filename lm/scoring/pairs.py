@@ -150,7 +150,7 @@ def _accuracy(right: int, pairs: int) -> dict[str, float | None]:
     if not pairs:
         return dict.fromkeys(("accuracy", "low", "high"))
     interval = binomtest(right, pairs).proportion_ci(_LEVEL, "wilson")
-    return {"accuracy": 100 * right / pairs, "low": 100 * interval.low, "high": 100 * interval.high}
+    return {"accuracy": 100 * right / pairs, "low": float(100 * interval.low), "high": float(100 * interval.high)}
 
 
 def table(report: dict[str, Any]) -> str:

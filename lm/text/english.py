@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable
 
 from lm.text.pydocs import words_of
-from lm.text.reading import split_words
 
 # A full stop belongs to these wherever they stand, and to letters that each have one ("U.S.").
 _ABBREVIATION = r"\b(?:[Mm]rs?|[Mm]s|[Dd]r|[Jj]r|[Ss]r|[Ss]t|[Ii]nc|[Cc]orp|[Cc]o|[Ll]td|vs|etc)\.|\b(?:[^\W\d_]\.){2,}"
@@ -75,8 +74,3 @@ def _laid_out(words: list[str]) -> str:
 TOKENIZATIONS: dict[str, Callable[[str], str]] = {
     "ptb": as_ptb, "wikitext-2": as_wikitext, "pydocs": as_pydocs, "plain": as_it_stands,
 }  # fmt: skip
-
-
-def check_one_line(sentence: str) -> bool:
-    """Whether a sentence is a line with a word."""
-    return "\n" not in sentence and bool(split_words(sentence))
