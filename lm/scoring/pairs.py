@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy import stats
 
 from lm.base.errors import CorpusError
 from lm.config.schema import DataConfig
@@ -113,8 +113,9 @@ def score_pairs(
     starts = np.cumsum([0, *(len(one) for one in ids[:-1])])
     cost = np.add.reduceat(nats, starts).reshape(-1, 2)
     unk_id = -1 if tokenizer.unk_id is None else tokenizer.unk_id
-    unknown = np.array([unk_id in one for one in ids]).reshape(-1, 2).any(1)
-    right, tied = cost[:, 0] < cost[:, 1], cost[:, 0] == cost[:, 1]
+    unknown: np.ndarray = np.array([unk_id in one for one in ids]).reshape(-1, 2).any(1)
+    right: np.ndarray = cost[:, 0] < cost[:, 1]
+    tied: np.ndarray = cost[:, 0] == cost[:, 1]
     total: Counter[str] = Counter()
     phenomena: dict[str, Counter[str]] = {}
     by_set = []
@@ -149,7 +150,7 @@ def _accuracy(right: int, pairs: int) -> dict[str, float | None]:
     """In percent, with Wilson's interval (1927) at 95 %."""
     if not pairs:
         return dict.fromkeys(("accuracy", "low", "high"))
-    interval = binomtest(right, pairs).proportion_ci(_LEVEL, "wilson")
+    interval = stats.binomtest(right, pairs).proportion_ci(_LEVEL, "wilson")
     return {"accuracy": 100 * right / pairs, "low": float(100 * interval.low), "high": float(100 * interval.high)}
 
 

@@ -29,8 +29,8 @@ def draw(path: Path, title: str, report: dict[str, Any]) -> None:
         for published, style in zip(report["published"], ("-", "--", "-.", ":"), strict=False):
             label = f"{published['model']}, published: {published['accuracy']:.1f}"
             ax.axvline(published["accuracy"], color=OTHER, linewidth=0.9, linestyle=style, label=label)
-        of_sets = [(one["accuracy"], places[one["phenomenon"]]) for one in report["sets"]]
-        ax.scatter(*zip(*of_sets, strict=True), s=22, color=PALE, label="a set")
+        set_places = [places[one["phenomenon"]] for one in report["sets"]]
+        ax.scatter([one["accuracy"] for one in report["sets"]], set_places, s=22, color=PALE, label="a set")
         accuracy = [row["accuracy"] for row in rows]
         reach = [[row["accuracy"] - row["low"] for row in rows], [row["high"] - row["accuracy"] for row in rows]]
         label = "a phenomenon, 95 % interval"
