@@ -113,9 +113,10 @@ def score_pairs(
     starts = np.cumsum([0, *(len(one) for one in ids[:-1])])
     cost = np.add.reduceat(nats, starts).reshape(-1, 2)
     unk_id = -1 if tokenizer.unk_id is None else tokenizer.unk_id
-    unknown: np.ndarray = np.array([unk_id in one for one in ids]).reshape(-1, 2).any(1)
-    right: np.ndarray = cost[:, 0] < cost[:, 1]
-    tied: np.ndarray = cost[:, 0] == cost[:, 1]
+    lost = np.array([unk_id in one for one in ids]).reshape(-1, 2)
+    unknown = lost[:, 0] | lost[:, 1]
+    right = cost[:, 0] < cost[:, 1]
+    tied = cost[:, 0] == cost[:, 1]
     total: Counter[str] = Counter()
     phenomena: dict[str, Counter[str]] = {}
     by_set = []
