@@ -14,19 +14,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lm.nn.products import pack_linear, transposed, transposed_product
+from lm.nn.products import linear_for, pack_linear, transposed, transposed_product
 
 # Products are taken over blocks of rows with at most 32M logits (64 MB in bf16): large, and memory does not grow with
 # N x V. All else on a CPU is done for 1M logits at a time, 4 MB in fp32. At N = 5600, V = 33,278, E = 400 and 2 cores
 # the loss takes 1244 ms so, 1316 with 4M, 1437 with 128K, and 1385 with products over 4M logits as well.
 _BLOCK_LOGITS = 1 << 25
 _CACHED_LOGITS = 1 << 20
-# Packing the decoder pays from about this many rows.
-_PACK_ROWS = 64
 
 
 def _spans(rows: int, limit: int, vocabulary: int) -> Iterator[slice]:
@@ -128,6 +125,6 @@ def token_cross_entropy(
     """Nats of every row (N,), without a graph: for evaluation. Sum them in float64, and divide by their number once."""
     dtype = _compute_dtype(precision, weight_VE.dtype)
     h, w, b = h_NE.to(dtype), weight_VE.to(dtype), bias_V.to(dtype)
-    logits = pack_linear(w) if len(h) >= _PACK_ROWS else lambda h, b: F.linear(h, w, b)
+    logits = linear_for(w, len(h))
     spans = _spans(len(h), _BLOCK_LOGITS, len(w))
     return torch.cat([_nats_and_gradient_(logits(h[rows], b), target_N[rows], weight_VE.dtype, None) for rows in spans])
