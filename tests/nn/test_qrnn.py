@@ -10,17 +10,19 @@ from lm.nn.dropout import keep_mask
 from lm.nn.kernels.choose import choose_kernel
 from lm.nn.model import AWDLSTM, count_parameters
 from lm.nn.qrnn import WeightDropQRNN
+from lm.nn.regularization import regularization_terms
 from tests.nn.test_model import NO_DROPOUT, B, V, batch, tiny
 
 T = 9
 
 
-def drawn(window=2, dtype=torch.float64, **options):
+def drawn(window=2, dtype=torch.float64, sizes=(T, B, 5, 7), **options):
     """A layer with an input and a state, all from fixed seeds."""
     torch.manual_seed(0)
-    layer = WeightDropQRNN(5, 7, window, **options).to(dtype)
-    x = torch.randn(T, B, 5, dtype=dtype, requires_grad=True)
-    return layer, x, tuple(torch.randn_like(part).requires_grad_() for part in layer.initial_state(B))
+    steps, columns, inputs, units = sizes
+    layer = WeightDropQRNN(inputs, units, window, **options).to(dtype)
+    x = torch.randn(steps, columns, inputs, dtype=dtype, requires_grad=True)
+    return layer, x, tuple(torch.randn_like(part).requires_grad_() for part in layer.initial_state(columns))
 
 
 def plain(weight, bias, x, state, zone=None, k=1.0):
@@ -64,14 +66,14 @@ def test_output_state_and_every_gradient_equal_a_plain_loop_in_float64(window, d
 @pytest.mark.parametrize("window", [1, 2])
 @pytest.mark.parametrize("training", [True, False])
 def test_gradcheck_passes_with_masks_and_zoneout_in_training_and_in_evaluation(window, training):
-    layer, x, state = drawn(window, weight_drop=0.5, zoneout=0.3)
+    layer, x, state = drawn(window, sizes=(3, 2, 2, 3), weight_drop=0.5, zoneout=0.3)
     layer.train(training)
     names = [name for name, _ in layer.named_parameters()]
 
     def function(weight, bias, x, *state):
         torch.manual_seed(1)
         values = dict(zip(names, (weight, bias), strict=True))
-        out, after = torch.func.functional_call(layer, values, (x[:4, :2], tuple(part[:2] for part in state)))
+        out, after = torch.func.functional_call(layer, values, (x, state))
         return out, *after
 
     assert torch.autograd.gradcheck(function, (*layer.parameters(), x, *state))
@@ -169,7 +171,11 @@ def test_kernel_choice_and_refusals(monkeypatch):
 
 def test_the_model_has_the_windows_widths_and_names_of_awd_lstm_lm():
     model = AWDLSTM(V, tiny(model="QRNN"))
-    assert [(rnn.window, rnn.input_size, rnn.hidden_size) for rnn in model.rnns] == [(2, 8, 12), (1, 12, 12), (1, 12, 8)]
+    assert [(rnn.window, rnn.input_size, rnn.hidden_size) for rnn in model.rnns] == [
+        (2, 8, 12),
+        (1, 12, 12),
+        (1, 12, 8),
+    ]
     names = {f"rnns.{layer}.linear.{name}" for layer in range(3) for name in ("weight", "bias")}
     assert names | {"encoder.weight", "decoder.weight", "decoder.bias"} == set(model.state_dict())
     assert [[tuple(part.shape) for part in layer] for layer in model.initial_state(B)] == [
@@ -190,9 +196,7 @@ def test_without_dropout_training_computes_and_differentiates_what_evaluation_do
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(model.parameters(), copy.parameters(), strict=True))
 
 
-def test_gradients_reach_every_weight_and_last_c_through_ar_and_tar():
-    from lm.nn.regularization import regularization_terms
-
+def test_ar_and_tar_cover_the_last_output_and_their_gradients_reach_every_layer():
     model = AWDLSTM(V, tiny(model="QRNN", **NO_DROPOUT))
     output = model(batch()[0], model.initial_state(B))
     terms = regularization_terms(output.raw, output.after_dropout, 2.0, 1.0)

@@ -18,8 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 # Units of a program: at 1150 units and 20 rows 180 programs, for the 132 multiprocessors of an H100.
-_UNITS = 128
-_WARPS = 4
+UNITS = 128
+WARPS = 4
 
 
 @triton.jit
@@ -51,7 +51,7 @@ def pool_forward(y, c, out, k, T, B, H: tl.constexpr, UNITS: tl.constexpr):
         out += B * H
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])  # else a T of 1 would be no tensor, which `to` needs
 def pool_backward(dout, dc_end, y, c, dy, dc, k, T, B, H: tl.constexpr, UNITS: tl.constexpr):
     """Reads dout_TBH, dc_end_BH (the gradient by the last c), y_TB3H and c_(T+1)BH; writes dy_TB3H and dc_BH."""
     row = tl.program_id(1)
@@ -104,4 +104,4 @@ def pool_back(dout_TBH: Tensor, dc_BH: Tensor, c: Tensor, y_TB3H: Tensor, k: flo
 def _launch(kernel: triton.JITFunction, *arguments: object, H: int) -> None:
     B, c = arguments[-1], arguments[1]
     with torch.cuda.device_of(c):
-        kernel[-(-H // _UNITS), B](*arguments, H=H, UNITS=_UNITS, num_warps=_WARPS)
+        kernel[-(-H // UNITS), B](*arguments, H=H, UNITS=UNITS, num_warps=WARPS)
