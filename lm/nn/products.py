@@ -46,7 +46,7 @@ def pack_linear(weight_NK: Tensor) -> Linear:
 
 
 def linear_for(weight_NK: Tensor, rows: int) -> Linear:
-    """The same for products of this many rows: packed where they are enough to pay for it."""
+    """`pack_linear` for products of this many rows, the plain product where they are too few to pay for packing."""
     if rows >= _PACK_ROWS:
         return pack_linear(weight_NK)
     return lambda x, bias=None: nn.functional.linear(x, weight_NK, bias)

@@ -1,4 +1,4 @@
-"""Compile the Triton kernels for an H100 without one: `python -m tests.nn.kernels.compile_triton [--all | --qrnn]`.
+"""Compile the Triton kernels for an H100 without one: `python -m tests.nn.kernels.compile_triton [--all]`.
 
 Prints a JSON line a kernel: registers a thread, bytes of spilled registers, shared memory, and what the instructions
 show: products on tensor cores, and copies into shared memory that run beside them. ptxas, cuobjdump and nvdisasm are
@@ -52,7 +52,7 @@ def compile_step(kernel: str, H: int, P: int, tile: Tile, **constants: Any) -> d
 
 
 def compile_pooling(kernel: str, H: int) -> dict[str, Any]:
-    """The same for a kernel of a QRNN's window."""
+    """The same for a kernel of a QRNN, which no tile and no batch size changes."""
     types = _POINTERS[kernel] | {"k": "fp32", "T": "i32", "B": "i32"}
     constants = {"H": H, "UNITS": triton_qrnn.UNITS}
     return _compile(getattr(triton_qrnn, kernel), types, constants, {"num_warps": triton_qrnn.WARPS})
@@ -109,15 +109,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--all", action="store_true", help="every tile that tests.gpu_lstm times")
     parser.add_argument("--sizes", nargs="+", default=_SIZES, metavar="UNITSxBATCH")
-    parser.add_argument("--qrnn", action="store_true", help="the kernels of a QRNN instead, which know no batch")
     arguments = parser.parse_args()
     for size in arguments.sizes:
         hidden, batch = map(int, size.split("x"))
-        if arguments.qrnn:
-            for kernel in ("pool_forward", "pool_backward"):
-                line = {"hidden": hidden, "kernel": kernel} | compile_pooling(kernel, hidden)
-                sys.stdout.write(json.dumps(line) + "\n")
-            continue
+        for kernel in ("pool_forward", "pool_backward"):
+            line = {"hidden": hidden, "kernel": kernel} | compile_pooling(kernel, hidden)
+            sys.stdout.write(json.dumps(line) + "\n")
         pairs = [choose_tiles(hidden, batch, torch.bfloat16)]
         if arguments.all:
             from tests.nn.kernels.tiles import tiles_to_try

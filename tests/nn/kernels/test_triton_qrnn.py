@@ -1,9 +1,7 @@
-"""The Triton QRNN: on CPU in Triton's interpreter against the loop in PyTorch, compiled for an H100, and on a GPU."""
+"""The Triton QRNN: on CPU in Triton's interpreter against the loop in PyTorch, and on a GPU.
 
-import json
-import os
-import subprocess
-import sys
+`tests/nn/kernels/test_triton.py` compiles its kernels for an H100.
+"""
 
 import pytest
 import torch
@@ -65,16 +63,6 @@ def test_float64_takes_the_loop_in_pytorch(monkeypatch):
     layer = WeightDropQRNN(3, 4, kernel="triton").double()
     out, _ = layer(torch.randn(2, 1, 3, dtype=torch.float64), layer.initial_state(1))
     assert out.dtype == torch.float64
-
-
-def test_kernels_compile_for_an_h100_without_spills():
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.nn.kernels.compile_triton", "--qrnn", "--sizes", "1150x20"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [line["kernel"] for line in lines] == ["pool_forward", "pool_backward"]
-    assert all(line["stack"] == line["spills"] == 0 for line in lines), lines
 
 
 @pytest.mark.gpu
