@@ -72,13 +72,15 @@ def score_independent(model: AWDLSTM, lines: Sequence[np.ndarray], eos_id: int) 
     return nats
 
 
-def _score_row(kind: str, nats: np.ndarray, tokens: int, lines: int, words: int, unknown: int) -> dict[str, Any]:
+def _score_row(
+    tokenizer: TextTokenizer, nats: np.ndarray, tokens: int, lines: int, words: int, unknown: int
+) -> dict[str, Any]:
     """`logprob` in nats; perplexities are None where no token was scored."""
     total = float(nats.sum())
     loss = total / len(nats) if len(nats) else math.nan
     figures = {
         name: value if len(nats) else None
-        for name, value in ({"ppl": perplexity(loss)} | comparable(kind, loss, tokens, words + lines)).items()
+        for name, value in ({"ppl": perplexity(loss)} | comparable(tokenizer, loss, tokens, words + lines)).items()
     }
     counts = {"tokens": len(nats), "words": words, "unknown": unknown}
     return {"logprob": 0.0 - total, "ppl": figures.pop("ppl")} | counts | figures
@@ -104,6 +106,6 @@ def score_text(model: AWDLSTM, tokenizer: TextTokenizer, text: str, *, independe
     ids = [tokenizer.encode(line + "\n") for line in lines]
     nats = score_independent(model, ids, tokenizer.eos_id) if independent else score_continuous(model, ids)
     counts = [(len(i), 1, len(split_words(t)), tokenizer.unknown(t).total()) for i, t in zip(ids, lines, strict=True)]
-    rows = [_score_row(tokenizer.kind, one, *count) for one, count in zip(nats, counts, strict=True)]
-    total = _score_row(tokenizer.kind, np.concatenate(nats), *map(sum, zip(*counts, strict=True)))
+    rows = [_score_row(tokenizer, one, *count) for one, count in zip(nats, counts, strict=True)]
+    total = _score_row(tokenizer, np.concatenate(nats), *map(sum, zip(*counts, strict=True)))
     return {"lines": rows, "total": total}

@@ -1,7 +1,7 @@
 """What the lines of a ledger say: metrics, configurations, and how a configuration is named.
 
-For runs on characters or BPE, perplexity and nats are per word (`lm.text.units`), so that they stand beside those of
-words, where a token is a word.
+For runs on characters, bytes or BPE, perplexity and nats are per word (`lm.text.units`), so that they stand beside
+those of words, where a token is a word.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ METRICS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "gap": lambda record: loss_of(record, "valid") - _positive_log(METRICS["train_ppl"](record)),
     "valid_bits_per_char": lambda record: record.get("valid_bits_per_char"),
     "test_bits_per_char": lambda record: record.get("test_bits_per_char"),
+    "valid_bits_per_byte": lambda record: record.get("valid_bits_per_byte"),
+    "test_bits_per_byte": lambda record: record.get("test_bits_per_byte"),
     "rms": _activation("rms"),
     "mean_abs": _activation("mean_abs"),
     "frac_small": _activation("frac_small"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from lm.base.errors import CorpusError
@@ -12,6 +13,12 @@ from lm.base.files import check_regular
 # split at U+001C..U+001F, so a saved tokenizer would disagree with us about text that holds one of these.
 _WHITE_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 split_words = re.compile(f"[^{_WHITE_SPACE}]+").findall
+find_word = re.compile(f"[^{_WHITE_SPACE}]").search
+
+
+def find_whole(word: str) -> Callable[[str], list[str]]:
+    """What finds a word in a text each time that it stands between white space, much faster than `split_words`."""
+    return re.compile(f"{re.escape(word)}(?<![^{_WHITE_SPACE}]{re.escape(word)})(?![^{_WHITE_SPACE}])").findall
 
 
 def split_lines(text: str) -> list[str]:
