@@ -68,8 +68,6 @@ def columns(analysis: Analysis) -> list[tuple[str, Callable[[Configuration], str
         (f"test {ppl}", lambda c: mean_sd(c.estimates["test_ppl"])),
         ("valid bits/char", lambda c: mean_sd(c.estimates["valid_bits_per_char"], 4)),
         ("test bits/char", lambda c: mean_sd(c.estimates["test_bits_per_char"], 4)),
-        ("valid bits/byte", lambda c: mean_sd(c.estimates["valid_bits_per_byte"], 4)),
-        ("test bits/byte", lambda c: mean_sd(c.estimates["test_bits_per_byte"], 4)),
         ("diff valid", difference("valid")),
         ("diff test", difference("test")),
         ("p", p),

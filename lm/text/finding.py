@@ -60,6 +60,8 @@ def load_corpus(
     _hint_level(found.name, tokenization)
     with found.open() as texts:
         logger.info("%s: encoding the text of %s", found.name, found.source)
+        if "test" not in texts:
+            logger.warning("%s: %s has no test split: there will be no test figures", found.name, found.source)
         encoding = Encoding(texts, tokenization)
         check = functools.partial(_check_counts, found.name, tokenization, encoding)
         try:

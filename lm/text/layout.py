@@ -27,10 +27,10 @@ _Way = tuple[str, str, bool]
 _FOLDERS: _Way = ("", "/", True)
 
 
-def _parse(name: str, is_folder: bool) -> tuple[str, _Way] | None:
+def _parse(name: str) -> tuple[str, _Way] | None:
     """The spelling of the split that a name has, and the way that it is named in; None: it names no split."""
-    if is_folder:
-        return (name, _FOLDERS) if name in _SPELLINGS else None
+    if name in _SPELLINGS:
+        return name, _FOLDERS
     if not (found := _NAME.fullmatch(name)):
         return None
     return found["split"], (found["before"], found["after"], found["shard"] is not None)
@@ -48,17 +48,16 @@ def split_files(folder: Path, patterns: list[str]) -> dict[str, list[Path]] | No
         CorpusError: train or valid is missing, a split has two sets of files, or the folder cannot be read.
     """
     try:
-        with os.scandir(folder) as entries:
-            there = {entry.name: entry.is_dir() for entry in entries}
+        there = sorted(name for name in os.listdir(folder) if name not in _SPELLINGS or (folder / name).is_dir())
     except FileNotFoundError:
         return None
     except OSError as error:
         raise CorpusError(f"{folder}: cannot be read as a folder: {error.strerror}") from error
-    known = [way for _, way in filter(None, (_parse(pattern, False) for pattern in patterns))]
+    known = [way for _, way in filter(None, map(_parse, patterns))]
     prefixes = {"", *(before for before, _, _ in known)}
     ways: dict[_Way, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for name, is_folder in sorted(there.items()):
-        if (found := _parse(name, is_folder)) and found[1][0] in prefixes:
+    for name in there:
+        if (found := _parse(name)) and found[1][0] in prefixes:
             ways[found[1]][found[0]].append(name)
     if not ways:
         return None
@@ -87,7 +86,7 @@ def _sets(split: str, ways: list[dict[str, list[str]]]) -> list[list[str]]:
 
 def _files(found: list[Path]) -> list[Path]:
     """Files in order, or those in the one folder that was found. Raises CorpusError where that holds none."""
-    if not found[0].is_dir():
+    if found[0].name not in _SPELLINGS:
         return in_order(found)
     try:
         inside = [path for path in found[0].iterdir() if re.fullmatch(rf"[^.].*{EXTENSIONS}", path.name)]
