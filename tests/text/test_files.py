@@ -121,7 +121,10 @@ def as_numbered(folder: Path, split: str) -> None:
 
 
 def as_folder(folder: Path, split: str) -> None:
-    write(folder / split, **{"b.jsonl": rows_of(LINES[2:]), "a.txt": "\n".join(LINES[:2]), "notes.md": "no text"})
+    write(
+        folder / split,
+        **{"b.jsonl": rows_of(LINES[2:]), "a.txt": "".join(f"{line}\n" for line in LINES[:2]), "notes.md": "no text"},
+    )
 
 
 TEXT = "\n".join(LINES) + "\n"
@@ -283,7 +286,7 @@ def test_a_corpus_of_one_file_is_cut_at_its_bytes(tmp_path, monkeypatch, suffix)
 
 
 def test_a_corpus_of_one_file_that_is_another_is_refused(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(cards, "CARDS_FILE", whole_card(tmp_path / "cards.toml", WHOLE, 50, 73, (50, 23, 35)))
+    monkeypatch.setattr(cards, "CARDS_FILE", whole_card(tmp_path / "cards.toml", WHOLE, 50, 73, (50, 23, 36)))
     write(tmp_path / "data" / "toy8", toy8=WHOLE + b"a")
     with pytest.raises(CorpusError, match="not the published toy8: md5"):
         load_corpus("toy8")

@@ -30,7 +30,7 @@ def rows_dir(small_dir, tmp_path_factory):
     return folder
 
 
-def test_a_corpus_without_test_goes_through_every_command(rows_dir, train_here, main_here, tmp_path, work_dir, capsys):
+def test_a_corpus_without_test_goes_through_every_command(rows_dir, train_here, main_here, tmp_path):
     assert set(json.loads(main_here(corpus, "--data", rows_dir, "--json"))["tokens"]) == {"train", "valid"}
     run = ["--data", rows_dir, *SHORT, "--out-dir", tmp_path / "run"]
     first = train_here(*run)
@@ -46,7 +46,7 @@ def test_a_corpus_without_test_goes_through_every_command(rows_dir, train_here, 
     main_here(evaluate, tmp_path / "run", "--export", tmp_path / "export")
     assert "not scored" in (tmp_path / "export" / "README.md").read_text()
     study = tmp_path / "study"
-    main_here(sweep, "--data", rows_dir, *SHORT, "--alpha", "0", "--seed", "1", "--out", study, "--jobs", "1")
+    main_here(sweep, "--data", rows_dir, *SHORT[:-1], "--alpha", "0", "--seed", "1", "--out", study, "--jobs", "1")
     (line,) = (study / "runs.jsonl").read_text().splitlines()
     assert json.loads(line)["test_ppl"] is None
     main_here(report, study)
