@@ -138,7 +138,7 @@ class BPTTWindows:
         drawn = self._draw_length()
         start, stop = self._position, min(self._position + drawn, end)
         self._position = stop
-        rows = self._columns[start : stop + 1].to(self._device, torch.int64).contiguous()
+        rows = self._columns[start : stop + 1].to(torch.int64).contiguous().to(self._device)
         return Window(rows[:-1], rows[1:], drawn / self._bptt, start / end)
 
     @property

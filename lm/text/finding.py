@@ -45,7 +45,7 @@ def load_corpus(
         dataset: name of a known corpus, or of a folder in one of those places; None for the folder `data`.
         data: folder with the files of the splits; test may be missing.
         cache_dir: a cache that cannot be written here is done without, with a warning.
-        tokenization: what a token is; published counts are checked at the word level, checksums always.
+        tokenization: what a token is; counts are checked for the level that they are published for, checksums always.
 
     Raises:
         ConfigError: neither `dataset` nor `data` is given, or they contradict each other.

@@ -39,8 +39,8 @@ class WordTokenizer(TextTokenizer):
     """Words between white space, numbered; `<eos>` ends every line, `<unk>` stands for an unknown word.
 
     There are no added tokens, and no normalisation but `lowercase`, so a word is looked up exactly as it stands in the
-    text; a literal `<unk>` or `<eos>` of the text is the same token as ours. Encoding is a dictionary
-    look-up, three times as fast as `Tokenizer.encode_batch_fast` and equal to it.
+    text; a literal `<unk>` or `<eos>` of the text is the same token as ours. Encoding is a dictionary look-up, three
+    times as fast as `Tokenizer.encode_batch_fast` and equal to it.
     """
 
     kind = "word"
