@@ -14,7 +14,7 @@ from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from lm.text.reading import find_whole, split_words
+from lm.text.reading import find_whole, split_words, word_spans
 from lm.text.tokenizer import EOS, UNK, TextTokenizer, types_in_order
 
 _find_unk = find_whole(UNK)
@@ -90,6 +90,9 @@ class WordTokenizer(TextTokenizer):
             text += "\n"
         words = _words(text, self.lowercase)
         return np.fromiter(map(self._ids.__getitem__, words), np.int32, len(words))
+
+    def spans(self, line: str) -> list[tuple[int, int]]:  # noqa: D102 - as the base class
+        return word_spans(line)
 
     def unknown(self, text: str) -> Counter[str]:
         """Words of `text` outside the vocabulary and how often each occurs; a literal `<unk>` is not one."""
