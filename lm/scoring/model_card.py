@@ -146,7 +146,7 @@ def model_card(
         **{f"{split}_loss": shown(f"{split}_loss", 4) for split in splits},
         units="".join(
             f"| {NAMES[unit]} | {' | '.join(shown(f'{split}_{unit}', 4) for split in splits)} |\n"
-            for unit in ("word_ppl", "bits_per_char") if f"valid_{unit}" in result
+            for unit in NAMES if unit != "ppl" and f"valid_{unit}" in result
         ),
         eval_columns=config.eval_batch_size, test_columns=config.test_batch_size,
         activation=f"rms {statistics['rms']:.4f}, mean |h| {statistics['mean_abs']:.4f}, "

@@ -67,7 +67,12 @@ class Run:
         self._check_columns()
         columns_NB = batchify(self.text("train"), config.batch_size, device)
         self.windows = BPTTWindows(
-            columns_NB, config.bptt, variable=config.variable_bptt, max_delta=config.max_seq_len_delta, seed=config.seed
+            columns_NB,
+            config.bptt,
+            variable=config.variable_bptt,
+            max_delta=config.max_seq_len_delta,
+            seed=config.seed,
+            device=device,
         )
         self.targets_per_epoch = (len(columns_NB) - 1) * config.batch_size
         self.hidden = self.model.initial_state(config.batch_size)
@@ -86,7 +91,9 @@ class Run:
         config = self.config
         corpus = self.corpus
         columns = [("train", "batch_size"), ("train", "eval_batch_size"), ("valid", "eval_batch_size")]
-        for split, field_name in [*columns, ("test", "test_batch_size")]:
+        if "test" in corpus.splits:
+            columns.append(("test", "test_batch_size"))
+        for split, field_name in columns:
             where = f"{corpus.source}, {split}"
             check_columns(len(self.text(split)), getattr(config, field_name), where, flag(field_name))
         if 0 < config.eval_train_tokens < 2 * config.eval_batch_size:
@@ -125,7 +132,8 @@ class Run:
             CheckpointError: it was trained on another text, or with another vocabulary of it.
         """
         before, now = with_defaults(checkpoint["config"]), as_plain(self.config)
-        fixed = ("model", "emsize", "nhid", "nlayers", "tied", "tokenizer", "bpe_vocab_size")
+        vocabulary = ("tokenizer", "bpe_vocab_size", "vocab_size", "min_count", "lowercase")
+        fixed = ("model", "emsize", "nhid", "nlayers", "tied", *vocabulary)
         if changed := [n for n in fixed if now[n] != before[n]]:
             differences = ", ".join(f"{flag(name)} {before[name]} (now {now[name]})" for name in changed)
             raise ConfigError(f"--finetune: the model there was made with {differences}")
