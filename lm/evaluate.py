@@ -27,7 +27,7 @@ from lm.base.threads import choose_threads
 from lm.config.flags import Parser
 from lm.scoring.adaptation import Adaptation, add_adaptation_flags, check_adaptation_flags
 from lm.scoring.evaluation import evaluate, protocol_columns, split_report
-from lm.scoring.export import export_run
+from lm.scoring.export import FORMATS, export_run
 from lm.scoring.loading import load_run
 from lm.text.batching import check_columns
 from lm.text.units import units_text
@@ -37,7 +37,12 @@ from lm.training.divergence import check_loss
 SMALLER = "--columns, --cache-window or text"
 
 # What --export and --activations do instead of the table, and the flags that they read.
-_INSTEAD = {"export": {"json"}, "activations": {"beside", "words", "split", "columns", "data", "device", "json"}}
+_INSTEAD = {
+    "export": {"format", "json"},
+    "activations": {"beside", "words", "split", "columns", "data", "device", "json"},
+}
+# Which other flag a flag needs, where that is not --activations.
+_FOR = {"--format": "--export DIR"}
 
 
 def table(reports: list[dict[str, Any]]) -> str:
@@ -136,14 +141,20 @@ def _parse() -> argparse.Namespace:
         help="words of the split that are shown one by one (default: 0 50)",
     )
     parser.add_argument("--export", type=RunDir, metavar="DIR", help="write the model for use without this program")
+    text = "pytorch: safetensors for plain PyTorch and this program (default); transformers: for AutoModelForCausalLM"
+    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help=f"{text}; onnx: a graph")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     arguments = parser.parse_args()
     given = {name for name, value in vars(arguments).items() if value != parser.get_default(name)}
     instead = next((name for name in _INSTEAD if name in given), "")
-    unread = given - {"run_dir", instead} - _INSTEAD[instead] if instead else given & {"beside", "words"}
+    unread = given - {"run_dir", instead} - _INSTEAD[instead] if instead else given & {"beside", "words", "format"}
     if unread:
         name = flag(min(unread))
-        raise ConfigError(f"{name}: leave it out with --{instead}" if instead else f"{name}: is for --activations PNG")
+        raise ConfigError(
+            f"{name}: leave it out with --{instead}"
+            if instead
+            else f"{name}: is for {_FOR.get(name, '--activations PNG')}"
+        )
     check_adaptation_flags(given, arguments)
     if arguments.columns is not None and arguments.columns < 1:
         raise ConfigError(f"--columns: must be at least 1; got {arguments.columns}")
@@ -161,7 +172,7 @@ def main() -> None:
     """Command line."""
     arguments = _parse()
     if arguments.export:
-        export_run(arguments.run_dir, arguments.export)
+        export_run(arguments.run_dir, arguments.export, arguments.format)
         report = {"run": str(arguments.run_dir), "export": str(arguments.export)}
         show(json.dumps(report) + "\n" if arguments.json else f"{arguments.export}\n")
         return
