@@ -1,5 +1,7 @@
 """Sample text from a run, or score given text: `python -m lm.generate RUN_DIR [--prompt TEXT | --score FILE]`.
 
+The same command writes a model's vectors (`--features`, `--embeddings`, see `lm.scoring.features`).
+
 Shapes: T time, B batch (samples or hypotheses), V vocabulary.
 """
 
@@ -17,6 +19,7 @@ import logging
 import math
 import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +31,12 @@ from lm.base.rundir import RunDir
 from lm.base.threads import choose_threads
 from lm.config.flags import Parser
 from lm.nn.model import AWDLSTM
-from lm.scoring.sampling import Continuation, Sampling, beam_search, sample
+from lm.scoring.features import add_vector_flags, check_vector_flags, write_embeddings, write_features
+from lm.scoring.sampling import Continuation, Limits, Sampling, beam_search, sample
 from lm.scoring.score import score_text
 from lm.scoring.trained import load
 from lm.text.detokenize import detokenize
-from lm.text.reading import check_text, read_text, split_words, text_of, universal_newlines
+from lm.text.reading import check_text, read_text, split_lines, split_words, text_of, universal_newlines
 from lm.text.tokenizer import EOS, TextTokenizer
 
 logger = logging.getLogger("lm.generate")
@@ -59,6 +63,33 @@ def _score(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextTokeniz
         show("\t".join(["" if value is None else str(value) for value in (name, *values)]) + "\n")
 
 
+def _vectors(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextTokenizer) -> None:
+    report: dict[str, Any] = {"run": str(arguments.run_dir)}
+    if arguments.features is not None:
+        text = text_of(read_text(Path(arguments.features)))
+        tokens, size = write_features(
+            arguments.out, model, tokenizer, text, arguments.layer, independent=arguments.independent
+        )
+        report |= {"features": str(arguments.out), "tokens": tokens, "size": size}
+    if arguments.embeddings is not None:
+        write_embeddings(arguments.embeddings, model, tokenizer)
+        report["embeddings"] = str(arguments.embeddings)
+    written = [report[name] for name in ("features", "embeddings") if name in report]
+    show(json.dumps(report) + "\n" if arguments.json else "".join(f"{path}\n" for path in written))
+
+
+def _stopped(tokenizer: TextTokenizer, prompt: list[int], stops: Sequence[str]) -> Callable[[list[int]], bool]:
+    """Whether a continuation of `prompt` holds one of the strings in its last tokens."""
+    start = len(tokenizer.text(prompt))
+    last = 4 * max(map(len, stops)) + 2  # a character may be four tokens, the bytes of its UTF-8
+
+    def stopped(ids: list[int]) -> bool:
+        text = tokenizer.text([*prompt, *ids])[start:] if len(ids) <= last else tokenizer.text(ids[-last:])
+        return any(stop in text for stop in stops)
+
+    return stopped
+
+
 def _continue(
     arguments: argparse.Namespace, text: str, model: AWDLSTM, tokenizer: TextTokenizer
 ) -> list[tuple[str, Continuation]]:
@@ -67,15 +98,20 @@ def _continue(
     if unknown := tokenizer.unknown(text):
         logger.warning("--prompt: not in the vocabulary, read as <unk>: %s", ", ".join(unknown))
     context = [tokenizer.eos_id, *prompt]
-    forbidden = [] if arguments.unk or tokenizer.unk_id is None else [tokenizer.unk_id]
+    limits = Limits(() if arguments.unk or tokenizer.unk_id is None else (tokenizer.unk_id,), arguments.no_repeat_ngram)
+    if arguments.stop:
+        limits = dataclasses.replace(limits, ended=_stopped(tokenizer, prompt, arguments.stop))
     width = 1 if arguments.greedy else arguments.beam
     if width:
-        found = beam_search(model, context, arguments.tokens, width, forbidden)[: arguments.samples]
+        found = beam_search(model, context, arguments.tokens, width, limits)[: arguments.samples]
     else:
         sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
         seeds = range(arguments.seed, arguments.seed + arguments.samples)
-        found = sample(model, context, arguments.tokens, sampling, seeds, forbidden)
+        found = sample(model, context, arguments.tokens, sampling, seeds, limits)
     texts = [tokenizer.text(prompt + one.ids) for one in found]
+    start = len(tokenizer.text(prompt))
+    for stop in arguments.stop:
+        texts = [one[:start] + one[start:].partition(stop)[0] for one in texts]
     if arguments.detokenize:
         texts = [detokenize(split_words(text.replace("\n", f" {EOS} "))) for text in texts]
     return list(zip(texts, found, strict=True))
@@ -83,6 +119,13 @@ def _continue(
 
 def _generate(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextTokenizer) -> None:
     prompts = arguments.prompt
+    if arguments.jsonl:  # each prompt's as soon as it is there
+        for prompt in prompts:
+            for number, (text, one) in enumerate(_continue(arguments, prompt, model, tokenizer)):
+                drawn = {} if arguments.greedy or arguments.beam else {"seed": arguments.seed + number}
+                head = {"prompt": prompt, "sample": number + 1} | drawn
+                show(json.dumps(head | {"text": text} | dataclasses.asdict(one)) + "\n")
+        return
     samples = [_continue(arguments, prompt, model, tokenizer) for prompt in prompts]
     if arguments.json:
         rows = [[{"text": text} | dataclasses.asdict(one) for text, one in some] for some in samples]
@@ -113,11 +156,19 @@ def _build_parser() -> Parser:
         action="append",
         help="text to continue, at the start of a line (default: none); may be given several times",
     )
+    text.add_argument("--prompt-file", metavar="FILE", help="more prompts, one a line")
     text.add_argument("--tokens", type=int, metavar="N", help="tokens to generate, <eos> included (default: 200)")
     text.add_argument("--samples", type=int, metavar="N", help="number of texts; with --beam the N best (default: 1)")
     text.add_argument(
         "--unk", action=argparse.BooleanOptionalAction, help="allow <unk> in the text (default: --no-unk)"
     )
+    text.add_argument(
+        "--stop",
+        metavar="TEXT",
+        action="append",
+        help=r"end a text before TEXT (\n: the end of a line); may be given several times; not with --beam",
+    )
+    text.add_argument("--no-repeat-ngram", type=int, metavar="N", help="let no N tokens come twice (default: 0, off)")
     text.add_argument("--detokenize", action="store_const", const=True, help="print readable English")
     text.add_argument("--temperature", type=float, metavar="X", help="divide the logits by X (default: 1)")
     text.add_argument("--top-k", type=int, metavar="N", help="draw from the N likeliest words (default: 0, all)")
@@ -125,11 +176,18 @@ def _build_parser() -> Parser:
     text.add_argument("--seed", type=int, metavar="N", help="seed of the first text, N + 1 of the next (default: 1111)")
     text.add_argument("--greedy", action="store_const", const=True, help="take the likeliest word each time")
     text.add_argument("--beam", type=int, metavar="N", help="search for the likeliest text with N hypotheses")
+    text.add_argument(
+        "--jsonl",
+        action="store_const",
+        const=True,
+        help="print a JSON object a text, with each token's log-probability",
+    )
     score = parser.add_argument_group("scoring")
     score.add_argument(
         "--score", metavar="FILE", action="append", help="score the lines of FILE (- for standard input), as TSV"
     )
     score.add_argument("--independent", action="store_true", help="score each line alone, not as one text")
+    add_vector_flags(parser)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return parser
@@ -139,15 +197,20 @@ def _check(arguments: argparse.Namespace) -> None:
     """Fill in defaults; raises ConfigError for a value or a combination that makes no sense."""
     sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 1111}
     search = {"greedy": False, "beam": 0}
-    defaults = {"prompt": [""], "tokens": 200, "samples": 1, "unk": False, "detokenize": False} | sampling | search
+    defaults = {"prompt": [], "prompt_file": "", "tokens": 200, "samples": 1, "unk": False, "detokenize": False}
+    defaults |= {"stop": [], "no_repeat_ngram": 0, "jsonl": False} | sampling | search
     given = {name: flag(name) for name in defaults if getattr(arguments, name) is not None}
     if arguments.score is not None:
         if len(arguments.score) > 1:
             raise ConfigError(f"--score: give one file, not {' and '.join(arguments.score)}")
         arguments.score = arguments.score[0]
-    if arguments.score is not None and given:
-        raise ConfigError(f"{next(iter(given.values()))} is for generating: leave it out with --score")
-    if arguments.independent and arguments.score is None:
+    check_vector_flags(arguments)
+    others = [name for name in ("score", "features", "embeddings") if getattr(arguments, name) is not None]
+    if others and given:
+        raise ConfigError(f"{next(iter(given.values()))} is for generating: leave it out with --{others[0]}")
+    if "score" in others and len(others) > 1:
+        raise ConfigError(f"--score: leave it out with --{others[1]}")
+    if arguments.independent and not {"score", "features"} & {*others}:
         raise ConfigError("--independent is for scoring: give --score FILE too")
     if (chosen := given.keys() & search) and (drawing := [given[name] for name in sampling if name in given]):
         raise ConfigError(f"{drawing[0]} is for sampling: leave it out with {given[min(chosen)]}")
@@ -159,7 +222,19 @@ def _check(arguments: argparse.Namespace) -> None:
     for name, value in defaults.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
-    arguments.prompt = [_utf8(prompt) for prompt in arguments.prompt]
+    if arguments.jsonl and arguments.json:
+        raise ConfigError("--jsonl: leave it out with --json")
+    if arguments.no_repeat_ngram < 0:
+        raise ConfigError(f"--no-repeat-ngram must be at least 0, got {arguments.no_repeat_ngram}")
+    if arguments.stop and arguments.beam > 1:
+        raise ConfigError("--stop: leave it out with --beam, whose texts all have --tokens")
+    arguments.stop = [_utf8(stop, "--stop").replace("\\n", "\n") for stop in arguments.stop]
+    if "" in arguments.stop:
+        raise ConfigError("--stop: must not be empty")
+    arguments.prompt = [_utf8(prompt, "--prompt") for prompt in arguments.prompt]
+    if arguments.prompt_file:
+        arguments.prompt += split_lines(text_of(read_text(Path(arguments.prompt_file))))
+    arguments.prompt = arguments.prompt or [""]
     if not 0 < arguments.temperature < math.inf:
         raise ConfigError(f"--temperature must be above 0, got {arguments.temperature} (for the limit 0: --greedy)")
     if not 0 <= arguments.top_k < 1 << 31:
@@ -173,12 +248,12 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--samples {arguments.samples}: a beam of {width} has no more than {width}")
 
 
-def _utf8(argument: str) -> str:
+def _utf8(argument: str, name: str) -> str:
     """A word of the command line, which a locale without UTF-8 gives in pieces. Raises ConfigError."""
     try:
         return universal_newlines(os.fsencode(argument).decode())
     except UnicodeError:
-        raise ConfigError("--prompt: not UTF-8 text") from None
+        raise ConfigError(f"{name}: not UTF-8 text") from None
 
 
 def main() -> None:
@@ -187,7 +262,9 @@ def main() -> None:
     _check(arguments)
     choose_threads()
     trained = load(arguments.run_dir, pick_device(arguments.device))
-    (_generate if arguments.score is None else _score)(arguments, trained.model, trained.tokenizer)
+    vectors = arguments.features is not None or arguments.embeddings is not None
+    act = _vectors if vectors else _generate if arguments.score is None else _score
+    act(arguments, trained.model, trained.tokenizer)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,10 @@ class ModelConfig:
     """recurrent layers"""
     tied: bool = True
     """share the embedding matrix with the decoder"""
+    init_vectors: str = ""
+    """file of word vectors, in word2vec's text format, that the embedding starts from; other types start as usual"""
+    init_vectors_sha256: str = ""
+    """checksum of that file, by which runs are told apart; computed where it is not given"""
     dropout: Probability = 0.4
     """dropout on the output of the last layer"""
     dropouth: Probability = 0.3
@@ -163,6 +167,10 @@ class TrainConfig(ComputeConfig, OptimConfig, RegularizationConfig, ModelConfig,
             raise ConfigError(f"--kernel: {self.kernel} is for LSTM, not {self.model}; use auto or native")
         if self.tokenizer != "bpe" and self.bpe_vocab_size != DataConfig.bpe_vocab_size:
             raise ConfigError("--bpe-vocab-size: works with --tokenizer bpe only")
+        if self.init_vectors_sha256 and not self.init_vectors:
+            raise ConfigError("--init-vectors-sha256: works with --init-vectors only")
+        if self.init_vectors and self.finetune:
+            raise ConfigError("--init-vectors: fine-tuning starts from the weights of a run; leave it out")
         if self.min_lr and self.schedule != "plateau":
             raise ConfigError("--min-lr: works with --schedule plateau only")
         self._check_annealing()

@@ -6,7 +6,7 @@ Shapes: N tokens in time, B batch (lines).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,21 +53,26 @@ def score_continuous(model: AWDLSTM, lines: Sequence[np.ndarray]) -> list[np.nda
     return np.split(nats, np.cumsum([len(line) for line in lines])[:-1] - 1)
 
 
-def score_independent(model: AWDLSTM, lines: Sequence[np.ndarray], eos_id: int) -> list[np.ndarray]:
-    """Nats of every token of every line, each line alone: after `<eos>` from a zero state, for rescoring lists.
-
-    Lines of similar length share a forward pass, which does not change their figures. Arguments as above.
-    """
-    device = model.decoder.bias.device
-    nats = [np.empty(0)] * len(lines)
+def line_batches(lines: Sequence[np.ndarray], eos_id: int, device: torch.device) -> Iterator[tuple[list[int], Tensor]]:
+    """Indices of lines of similar length, and the lines as columns (N, B), each after `<eos>` and filled up by it."""
     by_length = sorted(range(len(lines)), key=lambda index: len(lines[index]))
     for start in range(0, len(lines), _LINES):
         batch = by_length[start : start + _LINES]
         columns = np.full((1 + len(lines[batch[-1]]), len(batch)), eos_id, dtype=np.int64)
         for column, index in enumerate(batch):
             columns[1 : 1 + len(lines[index]), column] = lines[index]
-        scored = _token_loss(model, torch.from_numpy(columns).to(device))
-        for column, index in enumerate(batch):
+        yield batch, torch.from_numpy(columns).to(device)
+
+
+def score_independent(model: AWDLSTM, lines: Sequence[np.ndarray], eos_id: int) -> list[np.ndarray]:
+    """Nats of every token of every line, each line alone: after `<eos>` from a zero state, for rescoring lists.
+
+    Lines of similar length share a forward pass, which does not change their figures. Arguments as above.
+    """
+    nats = [np.empty(0)] * len(lines)
+    for indices, columns_NB in line_batches(lines, eos_id, model.decoder.bias.device):
+        scored = _token_loss(model, columns_NB)
+        for column, index in enumerate(indices):
             nats[index] = scored[: len(lines[index]), column]
     return nats
 

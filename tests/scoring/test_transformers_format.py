@@ -10,7 +10,7 @@ import torch
 import lm.evaluate
 from lm.base.errors import CheckpointError, ConfigError
 from lm.scoring.evaluation import evaluate
-from lm.scoring.sampling import beam_search
+from lm.scoring.sampling import Limits, beam_search
 from lm.scoring.score import score_independent
 from lm.scoring.trained import load
 from tests.conftest import TINY
@@ -58,7 +58,7 @@ def sharpened(model):
     weights = dict(getattr(model, "model", model).named_parameters())
     with torch.no_grad():
         for name in sorted(weights):
-            weights[name].normal_(0, 0.7, generator=generator)
+            weights[name].normal_(0, 1, generator=generator)
     return model
 
 
@@ -91,15 +91,15 @@ def test_generated_texts_are_those_of_this_project(exported):
     eos, unk = ours.tokenizer.eos_id, ours.tokenizer.unk_id
     inputs = tokenizer(LINES, return_tensors="pt", padding=True)
     greedy = theirs.generate(**inputs, max_new_tokens=12, do_sample=False)
-    forbidden = [] if unk is None else [unk]
+    limits = Limits([] if unk is None else [unk])
     for row, line in zip(greedy, LINES, strict=True):
         context = [eos, *ours.tokenizer.encode(line, final_eos=False).tolist()]
-        assert row[-12:].tolist() == beam_search(ours.model, context, 12, 1, forbidden)[0].ids
+        assert row[-12:].tolist() == beam_search(ours.model, context, 12, 1, limits)[0].ids
         assert [token for token in row[:-12].tolist() if token != eos] == context[1:]
     assert len(set(greedy[:, -12:].flatten().tolist())) > 3
     beams = theirs.generate(**inputs, max_new_tokens=6, num_beams=3, num_return_sequences=3, do_sample=False)
     context = [eos, *ours.tokenizer.encode(LINES[0], final_eos=False).tolist()]
-    assert beams[:3, -6:].tolist() == [one.ids for one in beam_search(ours.model, context, 6, 3, forbidden)]
+    assert beams[:3, -6:].tolist() == [one.ids for one in beam_search(ours.model, context, 6, 3, limits)]
 
 
 def test_sampling_repeats_with_its_seed_and_draws_no_unknown_word(exports):
