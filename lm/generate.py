@@ -224,8 +224,6 @@ def _check(arguments: argparse.Namespace) -> None:
             setattr(arguments, name, value)
     if arguments.jsonl and arguments.json:
         raise ConfigError("--jsonl: leave it out with --json")
-    if arguments.no_repeat_ngram < 0:
-        raise ConfigError(f"--no-repeat-ngram must be at least 0, got {arguments.no_repeat_ngram}")
     if arguments.stop and arguments.beam > 1:
         raise ConfigError("--stop: leave it out with --beam, whose texts all have --tokens")
     arguments.stop = [_utf8(stop, "--stop").replace("\\n", "\n") for stop in arguments.stop]
@@ -235,10 +233,16 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.prompt_file:
         arguments.prompt += split_lines(text_of(read_text(Path(arguments.prompt_file))))
     arguments.prompt = arguments.prompt or [""]
+    _check_ranges(arguments)
+
+
+def _check_ranges(arguments: argparse.Namespace) -> None:
     if not 0 < arguments.temperature < math.inf:
         raise ConfigError(f"--temperature must be above 0, got {arguments.temperature} (for the limit 0: --greedy)")
     if not 0 <= arguments.top_k < 1 << 31:
         raise ConfigError(f"--top-k must be at least 0 and below 2^31, got {arguments.top_k}")
+    if arguments.no_repeat_ngram < 0:
+        raise ConfigError(f"--no-repeat-ngram must be at least 0, got {arguments.no_repeat_ngram}")
     if not 0 < arguments.top_p <= 1:
         raise ConfigError(f"--top-p must be above 0 and at most 1, got {arguments.top_p}")
     if not 0 <= arguments.seed < 1 << 53:

@@ -123,7 +123,7 @@ def write_features(
 
 def _write(file: BinaryIO, suffix: str, columns: dict[str, np.ndarray], vectors: np.ndarray) -> None:
     if suffix == ".npz":
-        np.savez(file, **columns, vector=vectors)
+        np.savez(file, allow_pickle=False, **columns, vector=vectors)
         return
     import pyarrow  # comes with datasets, and takes half a second to import
     import pyarrow.parquet

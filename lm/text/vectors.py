@@ -80,7 +80,7 @@ def _vector(path: Path, number: int, values: list[str], size: int) -> np.ndarray
     try:
         vector = np.array(values, dtype=np.float32)
     except ValueError:
-        vector = np.empty(0)
+        vector = np.empty(0, dtype=np.float32)
     if len(vector) != size or not np.isfinite(vector).all():
         raise ConfigError(f"--init-vectors: {path}:{number}: not a word and {size} finite values")
     return vector
