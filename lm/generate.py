@@ -19,25 +19,24 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lm.base.device import pick_device
-from lm.base.errors import ConfigError, run_cli
+from lm.base.errors import ConfigError, CorpusError, run_cli
 from lm.base.names import flag
 from lm.base.process import show
 from lm.base.rundir import RunDir
 from lm.base.threads import choose_threads
 from lm.config.flags import Parser
 from lm.nn.model import AWDLSTM
-from lm.scoring.features import add_vector_flags, check_vector_flags, write_embeddings, write_features
-from lm.scoring.sampling import Continuation, Limits, Sampling, beam_search, sample
+from lm.scoring.features import add_vector_flags, check_vector_flags, write_asked
+from lm.scoring.prompts import continue_prompt
 from lm.scoring.score import score_text
+from lm.scoring.surprisal import surprisal
 from lm.scoring.trained import load
-from lm.text.detokenize import detokenize
-from lm.text.reading import check_text, read_text, split_lines, split_words, text_of, universal_newlines
-from lm.text.tokenizer import EOS, TextTokenizer
+from lm.text.reading import check_text, read_text, split_lines, text_of, universal_newlines
+from lm.text.tokenizer import TextTokenizer
 
 logger = logging.getLogger("lm.generate")
 # Against too little memory.
@@ -52,9 +51,12 @@ def _score(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextTokeniz
     else:
         text = text_of(read_text(Path(arguments.score)))
     mode = "independent" if arguments.independent else "continuous"
+    head = {"run": str(arguments.run_dir), "file": arguments.score, "mode": mode}
+    if arguments.per_token or arguments.per_word:
+        _surprisal(arguments, head, text, model, tokenizer)
+        return
     scores = score_text(model, tokenizer, text, independent=arguments.independent)
     if arguments.json:
-        head = {"run": str(arguments.run_dir), "file": arguments.score, "mode": mode}
         show(json.dumps(head | scores) + "\n")
         return
     show("\t".join(["line", *scores["total"]]) + "\n")
@@ -63,70 +65,59 @@ def _score(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextTokeniz
         show("\t".join(["" if value is None else str(value) for value in (name, *values)]) + "\n")
 
 
-def _vectors(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextTokenizer) -> None:
-    report: dict[str, Any] = {"run": str(arguments.run_dir)}
-    if arguments.features is not None:
-        text = text_of(read_text(Path(arguments.features)))
-        tokens, size = write_features(
-            arguments.out, model, tokenizer, text, arguments.layer, independent=arguments.independent
-        )
-        report |= {"features": str(arguments.out), "tokens": tokens, "size": size}
-    if arguments.embeddings is not None:
-        write_embeddings(arguments.embeddings, model, tokenizer)
-        report["embeddings"] = str(arguments.embeddings)
-    written = [report[name] for name in ("features", "embeddings") if name in report]
-    show(json.dumps(report) + "\n" if arguments.json else "".join(f"{path}\n" for path in written))
+def _surprisal(
+    arguments: argparse.Namespace, head: dict[str, Any], text: str, model: AWDLSTM, tokenizer: TextTokenizer
+) -> None:
+    lines = split_lines(text)
+    ids: list[str] | None = None
+    if arguments.ids:
+        ids, lines = _split_ids(arguments.score, lines)
+    found = surprisal(
+        model, tokenizer, lines, independent=arguments.independent, per_word=arguments.per_word,
+        bits=arguments.base == "2", top=arguments.top,
+    )  # fmt: skip
+    named = ([{"id": ids[row["line"] - 1]} | row for row in rows] if ids else rows for rows in found)
+    if arguments.json:
+        unit = "bits" if arguments.base == "2" else "nats"
+        show(json.dumps(head | {"unit": unit, "rows": [row for rows in named for row in rows]}) + "\n")
+        return
+    for number, rows in enumerate(named):
+        if not number:
+            show("\t".join(_cells(rows[0])) + "\n")
+        show("".join("\t".join(_cells(row).values()) + "\n" for row in rows))
 
 
-def _stopped(tokenizer: TextTokenizer, prompt: list[int], stops: Sequence[str]) -> Callable[[list[int]], bool]:
-    """Whether a continuation of `prompt` holds one of the strings in its last tokens."""
-    start = len(tokenizer.text(prompt))
-    last = 4 * max(map(len, stops)) + 2  # a character may be four tokens, the bytes of its UTF-8
-
-    def stopped(ids: list[int]) -> bool:
-        text = tokenizer.text([*prompt, *ids])[start:] if len(ids) <= last else tokenizer.text(ids[-last:])
-        return any(stop in text for stop in stops)
-
-    return stopped
+def _split_ids(name: str, lines: list[str]) -> tuple[list[str], list[str]]:
+    """The first column of each line, and the rest. Raises CorpusError for a line of one column."""
+    columns = [line.partition("\t") for line in lines]
+    for number, (_, tab, _) in enumerate(columns, 1):
+        if not tab:
+            raise CorpusError(f"{name}: line {number} has no tab: --ids takes what stands before a line's first")
+    return [first for first, _, _ in columns], [rest for _, _, rest in columns]
 
 
-def _continue(
-    arguments: argparse.Namespace, text: str, model: AWDLSTM, tokenizer: TextTokenizer
-) -> list[tuple[str, Continuation]]:
-    """What a prompt is continued by, as text that begins with the prompt, and as token ids."""
-    prompt = tokenizer.encode(text, final_eos=False).tolist()
-    if unknown := tokenizer.unknown(text):
-        logger.warning("--prompt: not in the vocabulary, read as <unk>: %s", ", ".join(unknown))
-    context = [tokenizer.eos_id, *prompt]
-    limits = Limits(() if arguments.unk or tokenizer.unk_id is None else (tokenizer.unk_id,), arguments.no_repeat_ngram)
-    if arguments.stop:
-        limits = dataclasses.replace(limits, ended=_stopped(tokenizer, prompt, arguments.stop))
-    width = 1 if arguments.greedy else arguments.beam
-    if width:
-        found = beam_search(model, context, arguments.tokens, width, limits)[: arguments.samples]
-    else:
-        sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
-        seeds = range(arguments.seed, arguments.seed + arguments.samples)
-        found = sample(model, context, arguments.tokens, sampling, seeds, limits)
-    texts = [tokenizer.text(prompt + one.ids) for one in found]
-    start = len(tokenizer.text(prompt))
-    for stop in arguments.stop:
-        texts = [one[:start] + one[start:].partition(stop)[0] for one in texts]
-    if arguments.detokenize:
-        texts = [detokenize(split_words(text.replace("\n", f" {EOS} "))) for text in texts]
-    return list(zip(texts, found, strict=True))
+def _cells(row: dict[str, Any]) -> dict[str, str]:
+    """A row of surprisal as the cells of a table by their columns."""
+    cells: dict[str, str] = {}
+    for name, value in row.items():
+        if name == "top":
+            for place, (token, p) in enumerate(value, 1):
+                cells |= {f"top{place}": token, f"p{place}": f"{p:.6f}"}
+        else:
+            cells[name] = f"{value:.6f}" if isinstance(value, float) else str(+value if name == "unknown" else value)
+    return {name: cell.replace("\t", "\\t").replace("\r", "\\r") for name, cell in cells.items()}
 
 
 def _generate(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextTokenizer) -> None:
     prompts = arguments.prompt
     if arguments.jsonl:  # each prompt's as soon as it is there
         for prompt in prompts:
-            for number, (text, one) in enumerate(_continue(arguments, prompt, model, tokenizer)):
+            for number, (text, one) in enumerate(continue_prompt(arguments, prompt, model, tokenizer)):
                 drawn = {} if arguments.greedy or arguments.beam else {"seed": arguments.seed + number}
                 head = {"prompt": prompt, "sample": number + 1} | drawn
                 show(json.dumps(head | {"text": text} | dataclasses.asdict(one)) + "\n")
         return
-    samples = [_continue(arguments, prompt, model, tokenizer) for prompt in prompts]
+    samples = [continue_prompt(arguments, prompt, model, tokenizer) for prompt in prompts]
     if arguments.json:
         rows = [[{"text": text} | dataclasses.asdict(one) for text, one in some] for some in samples]
         report: dict[str, Any] = {"run": str(arguments.run_dir)}
@@ -187,6 +178,15 @@ def _build_parser() -> Parser:
         "--score", metavar="FILE", action="append", help="score the lines of FILE (- for standard input), as TSV"
     )
     score.add_argument("--independent", action="store_true", help="score each line alone, not as one text")
+    score.add_argument("--per-token", action="store_true", help="a row for each token: surprisal, rank, entropy")
+    score.add_argument("--per-word", action="store_true", help="a row for each word: its tokens summed")
+    score.add_argument(
+        "--base", choices=["2", "e"], default="2", help="of the logarithm: bits or nats per token (default: 2)"
+    )
+    score.add_argument(
+        "--top", type=int, default=0, metavar="K", help="show the K likeliest tokens of each prediction (default: 0)"
+    )
+    score.add_argument("--ids", action="store_true", help="each line begins with its id and a tab")
     add_vector_flags(parser)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
@@ -210,8 +210,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"{next(iter(given.values()))} is for generating: leave it out with --{others[0]}")
     if "score" in others and len(others) > 1:
         raise ConfigError(f"--score: leave it out with --{others[1]}")
-    if arguments.independent and not {"score", "features"} & {*others}:
-        raise ConfigError("--independent is for scoring: give --score FILE too")
+    _check_scoring(arguments)
     if (chosen := given.keys() & search) and (drawing := [given[name] for name in sampling if name in given]):
         raise ConfigError(f"{drawing[0]} is for sampling: leave it out with {given[min(chosen)]}")
     if len(given.keys() & search) == 2:
@@ -252,6 +251,20 @@ def _check_ranges(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--samples {arguments.samples}: a beam of {width} has no more than {width}")
 
 
+def _check_scoring(arguments: argparse.Namespace) -> None:
+    """Raises ConfigError for a flag of scoring without what it is for."""
+    for name in ("independent", "per_token", "per_word"):
+        read = arguments.score is not None or (name == "independent" and arguments.features is not None)
+        if getattr(arguments, name) and not read:
+            raise ConfigError(f"{flag(name)} is for scoring: give --score FILE too")
+    if arguments.per_token and arguments.per_word:
+        raise ConfigError("--per-token and --per-word: give one of the two")
+    if arguments.top and not arguments.per_token:
+        raise ConfigError("--top: is for --per-token")
+    if (arguments.ids or arguments.base != "2") and not (arguments.per_token or arguments.per_word):
+        raise ConfigError(f"{'--ids' if arguments.ids else '--base'}: is for --per-token or --per-word")
+
+
 def _utf8(argument: str, name: str) -> str:
     """A word of the command line, which a locale without UTF-8 gives in pieces. Raises ConfigError."""
     try:
@@ -267,7 +280,7 @@ def main() -> None:
     choose_threads()
     trained = load(arguments.run_dir, pick_device(arguments.device))
     vectors = arguments.features is not None or arguments.embeddings is not None
-    act = _vectors if vectors else _generate if arguments.score is None else _score
+    act = write_asked if vectors else _generate if arguments.score is None else _score
     act(arguments, trained.model, trained.tokenizer)
 
 

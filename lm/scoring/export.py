@@ -60,6 +60,8 @@ def export_run(run_dir: RunDir, directory: RunDir, layout: str = "pytorch") -> N
     weights = trained.pop("model")
     if config.tied:
         del weights["decoder.weight"]
+    if layout != "pytorch" and config.model == "QRNN":
+        raise ConfigError(f"--format {layout}: not for --model QRNN; leave --format out")
     files, use = _files(layout, run_dir, config, weights, trained)
     with fitting(run_dir.path):
         card = model_card(place.resolve().name, config, weights, result, environment, use)

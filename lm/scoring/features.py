@@ -6,9 +6,10 @@ Shapes: N tokens of a text, H units of the layer.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -16,11 +17,11 @@ from torch import Tensor
 
 from lm.base.errors import ConfigError, CorpusError
 from lm.base.files import write_atomic
+from lm.base.process import show
 from lm.nn.model import AWDLSTM
 from lm.scoring.reading import read
-from lm.scoring.score import line_batches
 from lm.text.batching import batchify
-from lm.text.reading import split_lines
+from lm.text.reading import read_text, split_lines, text_of
 from lm.text.tokenizer import TextTokenizer
 from lm.text.vectors import write_vectors
 
@@ -64,25 +65,19 @@ def hidden_states(model: AWDLSTM, lines: Sequence[np.ndarray], layer: int, eos_i
         independent: each line alone, after `<eos>` from a zero state; else the state is carried from line to line.
     """
 
-    def outputs(columns_NB: Tensor) -> Tensor:
-        """Of all rows but the last, whose token is no input."""
+    def outputs(ids: np.ndarray) -> Tensor:
+        """Of one text from a zero state; the last token of what `read` is given is no input."""
+        columns_NB = batchify(np.append(ids, eos_id), 1, model.decoder.bias.device)
         found = [
             model.encoder(window.tokens_TB) if layer == 0 else output.raw[layer - 1]
             for window, output in read(model, columns_NB)
         ]
-        return torch.cat(found).float().cpu()
+        return torch.cat(found)[:, 0].float().cpu()
 
-    device = model.decoder.bias.device
     with model.exact():
-        if not independent:
-            return outputs(batchify(np.concatenate([*lines, [eos_id]]), 1, device))[:, 0]
-        found: list[Tensor] = [torch.empty(0)] * len(lines)
-        for indices, columns_NB in line_batches(lines, eos_id, device):
-            ends = columns_NB.new_full((1, len(indices)), eos_id)
-            h_TBH = outputs(torch.cat([columns_NB, ends]))
-            for column, index in enumerate(indices):
-                found[index] = h_TBH[1 : 1 + len(lines[index]), column]
-    return torch.cat(found)
+        if independent:
+            return torch.cat([outputs(np.append(eos_id, line))[1:] for line in lines])
+        return outputs(np.concatenate(lines))
 
 
 def write_features(
@@ -135,3 +130,19 @@ def _write(file: BinaryIO, suffix: str, columns: dict[str, np.ndarray], vectors:
 def write_embeddings(path: Path, model: AWDLSTM, tokenizer: TextTokenizer) -> None:
     """Write the embedding of every type, by which `lm.train --init-vectors` can start another model."""
     write_vectors(path, tokenizer.types, model.encoder.weight.detach().float().cpu().numpy())
+
+
+def write_asked(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextTokenizer) -> None:
+    """Write what `--features` and `--embeddings` ask for, and print the names of the files."""
+    report: dict[str, Any] = {"run": str(arguments.run_dir)}
+    if arguments.features is not None:
+        text = text_of(read_text(Path(arguments.features)))
+        tokens, size = write_features(
+            arguments.out, model, tokenizer, text, arguments.layer, independent=arguments.independent
+        )
+        report |= {"features": str(arguments.out), "tokens": tokens, "size": size}
+    if arguments.embeddings is not None:
+        write_embeddings(arguments.embeddings, model, tokenizer)
+        report["embeddings"] = str(arguments.embeddings)
+    written = [report[name] for name in ("features", "embeddings") if name in report]
+    show(json.dumps(report) + "\n" if arguments.json else "".join(f"{path}\n" for path in written))

@@ -76,6 +76,15 @@ def test_other_cells_and_an_untied_decoder_have_their_graphs(train_here, cell, s
     check_against_pytorch(session_of(tmp_path / "export"), model, model.encoder.num_embeddings)
 
 
+@pytest.mark.parametrize("layout", ["onnx", "transformers"])
+def test_a_cell_that_other_programs_lack_is_refused(train_here, layout, small_dir, tmp_path):
+    flags = ["--model=QRNN", "--no-tensorboard", "--max-steps=1", "--eval-train-tokens=50", "--no-eval-test"]
+    train_here("--data", small_dir, *TINY, *flags, "--out-dir", tmp_path / "run")
+    with pytest.raises(ConfigError, match=f"--format {layout}: not for --model QRNN"):
+        export_run(RunDir(tmp_path / "run"), RunDir(tmp_path / "export"), layout)
+    assert not (tmp_path / "export").exists()
+
+
 def test_a_tied_matrix_is_stored_once_and_the_graph_carries_the_facts_of_its_run(exported, tiny_run):
     graph = onnx.load(exported / "model.onnx")
     stored = [tensor.dims for tensor in graph.graph.initializer]

@@ -4,6 +4,7 @@ import ast
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +12,7 @@ import lm.evaluate
 from lm.base.errors import CheckpointError, ConfigError
 from lm.scoring.evaluation import evaluate
 from lm.scoring.sampling import Limits, beam_search
-from lm.scoring.score import score_independent
+from lm.scoring.tokens import read_independent
 from lm.scoring.trained import load
 from tests.conftest import TINY
 
@@ -117,7 +118,8 @@ def test_padding_on_either_side_changes_no_log_probability_and_no_state(exported
     ours, theirs, tokenizer, _ = exported
     batch = tokenizer(LINES, return_tensors="pt", padding=True, padding_side=side)
     lines = [ours.tokenizer.encode(line, final_eos=False) for line in LINES]
-    expected = score_independent(ours.model, lines, ours.tokenizer.eos_id)
+    (nats,) = read_independent(ours.model, lines, ours.tokenizer.eos_id)
+    expected = np.split(nats, np.cumsum([len(line) for line in lines])[:-1])
     with torch.no_grad():
         output = theirs(**batch, use_cache=True)
         for row, nats in enumerate(expected):
