@@ -27,7 +27,7 @@ from lm.base.threads import choose_threads
 from lm.config.flags import Parser
 from lm.scoring.adaptation import Adaptation, add_adaptation_flags, check_adaptation_flags
 from lm.scoring.evaluation import evaluate, protocol_columns, split_report
-from lm.scoring.export import export_run
+from lm.scoring.export import FORMATS, export_run
 from lm.scoring.loading import load_run
 from lm.scoring.trained import load
 from lm.text.batching import check_columns
@@ -40,10 +40,12 @@ SMALLER = "--columns, --cache-window or text"
 
 # What --export, --activations and --pairs do instead of the table, and the flags that they read.
 _INSTEAD = {
-    "export": {"json"},
+    "export": {"format", "json"},
     "activations": {"beside", "words", "split", "columns", "data", "device", "json"},
     "pairs": {"plot", "sentences", "device", "json"},
 }
+# Flags that are for another one alone.
+_FOR = {"activations PNG": {"beside", "words"}, "pairs PATH": {"plot", "sentences"}, "export DIR": {"format"}}
 
 
 def table(reports: list[dict[str, Any]]) -> str:
@@ -174,13 +176,15 @@ def _parse() -> argparse.Namespace:
         help="tokenize the sentences as this corpus; plain: not at all (default: as the run's corpus, else plain)",
     )
     parser.add_argument("--export", type=RunDir, metavar="DIR", help="write the model for use without this program")
+    text = "pytorch: safetensors for plain PyTorch and this program (default); transformers: for AutoModelForCausalLM"
+    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help=f"{text}; onnx: a graph")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     arguments = parser.parse_args()
     given = {name for name, value in vars(arguments).items() if value != parser.get_default(name)}
     instead = next((name for name in _INSTEAD if name in given), "")
     if instead and (unread := given - {"run_dir", instead} - _INSTEAD[instead]):
         raise ConfigError(f"{flag(min(unread))}: leave it out with --{instead}")
-    for owner, names in {"activations PNG": {"beside", "words"}, "pairs PATH": {"plot", "sentences"}}.items():
+    for owner, names in _FOR.items():
         if not instead and (unread := given & names):
             raise ConfigError(f"{flag(min(unread))}: is for --{owner}")
     check_adaptation_flags(given, arguments)
@@ -201,7 +205,7 @@ def main() -> None:
     """Command line."""
     arguments = _parse()
     if arguments.export:
-        export_run(arguments.run_dir, arguments.export)
+        export_run(arguments.run_dir, arguments.export, arguments.format)
         report = {"run": str(arguments.run_dir), "export": str(arguments.export)}
         show(json.dumps(report) + "\n" if arguments.json else f"{arguments.export}\n")
         return

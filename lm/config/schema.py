@@ -74,6 +74,10 @@ class ModelConfig:
     """recurrent layers"""
     tied: bool = True
     """share the embedding matrix with the decoder"""
+    init_vectors: str = ""
+    """file of word vectors, in word2vec's text format, that the embedding starts from; other types start as usual"""
+    init_vectors_sha256: str = ""
+    """checksum of that file, by which runs are told apart; computed where it is not given"""
     dropout: Probability = 0.4
     """dropout on the output of the last layer"""
     dropouth: Probability = 0.3
@@ -186,6 +190,10 @@ class TrainConfig(ComputeConfig, OptimConfig, RegularizationConfig, ModelConfig,
         if self.zoneout and self.model != "QRNN":
             raise ConfigError("--zoneout: works with --model QRNN only")
         self._check_vocabulary()
+        if self.init_vectors_sha256 and not self.init_vectors:
+            raise ConfigError("--init-vectors-sha256: works with --init-vectors only")
+        if self.init_vectors and self.finetune:
+            raise ConfigError("--init-vectors: fine-tuning starts from the weights of a run; leave it out")
         if self.min_lr and self.schedule != "plateau":
             raise ConfigError("--min-lr: works with --schedule plateau only")
         self._check_annealing()

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,11 @@ from lm.base.errors import CheckpointError, ConfigError
 from lm.base.names import flag
 from lm.base.provenance import versions
 from lm.config.schema import TrainConfig
-from lm.config.values import as_plain, resume_conflicts, with_defaults
+from lm.config.values import as_plain, resume_conflicts, vectors_digest, with_defaults
 from lm.nn.model import AWDLSTM, carry_state
 from lm.text.batching import BPTTWindows, batchify, check_columns
 from lm.text.corpus import Corpus
+from lm.text.vectors import read_vectors
 from lm.training.averaging import NTASGD
 from lm.training.cudagraphs import CUDAGraphs
 from lm.training.means import IntervalMeans
@@ -45,6 +47,8 @@ class Progress:
     best_loss: float = math.inf
     best_activation: dict[str, float] = field(default_factory=dict)
     best_averaged: bool = False
+    from_vectors: dict[str, float] = field(default_factory=dict)
+    """--init-vectors: `types` that the file has, their share of all, and the share of train's tokens"""
 
 
 class Run:
@@ -142,6 +146,29 @@ class Run:
         self.corpus.check_vocabulary(checkpoint)
         self.model.load_state_dict(checkpoint["model"])
         self.averaging.start(self.model)
+
+    def start_from_vectors(self) -> None:
+        """Overwrite the embedding's rows of those types that the file of `--init-vectors` has.
+
+        Raises ConfigError if the file is not the one of the configuration's checksum, or holds no usable vectors.
+        """
+        config = self.config
+        if vectors_digest(config.init_vectors) != config.init_vectors_sha256:
+            raise ConfigError(f"--init-vectors: {config.init_vectors} has another checksum than --init-vectors-sha256")
+        vectors = read_vectors(Path(config.init_vectors), self.corpus.tokenizer.vocab, config.emsize)
+        with torch.no_grad():
+            for index, vector in vectors.items():
+                self.model.encoder.weight[index] = torch.from_numpy(vector)
+        counts = np.bincount(self.corpus.splits["train"], minlength=self.corpus.vocab_size)
+        self.progress.from_vectors = {
+            "types": len(vectors),
+            "share_of_types": len(vectors) / self.corpus.vocab_size,
+            "share_of_tokens": float(counts[list(vectors)].sum() / counts.sum()),
+        }
+        logger.info(
+            "--init-vectors: %s of %s types, %.1f %% of the tokens of train",
+            f"{len(vectors):,}", f"{self.corpus.vocab_size:,}", 100 * self.progress.from_vectors["share_of_tokens"],
+        )  # fmt: skip
 
     def state_dict(self, log_position: int) -> dict[str, Any]:
         """All state, as tensors and plain values; `log_position` is how much of metrics.jsonl belongs to it."""

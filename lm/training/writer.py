@@ -159,7 +159,7 @@ class RunWriter:
             "tokens_per_s": round(progress.tokens / max(progress.seconds, 1e-9)), "peak_rss_mb": round(peak_rss_mb()),
             "versions": versions(run.device, run.model.precision), "git": git_state(),
             "corpus_sha256": run.corpus.sha256,
-        }  # fmt: skip
+        } | ({"init_vectors": progress.from_vectors} if progress.from_vectors else {})  # fmt: skip
         write_json(self._directory.result, result)
         return result
 
