@@ -61,6 +61,9 @@ class ModelConfig:
     """recurrent layers"""
     tied: bool = True
     """share the embedding matrix with the decoder"""
+    cutoffs: tuple[int, ...] = ()
+    """adaptive softmax, for large vocabularies: words are numbered by frequency, and each N begins a cluster of rarer
+    words (awd-lstm-lm, WikiText-103: 2800 20000 76000); none: one softmax over all words"""
     dropout: Probability = 0.4
     """dropout on the output of the last layer"""
     dropouth: Probability = 0.3
@@ -165,6 +168,10 @@ class TrainConfig(ComputeConfig, OptimConfig, RegularizationConfig, ModelConfig,
             raise ConfigError("--bpe-vocab-size: works with --tokenizer bpe only")
         if self.min_lr and self.schedule != "plateau":
             raise ConfigError("--min-lr: works with --schedule plateau only")
+        if list(self.cutoffs) != sorted(set(self.cutoffs)):
+            raise ConfigError(f"--cutoffs: must increase; got {' '.join(map(str, self.cutoffs))}")
+        if self.cutoffs and self.tokenizer != "word":
+            raise ConfigError("--cutoffs: works with --tokenizer word only, which numbers words by frequency")
         self._check_annealing()
 
     def _check_annealing(self) -> None:
@@ -249,7 +256,7 @@ def checked_value(name: str, value: Any, declared: tuple[Any, Bounds | None]) ->
         if value not in typing.get_args(base):
             raise ConfigError(f"{flag(name)}: {value!r} is not one of {', '.join(typing.get_args(base))}")
     elif not isinstance(value, tuple) or not all(type(item) is int and item > 0 for item in value):
-        raise ConfigError(f"{flag(name)}: must be epochs, each at least 1; got {value!r}")
+        raise ConfigError(f"{flag(name)}: must be integers, each at least 1; got {value!r}")
     if bounds and value not in bounds:
         raise ConfigError(f"{flag(name)}: must be {bounds}; got {value}")
     return value

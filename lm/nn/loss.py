@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lm.nn.products import pack_linear, transposed, transposed_product
@@ -35,7 +35,8 @@ def _spans(rows: int, limit: int, vocabulary: int) -> Iterator[slice]:
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
-def _compute_dtype(precision: str, dtype: torch.dtype) -> torch.dtype:
+def compute_dtype(precision: str, dtype: torch.dtype) -> torch.dtype:
+    """Type of the products' inputs. Raises ValueError for an unknown precision."""
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision must be fp32 or bf16, got {precision!r}")
     return torch.bfloat16 if precision == "bf16" and dtype == torch.float32 else dtype
@@ -71,31 +72,49 @@ def _nats_and_gradient_(z_NV: Tensor, target_N: Tensor, exact: torch.dtype, db_V
     return torch.cat(nats)
 
 
+def nats_and_gradients(
+    h_NE: Tensor, weight_VE: Tensor, bias_V: Tensor, target_N: Tensor, dtype: torch.dtype, *, pack: bool = True
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Nats of every row (N,), and the gradients of their sum by h, W and b.
+
+    Args:
+        dtype: of the products' inputs, see `compute_dtype`.
+        pack: pack the weights, which takes three copies of them and pays for many rows.
+    """
+    N = len(h_NE)
+    exact = weight_VE.dtype
+    h, w, b = h_NE.to(dtype), weight_VE.to(dtype), bias_V.to(dtype)
+    logits = pack_linear(w) if pack else lambda h, b: F.linear(h, w, b)
+    nats = torch.empty(N, dtype=exact, device=h.device)
+    hidden_gradient = pack_linear(transposed(w) if w.device.type == "cpu" else w.t()) if pack else lambda z: z @ w
+    dh = torch.empty_like(h_NE)
+    dw: Tensor | None = None
+    db = torch.zeros_like(bias_V)
+    for rows in _spans(N, _BLOCK_LOGITS, len(weight_VE)):
+        z = logits(h[rows], b)
+        nats[rows] = _nats_and_gradient_(z, target_N[rows], exact, db)
+        dh[rows] = hidden_gradient(z)
+        dw_rows = transposed_product(z, h[rows])
+        dw = dw_rows.to(exact) if dw is None else dw.add_(dw_rows)
+    assert dw is not None, "no rows"
+    return nats, dh, dw, db
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h_NE, weight_VE, bias_V, target_N, dtype, needs_grad):
         N = len(h_NE)
-        V = len(weight_VE)
-        exact = weight_VE.dtype
-        h, w, b = h_NE.to(dtype), weight_VE.to(dtype), bias_V.to(dtype)
-        logits = pack_linear(w)
-        nats = torch.empty(N, dtype=exact, device=h.device)
-        if not needs_grad:
-            for rows in _spans(N, _BLOCK_LOGITS, V):
-                nats[rows] = _nats_and_gradient_(logits(h[rows], b), target_N[rows], exact, None)
+        if needs_grad:
+            nats, *gradients = nats_and_gradients(h_NE, weight_VE, bias_V, target_N, dtype)
+            ctx.save_for_backward(*gradients)
+            ctx.rows = N
             return nats.mean()
-        hidden_gradient = pack_linear(transposed(w) if w.device.type == "cpu" else w.t())
-        dh = torch.empty_like(h_NE)
-        dw = None
-        db = torch.zeros_like(bias_V)
-        for rows in _spans(N, _BLOCK_LOGITS, V):
-            z = logits(h[rows], b)
-            nats[rows] = _nats_and_gradient_(z, target_N[rows], exact, db)
-            dh[rows] = hidden_gradient(z)
-            dw_rows = transposed_product(z, h[rows])
-            dw = dw_rows.to(exact) if dw is None else dw.add_(dw_rows)
-        ctx.save_for_backward(dh, dw, db)
-        ctx.rows = N
+        exact = weight_VE.dtype
+        h, b = h_NE.to(dtype), bias_V.to(dtype)
+        logits = pack_linear(weight_VE.to(dtype))
+        nats = torch.empty(N, dtype=exact, device=h.device)
+        for rows in _spans(N, _BLOCK_LOGITS, len(weight_VE)):
+            nats[rows] = _nats_and_gradient_(logits(h[rows], b), target_N[rows], exact, None)
         return nats.mean()
 
     @staticmethod
@@ -116,7 +135,7 @@ def linear_cross_entropy(
     that are compared come from `token_cross_entropy` in fp32.
     float64 inputs are computed in float64. Raises ValueError for another precision.
     """
-    dtype = _compute_dtype(precision, weight_VE.dtype)
+    dtype = compute_dtype(precision, weight_VE.dtype)
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (h_NE, weight_VE, bias_V))
     return _LinearCrossEntropy.apply(h_NE, weight_VE, bias_V, target_N, dtype, needs_grad)
 
@@ -126,8 +145,20 @@ def token_cross_entropy(
     h_NE: Tensor, weight_VE: Tensor, bias_V: Tensor, target_N: Tensor, precision: str = "fp32"
 ) -> Tensor:
     """Nats of every row (N,), without a graph: for evaluation. Sum them in float64, and divide by their number once."""
-    dtype = _compute_dtype(precision, weight_VE.dtype)
+    dtype = compute_dtype(precision, weight_VE.dtype)
     h, w, b = h_NE.to(dtype), weight_VE.to(dtype), bias_V.to(dtype)
     logits = pack_linear(w) if len(h) >= _PACK_ROWS else lambda h, b: F.linear(h, w, b)
     spans = _spans(len(h), _BLOCK_LOGITS, len(w))
     return torch.cat([_nats_and_gradient_(logits(h[rows], b), target_N[rows], weight_VE.dtype, None) for rows in spans])
+
+
+class LinearDecoder(nn.Linear):
+    """From outputs h (..., E) to logits (..., V), with the losses above."""
+
+    def loss(self, h_NE: Tensor, target_N: Tensor, precision: str) -> Tensor:
+        """Mean nats of the targets, differentiable."""
+        return linear_cross_entropy(h_NE, self.weight, self.bias, target_N, precision)
+
+    def nats(self, h_NE: Tensor, target_N: Tensor, precision: str) -> Tensor:
+        """Nats of every target (N,), without a graph."""
+        return token_cross_entropy(h_NE, self.weight, self.bias, target_N, precision)

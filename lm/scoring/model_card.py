@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from typing import Any
 
@@ -18,6 +19,18 @@ _LAYERS = {
     "RNN_TANH": "nn.RNN({}, {})",
     "RNN_RELU": 'nn.RNN({}, {}, nonlinearity="relu")',
 }
+_DECODER = """\
+    return nn.functional.linear(x, weights["{weight}"], weights["decoder.bias"])"""
+# Log-probabilities, which are logits of the same distribution.
+_ADAPTIVE_DECODER = """\
+    weight, bias = weights["{weight}"], weights["decoder.bias"]
+    sizes = {sizes}  # head and tails of the adaptive softmax
+    (head, *tails), (head_bias, *biases) = weight.split(sizes), bias.split(sizes)
+    head = torch.cat([head, weights["decoder.cluster_weight"]])
+    head_bias = torch.cat([head_bias, weights["decoder.cluster_bias"]])
+    words, clusters = nn.functional.linear(x, head, head_bias).log_softmax(-1).split([sizes[0], len(tails)], -1)
+    log_p = [nn.functional.linear(x, w, b).log_softmax(-1) for w, b in zip(tails, biases)]
+    return torch.cat([words, *(log_p[k] + clusters[..., k, None] for k in range(len(tails)))], -1)"""
 _CARD = """\
 # {title}
 
@@ -63,7 +76,7 @@ def logits(ids):
     x = embedding(ids)
     for layer in layers:
         x, _ = layer(x)
-    return nn.functional.linear(x, weights["{decoder}"], weights["decoder.bias"])
+{decoder}
 
 
 tokenizer = Tokenizer.from_file("tokenizer.json")  # every line of the text ended in <eos>
@@ -106,10 +119,11 @@ def model_card(
     corpus = known_corpora().get(result["dataset"])
     shapes = [weights[f"rnns.{layer}.weight_ih_l0"].shape[1] for layer in range(config.nlayers)]
     widths = [weights[f"rnns.{layer}.weight_hh_l0"].shape[1] for layer in range(config.nlayers)]
+    vocab_size = len(weights["encoder.weight"])
     versions = result["versions"]
     git = result["git"]
     return _CARD.format(
-        title=title, layers=config.nlayers, cell=config.model, vocab_size=len(weights["encoder.weight"]),
+        title=title, layers=config.nlayers, cell=config.model, vocab_size=vocab_size,
         emsize=config.emsize, params=result["params"], tied=", decoder tied to the embedding" if config.tied else "",
         penalties=_penalties(config, result), dataset=result["dataset"], status=result["status"],
         train=f"train, first {config.eval_train_tokens:,} tokens" if config.eval_train_tokens else "train",
@@ -130,5 +144,8 @@ def model_card(
         versions=f"Python {versions['python']}, PyTorch {versions['torch']}, tokenizers {versions['tokenizers']}, "
         f"{versions['gpu'] or versions['cpu']}, {versions['precision']}",
         modules=", ".join(_LAYERS[config.model].format(i, h) for i, h in zip(shapes, widths, strict=True)),
-        decoder="encoder.weight" if config.tied else "decoder.weight",
+        decoder=(_ADAPTIVE_DECODER if config.cutoffs else _DECODER).format(
+            weight="encoder.weight" if config.tied else "decoder.weight",
+            sizes=[end - start for start, end in itertools.pairwise([0, *config.cutoffs, vocab_size])],
+        ),
     )  # fmt: skip

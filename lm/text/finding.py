@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lm.base.errors import ConfigError, CorpusError
-from lm.config.schema import DataConfig
+from lm.config.schema import TrainConfig
 from lm.text.cards import SPLITS, CorpusCard, file_names, known_corpora, match_card, mismatch, text_sha256
 from lm.text.corpus import Corpus
 from lm.text.download import download
@@ -125,7 +125,7 @@ def usual_places(dataset: str) -> list[Path]:
     return places
 
 
-def configured_corpus(config: DataConfig) -> Corpus:
+def configured_corpus(config: TrainConfig) -> Corpus:
     """The corpus of a run's configuration; raises as `load_corpus` does."""
     return load_corpus(config.dataset or None, config.data or None, tokenization=tokenization_of(config))
 
@@ -142,7 +142,7 @@ def corpus_name(dataset: str | None, data: str | None) -> str:
     return _find(dataset or None, data or None).name
 
 
-def known_text(config: DataConfig) -> dict[str, str] | None:
+def known_text(config: TrainConfig) -> dict[str, str] | None:
     """SHA-256 of the splits that a run would read now; None where its corpus is not there, or is yet to be made."""
     try:
         return _find(config.dataset or None, config.data or None).sha256

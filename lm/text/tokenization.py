@@ -19,7 +19,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from lm.config.schema import DataConfig
+from lm.config.schema import TrainConfig
 from lm.text.bpe import BPETokenizer
 from lm.text.characters import CharTokenizer
 from lm.text.tokenizer import TextTokenizer
@@ -31,21 +31,22 @@ _KINDS = {owner.kind: owner for owner in (WordTokenizer, CharTokenizer, BPEToken
 
 @dataclass(frozen=True)
 class Tokenization:
-    """Which tokenizer a corpus is read with; `bpe_vocab_size` is for bpe alone."""
+    """Which tokenizer a corpus is read with; `bpe_vocab_size` is for bpe alone, `by_frequency` for word."""
 
     kind: str = WordTokenizer.kind
     bpe_vocab_size: int = 0
+    by_frequency: bool = False
 
     @property
     def definition(self) -> str:
         """Differs for tokenizers that would give one text different ids."""
         types = f"; {self.bpe_vocab_size} types" if self.kind == BPETokenizer.kind else ""
-        return _KINDS[self.kind].DEFINITION + types
+        return _KINDS[self.kind].DEFINITION + types + ("; by frequency" if self.by_frequency else "")
 
     def train(self, text: str) -> TextTokenizer:
         """The tokenizer that a training text gives."""
         if self.kind == WordTokenizer.kind:
-            return WordTokenizer.from_text(text)
+            return WordTokenizer.from_text(text, by_frequency=self.by_frequency)
         if self.kind == CharTokenizer.kind:
             return CharTokenizer.from_text(text)
         tokenizer = BPETokenizer.from_text(text, self.bpe_vocab_size)
@@ -58,6 +59,6 @@ class Tokenization:
         return _KINDS[self.kind].load(path)
 
 
-def tokenization_of(config: DataConfig) -> Tokenization:
-    """The tokenizer of a run's configuration."""
-    return Tokenization(config.tokenizer, config.bpe_vocab_size)
+def tokenization_of(config: TrainConfig) -> Tokenization:
+    """The tokenizer of a run's configuration; the adaptive softmax needs frequent words first."""
+    return Tokenization(config.tokenizer, config.bpe_vocab_size, bool(config.cutoffs))

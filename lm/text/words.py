@@ -41,12 +41,15 @@ class WordTokenizer(TextTokenizer):
             raise ValueError("the vocabulary holds an empty word or one with white space")
 
     @classmethod
-    def from_text(cls, text: str) -> WordTokenizer:
+    def from_text(cls, text: str, *, by_frequency: bool = False) -> WordTokenizer:
         """Vocabulary of a training text in order of first appearance, as awd-lstm-lm numbers it.
 
-        `<unk>` is added at the end where the text has none.
+        Args:
+            text: lines of words. `<unk>` is added at the end where it has none.
+            by_frequency: frequent words first, equally frequent ones in order of first appearance.
         """
-        vocab = dict.fromkeys(word for line in split_lines(text) for word in (*split_words(line), EOS))
+        counts = Counter(word for line in split_lines(text) for word in (*split_words(line), EOS))
+        vocab = dict.fromkeys(word for word, _ in counts.most_common()) if by_frequency else dict.fromkeys(counts)
         vocab.setdefault(EOS)
         vocab.setdefault(UNK)
         return cls(vocab)
