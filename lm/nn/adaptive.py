@@ -57,10 +57,8 @@ class _AdaptiveCrossEntropy(torch.autograd.Function):
         dweight[:head], dvectors = dw.split([head, len(vectors_KE)])
         dbias[:head], dbiases = db.split([head, len(vectors_KE)])
         for words, rows in tails:
-            target = target_N[rows] - words.start  # few: to pack the weights takes memory, and longer
-            tail_nats, tail_dh, dweight[words], dbias[words] = nats_and_gradients(
-                h_NE[rows], weight_VE[words], bias_V[words], target, dtype, pack=False
-            )
+            tail = (weight_VE[words], bias_V[words], target_N[rows] - words.start)
+            tail_nats, tail_dh, _, dbias[words] = nats_and_gradients(h_NE[rows], *tail, dtype, dweight[words])
             nats[rows] += tail_nats
             dh[rows] += tail_dh
         ctx.save_for_backward(dh, dweight, dbias, dvectors, dbiases)

@@ -73,27 +73,37 @@ def _nats_and_gradient_(z_NV: Tensor, target_N: Tensor, exact: torch.dtype, db_V
 
 
 def nats_and_gradients(
-    h_NE: Tensor, weight_VE: Tensor, bias_V: Tensor, target_N: Tensor, dtype: torch.dtype, *, pack: bool = True
+    h_NE: Tensor,
+    weight_VE: Tensor,
+    bias_V: Tensor,
+    target_N: Tensor,
+    dtype: torch.dtype,
+    dweight_VE: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Nats of every row (N,), and the gradients of their sum by h, W and b.
 
     Args:
         dtype: of the products' inputs, see `compute_dtype`.
-        pack: pack the weights, which takes three copies of them and pays for many rows.
+        dweight_VE: zeros that the gradient by W is written into, with plain products: for few rows. For many it pays
+            to pack the weights, which takes three copies of them.
     """
     N = len(h_NE)
     exact = weight_VE.dtype
     h, w, b = h_NE.to(dtype), weight_VE.to(dtype), bias_V.to(dtype)
+    pack = dweight_VE is None
     logits = pack_linear(w) if pack else lambda h, b: F.linear(h, w, b)
     nats = torch.empty(N, dtype=exact, device=h.device)
     hidden_gradient = pack_linear(transposed(w) if w.device.type == "cpu" else w.t()) if pack else lambda z: z @ w
     dh = torch.empty_like(h_NE)
-    dw: Tensor | None = None
+    dw = dweight_VE
     db = torch.zeros_like(bias_V)
     for rows in _spans(N, _BLOCK_LOGITS, len(weight_VE)):
         z = logits(h[rows], b)
         nats[rows] = _nats_and_gradient_(z, target_N[rows], exact, db)
         dh[rows] = hidden_gradient(z)
+        if dweight_VE is not None and dtype == exact:
+            dweight_VE.addmm_(z.t(), h[rows])  # without a copy of that size
+            continue
         dw_rows = transposed_product(z, h[rows])
         dw = dw_rows.to(exact) if dw is None else dw.add_(dw_rows)
     assert dw is not None, "no rows"
