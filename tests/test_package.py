@@ -52,7 +52,7 @@ def test_a_wheel_holds_the_package_its_data_and_nothing_else(wheel):
     assert sorted(name for name in names if name.startswith("lm/")) == sorted(
         name for name in ours if "__pycache__" not in name
     )
-    assert {"lm/py.typed", "lm/text/corpora.toml", "lm/tables/published.toml"} < set(names)
+    assert {"lm/py.typed", "lm/text/corpora.toml", "lm/tables/published.toml", "lm/tables/web.html"} < set(names)
 
 
 def test_an_unpacked_wheel_is_imported_from_an_empty_folder(wheel, tmp_path):
@@ -106,6 +106,7 @@ def test_requirements_are_those_of_the_project_with_torch_pinned():
         "torch==2.13.0" if re.match(r"torch\b", requirement) else requirement for requirement in wanted
     )
     assert requirements("requirements-search.txt") == sorted(extras["search"])
+    assert requirements("requirements-html.txt") == sorted(extras["html"])
     assert requirements("requirements-cluster.txt") == sorted(extras["cluster"])
 
 
