@@ -52,11 +52,11 @@ def _curves(analysis: Analysis) -> str:
     """Valid perplexity by epoch, a line a run and a colour a configuration, as HTML; empty where no run has one."""
     from bokeh.embed import components
     from bokeh.models import HoverTool, Legend, LegendItem
-    from bokeh.palettes import Category10_10
+    from bokeh.palettes import Category20_20
     from bokeh.plotting import figure
 
     plot = figure(
-        height=460, sizing_mode="stretch_width", x_axis_label="epoch", y_axis_label="valid perplexity",
+        height=max(400, 25 * len(analysis.configurations)), sizing_mode="stretch_width", x_axis_label="epoch", y_axis_label="valid perplexity",
         y_axis_type="log", tools="pan,wheel_zoom,box_zoom,reset,save",
     )  # fmt: skip
     items = []
@@ -69,7 +69,7 @@ def _curves(analysis: Analysis) -> str:
                 "configuration": [configuration.label] * len(curve), "seed": [seed] * len(curve),
             }  # fmt: skip
             if curve:
-                lines.append(plot.line("epoch", "ppl", source=source, color=Category10_10[i % 10], line_width=1.5))
+                lines.append(plot.line("epoch", "ppl", source=source, color=Category20_20[i % 20], line_width=1.5))
         if lines:
             items.append(LegendItem(label=configuration.label, renderers=lines))
     if not items:
