@@ -62,7 +62,7 @@ def final_scores(run: Run, run_dir: RunDir, options: RunOptions, stop: StopSigna
         run.model.load_state_dict(best["model"])
 
     def score(split: str, columns: int, tokens: int | None = None) -> float:
-        found = evaluate(run.model, corpus.splits[split][:tokens], columns, between_windows=stop.check)
+        found = evaluate(run.model, run.text(split)[:tokens], columns, between_windows=stop.check)
         check_loss(found.loss, split, activation=found.activation)
         return found.loss
 

@@ -56,9 +56,13 @@ def _curves(analysis: Analysis) -> str:
     from bokeh.plotting import figure
 
     plot = figure(
-        height=max(400, 25 * len(analysis.configurations)), sizing_mode="stretch_width", x_axis_label="epoch", y_axis_label="valid perplexity",
-        y_axis_type="log", tools="pan,wheel_zoom,box_zoom,reset,save",
-    )  # fmt: skip
+        height=max(400, 25 * len(analysis.configurations)),  # room for the legend
+        sizing_mode="stretch_width",
+        x_axis_label="epoch",
+        y_axis_label="valid perplexity",
+        y_axis_type="log",
+        tools="pan,wheel_zoom,box_zoom,reset,save",
+    )
     items = []
     for i, configuration in enumerate(analysis.configurations):
         lines = []
