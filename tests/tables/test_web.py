@@ -27,7 +27,7 @@ class Parsed(HTMLParser):
         self.elements.append((tag, dict(attrs)))
 
     def handle_data(self, data):
-        if self.elements[-1][0] not in ("script", "style"):
+        if self.elements and self.elements[-1][0] not in ("script", "style"):
             self.words.append(data)
 
 
