@@ -102,7 +102,7 @@ def test_a_browser_sorts_filters_compares_and_draws_without_network(page):
         assert rising[-1] == "" and rising[:-1] == sorted(rising[:-1], key=float)
         head.click()
         assert cells(4) == [*rising[-2::-1], ""]
-        tab.locator("[data-filters=runs]").fill("alpha 1 completed")
+        tab.locator("[data-filters=runs]").fill("alpha 1, completed")
         assert cells(0) == ["alpha 1"] * 3
         tab.locator("#right").select_option(index=3)
         row = tab.locator("#pair tbody tr", has_text="valid ppl")
