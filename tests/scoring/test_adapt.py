@@ -91,6 +91,14 @@ def test_equals_the_naive_implementation(model, columns, cache, dynamic):
     assert (abs(nats - plain) > 1e-3 * plain) == bool(cache or dynamic)
 
 
+def test_a_qrnn_carries_its_state_and_last_input_from_word_to_word_as_from_segment_to_segment():
+    torch.manual_seed(3)
+    model = AWDLSTM(V, tiny(model="QRNN", zoneout=0.2)).double().eval()
+    dynamic = Dynamic("sgd", lr=0.3, decay=0.02, segment=5)
+    (nats,), _ = adapted_nats(model, IDS, 4, (CACHE,), dynamic)
+    assert nats == pytest.approx(naive(model, IDS, 4, CACHE, dynamic, None), rel=1e-9)
+
+
 def test_gradient_statistics_are_the_root_mean_square_over_windows(model):
     rms = gradient_rms(model, IDS, 5, 6)
     columns = torch.from_numpy(IDS[:200].astype(np.int64)).view(5, 40).t()
