@@ -52,7 +52,8 @@ def test_a_wheel_holds_the_package_its_data_and_nothing_else(wheel):
     assert sorted(name for name in names if name.startswith("lm/")) == sorted(
         name for name in ours if "__pycache__" not in name
     )
-    assert {"lm/py.typed", "lm/text/corpora.toml", "lm/tables/published.toml", "lm/scoring/blimp.toml"} < set(names)
+    data = {"text/corpora.toml", "tables/published.toml", "tables/web.html", "scoring/blimp.toml"}
+    assert {"lm/py.typed", *(f"lm/{name}" for name in data)} < set(names)
 
 
 def test_an_unpacked_wheel_is_imported_from_an_empty_folder(wheel, tmp_path):
@@ -107,6 +108,7 @@ def test_requirements_are_those_of_the_project_with_torch_pinned():
     )
     assert requirements("requirements-search.txt") == sorted(extras["search"])
     assert requirements("requirements-export.txt") == sorted(extras["export"])
+    assert requirements("requirements-html.txt") == sorted(extras["html"])
     assert requirements("requirements-cluster.txt") == sorted(extras["cluster"])
 
 

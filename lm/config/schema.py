@@ -78,6 +78,9 @@ class ModelConfig:
     """file of word vectors, in word2vec's text format, that the embedding starts from; other types start as usual"""
     init_vectors_sha256: str = ""
     """checksum of that file, by which runs are told apart; computed where it is not given"""
+    cutoffs: tuple[int, ...] = ()
+    """adaptive softmax, for large vocabularies: words are numbered by frequency, and each N begins a cluster of rarer
+    words (awd-lstm-lm, WikiText-103: 2800 20000 76000); none: one softmax over all words"""
     dropout: Probability = 0.4
     """dropout on the output of the last layer"""
     dropouth: Probability = 0.3
@@ -205,6 +208,10 @@ class TrainConfig(ComputeConfig, OptimConfig, RegularizationConfig, ModelConfig,
             if self.tokenizer != "word" and getattr(self, name) != getattr(DataConfig, name):
                 other = "; use --bpe-vocab-size" if (name, self.tokenizer) == ("vocab_size", "bpe") else ""
                 raise ConfigError(f"{flag(name)}: works with --tokenizer word only{other}")
+        if list(self.cutoffs) != sorted(set(self.cutoffs)):
+            raise ConfigError(f"--cutoffs: must increase; got {' '.join(map(str, self.cutoffs))}")
+        if self.cutoffs and self.tokenizer != "word":
+            raise ConfigError("--cutoffs: works with --tokenizer word only, which numbers words by frequency")
         if 0 < self.vocab_size < 3:
             raise ConfigError(
                 f"--vocab-size: must be 0 (all) or at least 3, a word, <eos> and <unk>; got {self.vocab_size}"
@@ -292,7 +299,7 @@ def checked_value(name: str, value: Any, declared: tuple[Any, Bounds | None]) ->
         if value not in typing.get_args(base):
             raise ConfigError(f"{flag(name)}: {value!r} is not one of {', '.join(typing.get_args(base))}")
     elif not isinstance(value, tuple) or not all(type(item) is int and item > 0 for item in value):
-        raise ConfigError(f"{flag(name)}: must be epochs, each at least 1; got {value!r}")
+        raise ConfigError(f"{flag(name)}: must be integers, each at least 1; got {value!r}")
     if bounds and value not in bounds:
         raise ConfigError(f"{flag(name)}: must be {bounds}; got {value}")
     return value

@@ -29,11 +29,9 @@ def make_config(preset: str = "", dataset: str = "", **overrides: Any) -> TrainC
     if unknown := sorted(overrides.keys() - known):
         raise ConfigError(f"unknown configuration field {unknown[0]!r}; the fields are {', '.join(sorted(known))}")
     values = preset_values(preset, dataset) | overrides | {"preset": preset, "dataset": dataset}
-    if isinstance(values.get("when"), list):
-        values["when"] = tuple(values["when"])
     if (vectors := values.get("init_vectors")) and not values.get("init_vectors_sha256"):
         values["init_vectors_sha256"] = vectors_digest(vectors)
-    return TrainConfig(**values)
+    return TrainConfig(**_with_tuples(values))
 
 
 def vectors_digest(path: str) -> str:
@@ -62,8 +60,12 @@ def config_from_dict(values: Mapping[str, Any]) -> TrainConfig:
     known = {field.name for field in dataclasses.fields(TrainConfig)}
     if unknown := sorted(values.keys() - known):
         raise ConfigError(f"configuration of another version: unknown fields {', '.join(unknown)}")
-    when = values.get("when", ())
-    return TrainConfig(**{**values, "when": tuple(when) if isinstance(when, list) else when})
+    return TrainConfig(**_with_tuples(values))
+
+
+def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists, which JSON and TOML have, as the tuples that a configuration has."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def config_id(config: TrainConfig) -> str:
@@ -157,7 +159,8 @@ def _defaults() -> dict[str, Any]:
 
 def as_plain(config: TrainConfig) -> dict[str, Any]:
     """All values as JSON types, for `config.json` and checkpoints; `config_from_dict` reads them back."""
-    return dataclasses.asdict(config) | {"when": list(config.when)}
+    values = dataclasses.asdict(config)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def run_name(config: TrainConfig) -> str:

@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lm.nn.products import linear_for, pack_linear, transposed
@@ -38,7 +39,8 @@ def _spans(rows: int, limit: int, vocabulary: int) -> Iterator[slice]:
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
-def _compute_dtype(precision: str, dtype: torch.dtype) -> torch.dtype:
+def compute_dtype(precision: str, dtype: torch.dtype) -> torch.dtype:
+    """Type of the products' inputs. Raises ValueError for an unknown precision."""
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision must be fp32 or bf16, got {precision!r}")
     return torch.bfloat16 if precision == "bf16" and dtype == torch.float32 else dtype
@@ -74,33 +76,57 @@ def _nats_and_gradient_(z_NV: Tensor, target_N: Tensor, exact: torch.dtype, db_V
     return torch.cat(nats)
 
 
+def nats_and_gradients(
+    h_NE: Tensor,
+    weight_VE: Tensor,
+    bias_V: Tensor,
+    target_N: Tensor,
+    dtype: torch.dtype,
+    dweight_VE: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Nats of every row (N,), and the gradients of their sum by h, W and b.
+
+    Args:
+        dtype: of the products' inputs, see `compute_dtype`.
+        dweight_VE: zeros, to write the gradient by W into. The weights are not packed then, as few rows do not pay for
+            the three copies of them which that takes.
+    """
+    N = len(h_NE)
+    exact = weight_VE.dtype
+    h, w, b = h_NE.to(dtype), weight_VE.to(dtype), bias_V.to(dtype)
+    pack = dweight_VE is None
+    logits = pack_linear(w) if pack else lambda h, b: F.linear(h, w, b)
+    nats = torch.empty(N, dtype=exact, device=h.device)
+    hidden_gradient = pack_linear(transposed(w) if w.device.type == "cpu" else w.t()) if pack else lambda z: z @ w
+    dh = torch.empty_like(h_NE)
+    dw = torch.zeros_like(weight_VE) if dweight_VE is None else dweight_VE
+    db = torch.zeros_like(bias_V)
+    for rows in _spans(N, _block_logits(w), len(w)):
+        z = logits(h[rows], b)
+        nats[rows] = _nats_and_gradient_(z, target_N[rows], exact, db)
+        dh[rows] = hidden_gradient(z)
+        if dtype == exact:
+            dw.addmm_(z.t(), h[rows])
+        else:
+            dw.add_(z.t() @ h[rows])
+    return nats, dh, dw, db
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h_NE, weight_VE, bias_V, target_N, dtype, needs_grad):
         N = len(h_NE)
-        V = len(weight_VE)
+        if needs_grad:
+            nats, *gradients = nats_and_gradients(h_NE, weight_VE, bias_V, target_N, dtype)
+            ctx.save_for_backward(*gradients)
+            ctx.rows = N
+            return nats.mean()
         exact = weight_VE.dtype
         h, w, b = h_NE.to(dtype), weight_VE.to(dtype), bias_V.to(dtype)
         logits = pack_linear(w)
         nats = torch.empty(N, dtype=exact, device=h.device)
-        if not needs_grad:
-            for rows in _spans(N, _block_logits(w), V):
-                nats[rows] = _nats_and_gradient_(logits(h[rows], b), target_N[rows], exact, None)
-            return nats.mean()
-        hidden_gradient = pack_linear(transposed(w) if w.device.type == "cpu" else w.t())
-        dh = torch.empty_like(h_NE)
-        dw = torch.zeros_like(weight_VE)
-        db = torch.zeros_like(bias_V)
-        for rows in _spans(N, _block_logits(w), V):
-            z = logits(h[rows], b)
-            nats[rows] = _nats_and_gradient_(z, target_N[rows], exact, db)
-            dh[rows] = hidden_gradient(z)
-            if dtype == exact:
-                dw.addmm_(z.t(), h[rows])
-            else:
-                dw.add_(z.t() @ h[rows])
-        ctx.save_for_backward(dh, dw, db)
-        ctx.rows = N
+        for rows in _spans(N, _block_logits(w), len(w)):
+            nats[rows] = _nats_and_gradient_(logits(h[rows], b), target_N[rows], exact, None)
         return nats.mean()
 
     @staticmethod
@@ -121,7 +147,7 @@ def linear_cross_entropy(
     that are compared come from `token_cross_entropy` in fp32.
     float64 inputs are computed in float64. Raises ValueError for another precision.
     """
-    dtype = _compute_dtype(precision, weight_VE.dtype)
+    dtype = compute_dtype(precision, weight_VE.dtype)
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (h_NE, weight_VE, bias_V))
     return _LinearCrossEntropy.apply(h_NE, weight_VE, bias_V, target_N, dtype, needs_grad)
 
@@ -131,8 +157,20 @@ def token_cross_entropy(
     h_NE: Tensor, weight_VE: Tensor, bias_V: Tensor, target_N: Tensor, precision: str = "fp32"
 ) -> Tensor:
     """Nats of every row (N,), without a graph: for evaluation. Sum them in float64, and divide by their number once."""
-    dtype = _compute_dtype(precision, weight_VE.dtype)
+    dtype = compute_dtype(precision, weight_VE.dtype)
     h, w, b = h_NE.to(dtype), weight_VE.to(dtype), bias_V.to(dtype)
     logits = linear_for(w, len(h))
     spans = _spans(len(h), _block_logits(w), len(w))
     return torch.cat([_nats_and_gradient_(logits(h[rows], b), target_N[rows], weight_VE.dtype, None) for rows in spans])
+
+
+class LinearDecoder(nn.Linear):
+    """From outputs h (..., E) to logits (..., V), with the losses above."""
+
+    def loss(self, h_NE: Tensor, target_N: Tensor, precision: str) -> Tensor:
+        """Mean nats of the targets, differentiable."""
+        return linear_cross_entropy(h_NE, self.weight, self.bias, target_N, precision)
+
+    def nats(self, h_NE: Tensor, target_N: Tensor, precision: str) -> Tensor:
+        """Nats of every target (N,), without a graph."""
+        return token_cross_entropy(h_NE, self.weight, self.bias, target_N, precision)

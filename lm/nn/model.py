@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from lm.config.schema import TrainConfig
+from lm.nn.adaptive import AdaptiveDecoder
 from lm.nn.dropout import EmbeddingDropout, LockedDropout, StandardDropout
-from lm.nn.loss import linear_cross_entropy, token_cross_entropy
+from lm.nn.loss import LinearDecoder
 from lm.nn.lstm import WeightDropLSTM
 from lm.nn.qrnn import WeightDropQRNN
 
@@ -53,7 +54,7 @@ class AWDLSTM(nn.Module):
         """Draw initial weights on the default device.
 
         Args:
-            vocab_size: V.
+            vocab_size: V. With `config.cutoffs`, ids are ranks: the most frequent word is 0.
             config: sizes, dropouts, cell and kernel, as `lm.config.values.make_config` puts them together.
             precision: `fp32` or `bf16`: the type of the matrix products' inputs; parameters stay as they are.
         """
@@ -71,7 +72,11 @@ class AWDLSTM(nn.Module):
         self.output_dropouts = nn.ModuleList(
             [dropout(config.dropouth) for _ in widths[:-1]] + [dropout(config.dropout)]
         )
-        self.decoder = nn.Linear(widths[-1], vocab_size)
+        self.decoder = (
+            AdaptiveDecoder(widths[-1], vocab_size, config.cutoffs)
+            if config.cutoffs
+            else LinearDecoder(widths[-1], vocab_size)
+        )
         nn.init.uniform_(self.encoder.weight, -_EMBEDDING_RANGE, _EMBEDDING_RANGE)
         nn.init.uniform_(self.decoder.weight, -_EMBEDDING_RANGE, _EMBEDDING_RANGE)
         nn.init.zeros_(self.decoder.bias)
@@ -128,7 +133,7 @@ class AWDLSTM(nn.Module):
     def loss(self, output: Output, targets_TB: Tensor) -> Tensor:
         """Cross entropy in nats per target, without penalties."""
         h_NH = output.after_dropout[-1].flatten(0, 1)
-        return linear_cross_entropy(h_NH, self.decoder.weight, self.decoder.bias, targets_TB.flatten(), self.precision)
+        return self.decoder.loss(h_NH, targets_TB.flatten(), self.precision)
 
     def token_loss(self, output: Output, targets_TB: Tensor) -> Tensor:
         """Nats of every target, (T, B), without a graph: for evaluation."""
@@ -137,7 +142,7 @@ class AWDLSTM(nn.Module):
 
     def row_loss(self, h_NH: Tensor, targets_N: Tensor) -> Tensor:
         """Nats of targets, (N,), of which each is predicted from a row of the last layer's output."""
-        return token_cross_entropy(h_NH, self.decoder.weight, self.decoder.bias, targets_N, self.precision)
+        return self.decoder.nats(h_NH, targets_N, self.precision)
 
 
 def _recurrent_layer(config: TrainConfig, layer: int, inputs: int, width: int, precision: str) -> Layer:

@@ -8,14 +8,14 @@ from typing import Any
 
 from lm.base.errors import CheckpointError, ConfigError, CorpusError
 from lm.base.rundir import RunDir
-from lm.config.schema import DataConfig
+from lm.config.schema import TrainConfig
 from lm.text.corpus import Corpus
 from lm.text.finding import configured_corpus, load_corpus, text_in, text_in_cache
 from lm.text.locating import usual_places
 from lm.text.tokenization import tokenization_of
 
 
-def corpus_of(directory: RunDir, config: DataConfig, trained: dict[str, Any], data: str = "") -> Corpus:
+def corpus_of(directory: RunDir, config: TrainConfig, trained: dict[str, Any], data: str = "") -> Corpus:
     """The text that the model in `directory` was trained on, encoded with its vocabulary.
 
     Looked for in `data` alone, if that is given; else where the configuration says, else under its name in the usual
@@ -53,7 +53,7 @@ def corpus_of(directory: RunDir, config: DataConfig, trained: dict[str, Any], da
     raise CorpusError(_not_found(directory, config, sha256, places)) from problem
 
 
-def _not_found(directory: RunDir, config: DataConfig, sha256: dict[str, str], places: Sequence[Path]) -> str:
+def _not_found(directory: RunDir, config: TrainConfig, sha256: dict[str, str], places: Sequence[Path]) -> str:
     before = [f"{config.data} (where it was)"] if config.data else []
     tried = ", ".join([*before, *map(str, places), "the token cache data/cache"])
     return (

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lm.base.errors import ConfigError
@@ -62,8 +61,7 @@ class Dynamic:
 def _gradient(model: AWDLSTM, output: Output, targets_TB: Tensor) -> list[Tensor]:
     """Gradient of the mean loss of a window by each parameter."""
     model.zero_grad()
-    logits = F.linear(output.after_dropout[-1].flatten(0, 1), model.decoder.weight, model.decoder.bias)
-    F.cross_entropy(logits, targets_TB.flatten()).backward()
+    model.loss(output, targets_TB).backward()
     return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from typing import Any
 
@@ -19,6 +20,18 @@ _LAYERS = {
     "RNN_RELU": 'nn.RNN({}, {}, nonlinearity="relu")',
     "QRNN": "QRNN({}, {})",
 }
+_DECODER = """\
+    return nn.functional.linear(x, weights["{weight}"], weights["decoder.bias"])"""
+# Log-probabilities, which are logits of the same distribution.
+_ADAPTIVE_DECODER = """\
+    weight, bias = weights["{weight}"], weights["decoder.bias"]
+    sizes = {sizes}  # head and tails of the adaptive softmax
+    (head, *tails), (head_bias, *biases) = weight.split(sizes), bias.split(sizes)
+    head = torch.cat([head, weights["decoder.cluster_weight"]])
+    head_bias = torch.cat([head_bias, weights["decoder.cluster_bias"]])
+    words, clusters = nn.functional.linear(x, head, head_bias).log_softmax(-1).split([sizes[0], len(tails)], -1)
+    log_p = [nn.functional.linear(x, w, b).log_softmax(-1) for w, b in zip(tails, biases)]
+    return torch.cat([words, *(log_p[k] + clusters[..., k, None] for k in range(len(tails)))], -1)"""
 # PyTorch has no QRNN. The first layer's matrix is twice as wide as its input, as it reads the word before as well.
 _QRNN = """\
 
@@ -87,7 +100,7 @@ def logits(ids):
     x = embedding(ids)
     for layer in layers:
         x, _ = layer(x)
-    return nn.functional.linear(x, weights["{decoder}"], weights["decoder.bias"])
+{decoder}
 
 
 tokenizer = Tokenizer.from_file("tokenizer.json")  # every line of the text ended in <eos>
@@ -128,10 +141,14 @@ def plain_use(config: TrainConfig, weights: dict[str, Tensor]) -> str:
     """The lines of plain PyTorch that use the weights."""
     reads = "linear.weight" if config.model == "QRNN" else "weight_ih_l0"
     shapes = [weights[f"rnns.{layer}.{reads}"].shape[1] for layer in range(config.nlayers)]
+    bounds = [0, *config.cutoffs, len(weights["encoder.weight"])]
     return _USE.format(
         modules=", ".join(_LAYERS[config.model].format(i, h) for i, h in zip(shapes, config.widths, strict=True)),
         definition=_definition(config),
-        decoder="encoder.weight" if config.tied else "decoder.weight",
+        decoder=(_ADAPTIVE_DECODER if config.cutoffs else _DECODER).format(
+            weight="encoder.weight" if config.tied else "decoder.weight",
+            sizes=[end - start for start, end in itertools.pairwise(bounds)],
+        ),
     )
 
 

@@ -24,14 +24,14 @@ from lm.text.finding import corpus_name
 
 logger = logging.getLogger(__name__)
 # Fields that have one value in a study.
-SINGLE = ("dataset", "data", "preset", "when")
+SINGLE = ("dataset", "data", "preset", "when", "cutoffs")
 
 
 def given_fields(args: argparse.Namespace) -> dict[str, Any]:
     """The configuration fields among the parsed flags, in the order of the command line."""
     names = {field.name for field in dataclasses.fields(TrainConfig)}
     return {
-        name: value or [True] if value == [] and name != "when" else value
+        name: value or [True] if value == [] and name not in SINGLE else value
         for name, value in vars(args).items()
         if name in names
     }

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from lm.base.errors import ConfigError, CorpusError
-from lm.config.schema import DataConfig
+from lm.config.schema import TrainConfig
 from lm.text.cards import known_corpora
 from lm.text.corpus import Corpus
 from lm.text.encoding import Encoding
@@ -124,7 +124,7 @@ def text_in_cache(
     return None
 
 
-def configured_corpus(config: DataConfig) -> Corpus:
+def configured_corpus(config: TrainConfig) -> Corpus:
     """The corpus of a run's configuration; raises as `load_corpus` does."""
     return load_corpus(config.dataset or None, config.data or None, tokenization=tokenization_of(config))
 
@@ -141,7 +141,7 @@ def corpus_name(dataset: str | None, data: str | None) -> str:
     return find(dataset or None, data or None).name
 
 
-def known_text(config: DataConfig) -> Mapping[str, str] | None:
+def known_text(config: TrainConfig) -> Mapping[str, str] | None:
     """SHA-256 of the splits that a run would read now; None where its corpus is not there, or is yet to be made."""
     try:
         return find(config.dataset or None, config.data or None).sha256

@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lm.config.schema import DataConfig
+from lm.config.schema import TrainConfig
 from lm.text.bpe import BPETokenizer
 from lm.text.byte_level import ByteTokenizer
 from lm.text.characters import CharTokenizer
@@ -43,6 +43,7 @@ class Tokenization:
     vocab_size: int = 0
     min_count: int = 1
     lowercase: bool = False
+    by_frequency: bool = False
 
     @property
     def definition(self) -> str:
@@ -52,6 +53,7 @@ class Tokenization:
             f"the {self.vocab_size} most frequent types" if self.vocab_size else "",
             f"words seen {self.min_count} times" if self.min_count > 1 else "",
             "lower case" if self.lowercase else "",
+            "by frequency" if self.by_frequency else "",
         ]
         return "; ".join([_KINDS[self.kind].DEFINITION, *filter(None, parts)])
 
@@ -64,7 +66,11 @@ class Tokenization:
         """The tokenizer that a training text gives, in blocks as `Text.blocks` hands them out."""
         if self.kind == WordTokenizer.kind:
             return WordTokenizer.from_blocks(
-                blocks, self.vocab_size, min_count=self.min_count, lowercase=self.lowercase
+                blocks,
+                self.vocab_size,
+                min_count=self.min_count,
+                lowercase=self.lowercase,
+                by_frequency=self.by_frequency,
             )
         tokenizer = _KINDS[self.kind].from_blocks(blocks, self.bpe_vocab_size)
         if self.kind == BPETokenizer.kind and tokenizer.vocab_size < self.bpe_vocab_size:
@@ -76,6 +82,13 @@ class Tokenization:
         return _KINDS[self.kind].load(path)
 
 
-def tokenization_of(config: DataConfig) -> Tokenization:
-    """The tokenizer of a run's configuration."""
-    return Tokenization(config.tokenizer, config.bpe_vocab_size, config.vocab_size, config.min_count, config.lowercase)
+def tokenization_of(config: TrainConfig) -> Tokenization:
+    """The tokenizer of a run's configuration; the adaptive softmax needs frequent words first."""
+    return Tokenization(
+        config.tokenizer,
+        config.bpe_vocab_size,
+        config.vocab_size,
+        config.min_count,
+        config.lowercase,
+        by_frequency=bool(config.cutoffs),
+    )

@@ -67,12 +67,19 @@ class WordTokenizer(TextTokenizer):
 
     @classmethod
     def from_blocks(
-        cls, blocks: Iterable[str], vocab_size: int = 0, *, min_count: int = 1, lowercase: bool = False
+        cls,
+        blocks: Iterable[str],
+        vocab_size: int = 0,
+        *,
+        min_count: int = 1,
+        lowercase: bool = False,
+        by_frequency: bool = False,
     ) -> WordTokenizer:
         """Vocabulary of a training text in order of first appearance, as awd-lstm-lm numbers it.
 
         `<unk>` is added at the end where the text has none. With `vocab_size`, the most frequent words are kept, of
-        equally frequent ones those that come first, with `min_count` those that the text has as often.
+        equally frequent ones those that come first, with `min_count` those that the text has as often. `by_frequency`
+        numbers frequent words first, equally frequent ones in order of first appearance.
         """
         counts: Counter[str] = Counter()
         for block in blocks:
@@ -83,7 +90,8 @@ class WordTokenizer(TextTokenizer):
         if vocab_size:
             words = sorted(words, key=counts.__getitem__, reverse=True)[: vocab_size - 2]
         kept = {EOS, UNK, *words}
-        return cls((word for word in counts if word in kept), lowercase=lowercase)
+        order = sorted(counts, key=counts.__getitem__, reverse=True) if by_frequency else counts
+        return cls((word for word in order if word in kept), lowercase=lowercase)
 
     def encode(self, text: str, *, final_eos: bool = True) -> np.ndarray:  # noqa: D102 - as above
         if final_eos and text and not text.endswith("\n"):

@@ -22,7 +22,9 @@ class CUDAGraphs:
     were: a graph repeats the kernels, not the Python, that was recorded. Random numbers go on as without graphs.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, record: bool = True) -> None:
+        """`record`: False calls the function as it is on CUDA too."""
+        self._record_calls = record
         # Shape -> a graph and the tensors that it reads its inputs from; None once the function has run as it is.
         self._graphs: dict[torch.Size, Recorded | None] = {}
         if device.type == "cuda":
@@ -33,7 +35,7 @@ class CUDAGraphs:
     def __call__(self, function: Callable[..., None], *inputs: Tensor) -> None:
         """Call the function with tensors of one shape."""
         shape = inputs[0].shape
-        if not inputs[0].is_cuda:
+        if not (inputs[0].is_cuda and self._record_calls):
             function(*inputs)
         elif shape not in self._graphs:  # the libraries set themselves up in a first call, which cannot be recorded
             self._graphs[shape] = None

@@ -81,7 +81,7 @@ class Run:
         self.targets_per_epoch = (len(columns_NB) - 1) * config.batch_size
         self.hidden = self.model.initial_state(config.batch_size)
         self.means = IntervalMeans(device)
-        self.cuda_graphs = CUDAGraphs(device)
+        self.cuda_graphs = CUDAGraphs(device, record=not config.cutoffs)  # whose sizes depend on the targets
         self.progress = Progress()
         self.rate = config.lr  # of the last update, before its scaling by window length
 
@@ -136,7 +136,7 @@ class Run:
             CheckpointError: it was trained on another text, or with another vocabulary of it.
         """
         before, now = with_defaults(checkpoint["config"]), as_plain(self.config)
-        vocabulary = ("tokenizer", "bpe_vocab_size", "vocab_size", "min_count", "lowercase")
+        vocabulary = ("cutoffs", "tokenizer", "bpe_vocab_size", "vocab_size", "min_count", "lowercase")
         fixed = ("model", "emsize", "nhid", "nlayers", "tied", *vocabulary)
         if changed := [n for n in fixed if now[n] != before[n]]:
             differences = ", ".join(f"{flag(name)} {before[name]} (now {now[name]})" for name in changed)
