@@ -17,6 +17,7 @@ import json
 import logging
 import math
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 from lm.base.device import keep_freed_memory, pick_device
 from lm.base.errors import CorpusError, DivergedError, Interrupted, run_cli
 from lm.base.process import show
+from lm.base.ranks import ALONE, Ranks
 from lm.base.signals import StopSignals
 from lm.base.threads import choose_threads
 from lm.config.flags import parse_train_args
@@ -38,6 +40,7 @@ from lm.scoring.validation import final_scores, log_epoch, validate
 from lm.text.batching import Window, windows_warning
 from lm.text.finding import corpus_name
 from lm.text.units import summary
+from lm.training.distributed import SilentLog, SilentWriter, joined
 from lm.training.divergence import check_update, check_weights
 from lm.training.log import RunLog, log_to, record_step
 from lm.training.optim import clip, set_beta1, set_rate
@@ -54,21 +57,21 @@ def gradient_step(run: Run, tokens_TB: Tensor, targets_TB: Tensor) -> None:
     """Loss + AR + TAR of one window, their gradient, and the step it makes; all of it on the run's device."""
     config = run.config
     model = run.model
-    output = model(tokens_TB, run.hidden)
+    output = run.forward(tokens_TB, run.hidden)
     loss = model.loss(output, targets_TB)
     terms = regularization_terms(
         output.raw, output.after_dropout, config.alpha, config.beta, config.ar_norm, config.ar_layers
     )
-    total = sum(terms.values(), start=loss)
 
     run.optimizer.zero_grad(set_to_none=run.step_in_graph)  # else every graph leaves its gradients in one place
-    total.backward()
+    run.backward(sum(terms.values(), start=loss))
+    loss, *penalties = run.ranks.mean([loss, *terms.values()], run.columns)
     norm = clip(run.optimizer, config.clip)
     if run.step_in_graph:
         run.optimizer.step()
     if run.device.type == "cpu":  # on a GPU this would wait for the device: `check_run` looks now and then
-        check_update(total.item(), norm.item(), run.progress.step + 1)
-    run.means.add(loss, terms, norm, config.clip, targets_TB.numel())
+        check_update(sum(penalties, start=loss).item(), norm.item(), run.progress.step + 1)
+    run.means.add(loss, dict(zip(terms, penalties, strict=True)), norm, config.clip, run.targets(targets_TB))
     carry_state(run.hidden, output.state)
 
 
@@ -84,9 +87,9 @@ def update(run: Run, window: Window) -> None:
         set_beta1(run.optimizer, run.trapezoid.beta1(fraction))
         run.optimizer.step()
     run.averaging.after_update(run.model)
-    run.means.count(window.targets_TB.numel())
+    run.means.count(run.targets(window.targets_TB))
     run.progress.step += 1
-    run.progress.tokens += window.targets_TB.numel()
+    run.progress.tokens += run.targets(window.targets_TB)
 
 
 def train_epoch(
@@ -108,7 +111,7 @@ def train_epoch(
         if due or save or stopped:  # what is saved must be good; waits for a GPU, whose work is in the time then
             check_run(run)
         progress.seconds += time.perf_counter() - started
-        log.progress(window.targets_TB.numel())
+        log.progress(run.targets(window.targets_TB))
         if due:
             record_step(run, log, (progress.tokens - logged_tokens) / (progress.seconds - logged_seconds))
             logged_tokens = progress.tokens
@@ -150,7 +153,7 @@ def end_epoch(run: Run, writer: RunWriter, log: RunLog, stop: StopSignals, saves
     progress.epoch += 1
     progress.finished = run.is_over()
     run.windows.rewind()
-    carry_state(run.hidden, run.model.initial_state(config.batch_size))
+    carry_state(run.hidden, run.model.initial_state(run.columns.count))
     if saves.at_epochs or saves.due(progress.step) or progress.finished:
         writer.save_last(run, log.sync())
         saves.start()
@@ -167,33 +170,37 @@ def keep_starting_point(run: Run, writer: RunWriter, log: RunLog, stop: StopSign
     log.message(f"fine-tuning {run.config.finetune}: valid {valid.loss:.4f}  ppl {valid.perplexity:8.2f} at the start")
 
 
-def prepare_device(config: TrainConfig, options: RunOptions) -> torch.device:
+def prepare_device(config: TrainConfig, options: RunOptions, ranks: Ranks) -> torch.device:
     """The device to train on, with this process set up for it. Raises ConfigError where the kernel cannot run on it."""
     keep_freed_memory()
     if options.threads:
         torch.set_num_threads(options.threads)
-    device = pick_device(options.device)
+    device = pick_device(options.device, ranks)
     check_device(config.kernel, device)
     return device
 
 
-def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
+def train(config: TrainConfig, options: RunOptions, ranks: Ranks = ALONE) -> dict[str, Any]:
     """One run, from a configuration to the content of its result.json ({} for a dry run).
+
+    All processes that share a run call this, and the first of them writes its files.
 
     Raises:
         ConfigError, CorpusError, CheckpointError: nothing was started.
         DivergedError: a non-finite loss or gradient; result.json says `diverged`, checkpoints are the last good ones.
         Interrupted: SIGINT, SIGTERM, SIGHUP or --max-minutes; everything is saved, `--resume auto` continues.
+        RankLost: another process of the run has ended; `--resume auto` continues from the last checkpoint.
     """
-    run_dir = choose_run_dir(config, options)
-    writer = RunWriter(run_dir, options.save)
-    if result := finished_result(run_dir, config, tested=options.eval_test):
-        check_text(run_dir, result, config)
-        logger.info("%s is complete: nothing to do", run_dir)
-        writer.copy_best()
-        return result
-    device = prepare_device(config, options)
-    run, log_position = open_run(config, options, device, run_dir)
+    with ranks.agreed():
+        run_dir = choose_run_dir(config, options)
+        writer = RunWriter(run_dir, options.save) if ranks.first else SilentWriter()
+        if result := finished_result(run_dir, config, tested=options.eval_test):
+            check_text(run_dir, result, config)
+            logger.info("%s is complete: nothing to do", run_dir)
+            writer.copy_best()
+            return result
+        device = prepare_device(config, options, ranks)
+        run, log_position = open_run(config, options, device, run_dir, ranks)
     logger.info(
         "%s: %s tokens, %s types; %s parameters; %s, %s, %d threads; %s",
         run.corpus.name, f"{len(run.corpus.splits['train']):,}", f"{run.corpus.vocab_size:,}",
@@ -201,17 +208,20 @@ def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
     )  # fmt: skip
     if options.dry_run:
         return {}
+    run.connect()
     with (
-        StopSignals(options.max_minutes) as stop,
+        StopSignals(options.max_minutes, ranks) as stop,
         writer.locked(),
-        log_to(run_dir.log),
-        RunLog(run_dir, position=log_position, step=run.progress.step, tensorboard=options.tensorboard) as log,
+        log_to(run_dir.log) if ranks.first else nullcontext(),
+        RunLog(run_dir, position=log_position, step=run.progress.step, tensorboard=options.tensorboard)
+        if ranks.first
+        else SilentLog() as log,
     ):
         try:
             writer.prepare(run)
             if config.finetune and run.progress.step == 0:
                 keep_starting_point(run, writer, log, stop)
-            saves = SaveTimes(options)
+            saves = SaveTimes(options, ranks)
             while not run.progress.finished:
                 train_epoch(run, writer, options, log, stop, saves)
                 end_epoch(run, writer, log, stop, saves)
@@ -251,17 +261,19 @@ def configure(argv: list[str] | None) -> tuple[TrainConfig, RunOptions]:
 
 def main() -> None:
     """Command line."""
-    config, options = configure(None)
-    if options.print_config:
-        show(json.dumps(as_plain(config), indent=2) + "\n")
-        return
-    if not options.threads:
-        choose_threads("--threads N")
-    result = train(config, options)
-    if options.json:
-        show(json.dumps(result) + "\n")
-    elif result:
-        show(summary(result))
+    with joined() as ranks:
+        with ranks.agreed():
+            config, options = configure(None)
+        if options.print_config:
+            show(json.dumps(as_plain(config), indent=2) + "\n")
+            return
+        if not options.threads:
+            choose_threads("--threads N")
+        result = train(config, options, ranks)
+        if options.json:
+            show(json.dumps(result) + "\n")
+        elif result:
+            show(summary(result))
 
 
 if __name__ == "__main__":

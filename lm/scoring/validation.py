@@ -26,7 +26,7 @@ def validate(run: Run, where: str, stop: StopSignals) -> dict[str, Evaluation]:
     columns = run.config.eval_batch_size
     found = {}
     for name, model in run.candidates().items():
-        found[name] = evaluate(model, ids, columns, between_windows=stop.check)
+        found[name] = evaluate(model, ids, columns, between_windows=stop.check, ranks=run.ranks)
         check_loss(found[name].loss, where, activation=found[name].activation)
     return dict(sorted(found.items(), key=lambda pair: pair[1].loss))
 
@@ -57,12 +57,15 @@ def final_scores(run: Run, run_dir: RunDir, options: RunOptions, stop: StopSigna
     """Perplexity of the best checkpoint on train (the generalisation gap) and, once, on test."""
     config = run.config
     corpus = run.corpus
-    best = load_checkpoint(run_dir.best)
-    with fitting(run_dir.best):
-        run.model.load_state_dict(best["model"])
+    if run.ranks.first:
+        best = load_checkpoint(run_dir.best)
+        with fitting(run_dir.best):
+            run.model.load_state_dict(best["model"])
+    run.ranks.tell(run.model.parameters())
 
     def score(split: str, columns: int, tokens: int | None = None) -> float:
-        found = evaluate(run.model, corpus.splits[split][:tokens], columns, between_windows=stop.check)
+        ids = corpus.splits[split][:tokens]
+        found = evaluate(run.model, ids, columns, between_windows=stop.check, ranks=run.ranks)
         check_loss(found.loss, split, activation=found.activation)
         return found.loss
 
