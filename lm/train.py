@@ -26,7 +26,7 @@ from torch import Tensor
 from lm.base.device import keep_freed_memory, pick_device
 from lm.base.errors import CorpusError, DivergedError, Interrupted, run_cli
 from lm.base.process import show
-from lm.base.ranks import ALONE, Ranks
+from lm.base.ranks import ALONE, RankLost, Ranks
 from lm.base.signals import StopSignals
 from lm.base.threads import choose_threads
 from lm.config.flags import parse_train_args
@@ -233,6 +233,8 @@ def train(config: TrainConfig, options: RunOptions, ranks: Ranks = ALONE) -> dic
             writer.write_result(run, "interrupted", {})
             text = f"{interruption}; saved: --resume auto continues {run_dir}"
             raise Interrupted(text, interruption.exit_code) from None
+        except RankLost as lost:  # with the hidden state of its columns
+            raise RankLost(f"{lost}: --resume auto continues {run_dir} from its last checkpoint") from None
         except DivergedError:
             writer.save_kept()
             writer.write_result(run, "diverged", {})

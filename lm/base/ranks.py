@@ -149,5 +149,5 @@ def reachable() -> Iterator[None]:
         yield
     except RuntimeError as error:  # gloo's is nothing but that; NCCL's has a class
         if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise RankLost(f"another process of this run has ended ({str(error).splitlines()[0][:200]})") from error
+            raise RankLost("another process of this run has ended, or cannot be reached") from error
         raise

@@ -80,7 +80,9 @@ class _ActivationSums:
         return torch.cat([self._sums, self._sums.new_tensor([self._values, self._steps])])
 
 
-def _means(square: float, magnitude: float, small: float, change: float, values: float, steps: float) -> dict[str, float]:
+def _means(
+    square: float, magnitude: float, small: float, change: float, values: float, steps: float
+) -> dict[str, float]:
     return {
         "rms": math.sqrt(square / values),
         "mean_abs": magnitude / values,
