@@ -125,7 +125,7 @@ def _fork_run(job: Any, environment: dict[str, str]) -> _Run:  # noqa: RET503
         return _Run(pid)
     log = os.open(job.run_dir.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.environ.update(environment)
-    sys.argv = ["lm.study.executors", parent, str(job.run_dir), *job.arguments]
+    sys.argv = ["lm.study.executors", parent, str(job.run_dir), str(job.processes), *job.arguments]
     _become(executors.main, log, log)
 
 

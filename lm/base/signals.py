@@ -59,5 +59,4 @@ class StopSignals:
             return
         if self.received is not None:
             raise Interrupted(f"stopped by {signal.Signals(self.received).name}", 128 + self.received)
-        else:
-            raise Interrupted(f"stopped after {self._minutes:g} minutes (--max-minutes)", 0)
+        raise Interrupted(f"stopped after {self._minutes:g} minutes (--max-minutes)", 0)

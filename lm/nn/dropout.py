@@ -107,8 +107,10 @@ def standard_dropout(x: Tensor, p: float, columns: Columns | None = None) -> Ten
 
 
 class _Dropout(nn.Module):
-    """`columns`: those of a batch in dimension 1 that x holds. Masks are drawn for the whole batch then, and the part is
-    taken, so that processes with one seed go on drawing the same numbers, and together do what one process does.
+    """`columns`: those of a batch that x holds, in dimension 1.
+
+    Masks are drawn for the whole batch then, so that processes with one seed go on drawing the same numbers, and
+    together do what one process does.
     """
 
     def __init__(self, p: float = 0.5) -> None:

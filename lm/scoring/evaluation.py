@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,9 +80,8 @@ class _ActivationSums:
         return torch.cat([self._sums, self._sums.new_tensor([self._values, self._steps])])
 
 
-def _means(
-    square: float, magnitude: float, small: float, change: float, values: float, steps: float
-) -> dict[str, float]:
+def _means(sums: Sequence[float]) -> dict[str, float]:
+    square, magnitude, small, change, values, steps = sums
     return {
         "rms": math.sqrt(square / values),
         "mean_abs": magnitude / values,
@@ -137,7 +136,7 @@ def evaluate(
     total = torch.cat([torch.stack([nats, nats.new_tensor(targets)]), sums.state()]) * bool(mine.count)
     ranks.add(total)
     all_nats, all_targets, *activation = total.tolist()
-    return Evaluation(all_nats, int(all_targets), _means(*activation), output.raw[-1].float())
+    return Evaluation(all_nats, int(all_targets), _means(activation), output.raw[-1].float())
 
 
 def protocol_columns(config: TrainConfig, split: str) -> int:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from lm.base.errors import DivergedError, Interrupted, LMError
 from lm.base.process import leave
-from lm.base.ranks import Ranks, RankLost, this_rank
+from lm.base.ranks import RankLost, Ranks, this_rank
 from lm.base.rundir import RunDir
 from lm.nn.model import AWDLSTM
 from lm.training.log import RunLog

@@ -198,7 +198,8 @@ class Run:
         self.averaging.load_state_dict(state["averaging"], self.model)
         self.learning_rate.load_state_dict(state["learning_rate"])
         self.windows.load_state_dict(state["windows"])
-        carry_state(self.hidden, [[part[self.columns.place] for part in layer] for layer in state["hidden"]])
+        mine = self.columns.place
+        carry_state(self.hidden, [tuple(whole[mine] for whole in layer) for layer in state["hidden"]])
         self.means.load_state_dict(state["means"])
         self.progress = Progress(**state["progress"])
         between_epochs = self.windows.at_start
