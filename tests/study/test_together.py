@@ -10,7 +10,7 @@ from lm.study.executors import LocalExecutor
 from lm.study.ledger import read_ledger
 from tests.conftest import TINY
 
-FLAGS = [*TINY, "--epochs=1", "--device=cpu", "--processes-per-run=2"]
+FLAGS = [*TINY[:-1], "--epochs=1", "--device=cpu", "--processes-per-run=2"]
 
 
 def test_a_run_of_two_processes_ends_with_its_own_exit_code_and_last_words(cli, small_dir, tmp_path):
