@@ -36,7 +36,7 @@ from lm.nn.kernels.choose import check_device
 from lm.nn.model import carry_state, count_parameters
 from lm.nn.regularization import regularization_terms
 from lm.scoring.opening import open_run
-from lm.scoring.validation import final_scores, log_epoch, validate
+from lm.scoring.validation import final_scores, log_valid, validate
 from lm.text.batching import Window, windows_warning
 from lm.text.finding import corpus_name
 from lm.text.units import summary
@@ -102,7 +102,15 @@ def train_epoch(
     log.start_epoch(progress.epoch, run.config.epochs, run.targets_per_epoch, done)
     logged_tokens = progress.tokens
     logged_seconds = progress.seconds
-    while progress.step < max_steps and (window := next(run.windows, None)) is not None:
+    while progress.step < max_steps:
+        if run.validation_due():
+            score_valid(run, writer, log, stop, in_epoch=True)
+            if run.has_stalled():
+                progress.finished = True
+                writer.save_last(run, log.sync())
+                return
+        if (window := next(run.windows, None)) is None:
+            return
         started = time.perf_counter()
         update(run, window)
         due = run.means.updates >= options.log_interval
@@ -128,28 +136,40 @@ def check_run(run: Run) -> None:
     check_weights(run.model.parameters(), run.means.finite(), run.progress.step)
 
 
-def end_epoch(run: Run, writer: RunWriter, log: RunLog, stop: StopSignals, saves: SaveTimes) -> None:
-    """Validate, keep the best, and let the validation loss steer learning rate and averaging."""
-    config = run.config
+def score_valid(
+    run: Run, writer: RunWriter, log: RunLog, stop: StopSignals, *, in_epoch: bool, save: bool = False
+) -> None:
+    """Validate, keep the best (`save`: at once on the disk), and let the loss steer learning rate and averaging."""
     progress = run.progress
     started = time.perf_counter()
     check_run(run)
     writer.save_first(run, log)
-    evaluations = validate(run, f"valid after epoch {progress.epoch}", stop)
+    moment = f"update {progress.step}" if in_epoch else f"epoch {progress.epoch}"
+    evaluations = validate(run, f"valid after {moment}", stop)
     progress.seconds += time.perf_counter() - started
-    log_epoch(run, log, evaluations)
+    log_valid(run, log, evaluations, in_epoch=in_epoch)
     better, valid = next(iter(evaluations.items()))
+    progress.validated = progress.step
+    progress.waited += 1
     if valid.loss < progress.best_loss:
+        progress.waited = 0
         progress.best_epoch = progress.epoch
         progress.best_loss = valid.loss
         progress.best_activation = valid.activation
         progress.best_averaged = better == "averaged"
-        keep = writer.save_best if saves.at_epochs else writer.keep_best
+        keep = writer.save_best if save else writer.keep_best
         keep(run, run.candidates()[better])
-    run.learning_rate.end_epoch(progress.epoch, valid.loss)
-    if run.averaging.end_epoch(valid.loss) and not config.finetune:
+    run.learning_rate.after_validation(valid.loss)
+    if run.averaging.after_validation(valid.loss) and not run.config.finetune:
         run.averaging.start(run.model)
         log.message(f"NT-ASGD: averaging from here on (best valid loss {progress.best_loss:.4f})")
+
+
+def end_epoch(run: Run, writer: RunWriter, log: RunLog, stop: StopSignals, saves: SaveTimes) -> None:
+    """Validate, and go to the top of the text."""
+    progress = run.progress
+    score_valid(run, writer, log, stop, in_epoch=False, save=saves.at_epochs)
+    run.learning_rate.end_epoch(progress.epoch)
     progress.epoch += 1
     progress.finished = run.is_over()
     run.windows.rewind()
@@ -219,12 +239,15 @@ def train(config: TrainConfig, options: RunOptions, ranks: Ranks = ALONE) -> dic
     ):
         try:
             writer.prepare(run)
+            for change in run.progress.changes:
+                log.message(change)
             if config.finetune and run.progress.step == 0:
                 keep_starting_point(run, writer, log, stop)
             saves = SaveTimes(options, ranks)
             while not run.progress.finished:
                 train_epoch(run, writer, options, log, stop, saves)
-                end_epoch(run, writer, log, stop, saves)
+                if not run.progress.finished:
+                    end_epoch(run, writer, log, stop, saves)
             writer.copy_best()
             result = writer.write_result(run, "completed", final_scores(run, run_dir, options, stop))
         except Interrupted as interruption:

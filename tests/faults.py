@@ -112,8 +112,8 @@ def _switch_after(epoch: int) -> None:
     """Make NT-ASGD with --nonmono 1 switch after this epoch: it is told of made-up losses, the last one worse."""
     from lm.training.averaging import NTASGD
 
-    real = NTASGD.end_epoch
-    NTASGD.end_epoch = lambda self, valid_loss: real(self, 2.0 if len(self.history) == epoch - 1 else 1.0)
+    real = NTASGD.after_validation
+    NTASGD.after_validation = lambda self, valid_loss: real(self, 2.0 if len(self.history) == epoch - 1 else 1.0)
 
 
 def _not_a_number_in(update: int) -> None:

@@ -46,6 +46,12 @@ class Progress:
     best_loss: float = math.inf
     best_activation: dict[str, float] = field(default_factory=dict)
     best_averaged: bool = False
+    validated: int = 0
+    """updates before the last validation"""
+    waited: int = 0
+    """validations since the best"""
+    changes: list[str] = field(default_factory=list)
+    """what was changed when the run was continued"""
 
 
 class Run:
@@ -134,12 +140,23 @@ class Run:
         """Whether training ends at this end of an epoch."""
         config = self.config
         progress = self.progress
+        steps_done = config.max_steps > 0 and progress.step >= config.max_steps
+        return progress.epoch > config.epochs or steps_done or self.has_stalled()
+
+    def has_stalled(self) -> bool:
+        """Whether what valid said so far ends training."""
+        config = self.config
         return (
-            progress.epoch > config.epochs
-            or (config.max_steps > 0 and progress.step >= config.max_steps)
-            or self.learning_rate.base < config.min_lr
+            self.learning_rate.base < config.min_lr
+            or 0 < config.patience <= self.progress.waited
             or (config.finetune != "" and self.averaging.triggered)
         )
+
+    def validation_due(self) -> bool:
+        """Whether valid is to be scored within the epoch, before the next update."""
+        every = self.config.validate_every
+        step = self.progress.step
+        return every > 0 and step % every == 0 and step > self.progress.validated and not self.windows.at_end
 
     def finetune_from(self, checkpoint: dict[str, Any]) -> None:
         """Start from what `load_trained` read of another run, and average from the first update on.
@@ -197,6 +214,8 @@ class Run:
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": settings})
         self.averaging.load_state_dict(state["averaging"], self.model)
         self.learning_rate.load_state_dict(state["learning_rate"])
+        old_rate = state["config"]["lr"]
+        self.learning_rate.base *= self.config.lr / old_rate  # 1 unless it was changed
         self.windows.load_state_dict(state["windows"])
         mine = self.columns.place
         carry_state(self.hidden, [tuple(whole[mine] for whole in layer) for layer in state["hidden"]])
@@ -206,7 +225,13 @@ class Run:
         epoch = self.progress.epoch
         if (begun := epoch - between_epochs) > self.config.epochs:
             raise ConfigError(f"--epochs: this run is in epoch {begun} already; give at least as many")
-        self.progress.finished = between_epochs and self.is_over()
+        if 0 < self.config.max_steps < self.progress.step:
+            raise ConfigError(f"--max-steps: this run has made {self.progress.step} updates already; give as many")
+        if old_rate != self.config.lr:
+            self.progress.changes.append(
+                f"from update {self.progress.step} on with --lr {self.config.lr:g} (was {old_rate:g})"
+            )
+        self.progress.finished = self.has_stalled() or (between_epochs and self.is_over())
         set_rng_state(state["rng"], self.device)
         now, before = self.versions(), {"processes": 1} | state.get("versions", {})
         if changed := [f"{n}={now[n]} (was {before[n]})" for n in _DECIDE_BITS if n in before and before[n] != now[n]]:
