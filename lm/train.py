@@ -17,7 +17,6 @@ import json
 import logging
 import math
 import time
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -40,9 +39,9 @@ from lm.scoring.validation import final_scores, log_valid, validate
 from lm.text.batching import Window, windows_warning
 from lm.text.finding import corpus_name
 from lm.text.units import summary
-from lm.training.distributed import SilentLog, SilentWriter, joined
+from lm.training.distributed import SilentWriter, joined, run_log
 from lm.training.divergence import check_update, check_weights
-from lm.training.log import RunLog, log_to, record_step
+from lm.training.log import RunLog, record_step
 from lm.training.optim import clip, set_beta1, set_rate
 from lm.training.results import check_text, choose_run_dir, finished_result
 from lm.training.run import Run
@@ -232,10 +231,7 @@ def train(config: TrainConfig, options: RunOptions, ranks: Ranks = ALONE) -> dic
     with (
         StopSignals(options.max_minutes, ranks) as stop,
         writer.locked(),
-        log_to(run_dir.log) if ranks.first else nullcontext(),
-        RunLog(run_dir, position=log_position, step=run.progress.step, tensorboard=options.tensorboard)
-        if ranks.first
-        else SilentLog() as log,
+        run_log(run_dir, run, log_position, tensorboard=options.tensorboard) as log,
     ):
         try:
             writer.prepare(run)

@@ -23,7 +23,7 @@ from lm.base.process import leave
 from lm.base.ranks import RankLost, Ranks, this_rank
 from lm.base.rundir import RunDir
 from lm.nn.model import AWDLSTM
-from lm.training.log import RunLog
+from lm.training.log import RunLog, log_to
 from lm.training.run import Run
 from lm.training.writer import RunWriter
 
@@ -56,6 +56,17 @@ def joined() -> Iterator[Ranks]:
             raise
         leave(error.exit_code)
     dist.destroy_process_group()
+
+
+@contextmanager
+def run_log(run_dir: RunDir, run: Run, position: int, *, tensorboard: bool) -> Iterator[RunLog]:
+    """The records and messages of a run, which the first process writes; `position` as in `RunLog`."""
+    if not run.ranks.first:
+        yield SilentLog()
+        return
+    records = RunLog(run_dir, position=position, step=run.progress.step, tensorboard=tensorboard)
+    with log_to(run_dir.log), records as log:
+        yield log
 
 
 class SilentLog(RunLog):

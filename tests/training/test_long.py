@@ -60,7 +60,7 @@ def test_valid_is_scored_every_n_updates_and_at_each_end_of_an_epoch_without_a_c
 
 
 def test_nonmono_and_plateau_count_validations_within_an_epoch_too(run_with, losses, tmp_path):
-    losses(3.0, 3.1, 3.2, 3.3)
+    losses(3.0, 3.1, 3.2, 3.3, 3.4)
     run_with("sgd", "--epochs=1", "--max-steps=9", "--validate-every=2", "--nonmono=1")
     text = (tmp_path / "sgd/train.log").read_text()
     assert text.index("step       6") < text.index("NT-ASGD: averaging from here on") < text.index("step       7")
