@@ -82,8 +82,8 @@ def update(run: Run, window: Window) -> None:
     if run.averaging.averaged is None and fraction >= 1 - run.config.average_last:
         run.averaging.start(run.model)
     run.cuda_graphs(functools.partial(gradient_step, run), window.tokens_TB, window.targets_TB)
-    if run.trapezoid is not None:
-        set_beta1(run.optimizer, run.trapezoid.beta1(fraction))
+    if run.momentum is not None:
+        set_beta1(run.optimizer, run.momentum.beta1(fraction))
         run.optimizer.step()
     run.averaging.after_update(run.model)
     run.means.count(run.targets(window.targets_TB))

@@ -73,8 +73,9 @@ def configurations(draw):
     drawn |= {"max_steps": 2, "epochs": min(drawn.get("epochs", 2), 3)}
     if drawn.get("tokenizer") != "bpe":
         drawn.pop("bpe_vocab_size", None)
-    if drawn.get("eval_train_tokens"):
-        drawn["eval_train_tokens"] = max(drawn["eval_train_tokens"], 2 * drawn["eval_batch_size"])
+    for name in ("train_tokens", "eval_train_tokens"):
+        if drawn.get(name):
+            drawn[name] = max(drawn[name], 2 * drawn["eval_batch_size"], 2 * drawn["batch_size"])
     try:
         return make_config(dataset="tiny", **drawn)
     except ConfigError:  # two fields contradict each other; each is valid

@@ -59,6 +59,20 @@ def first_update(cli, corpus_dir, run_dir, *flags):
     return records(run_dir)[0], weights(run_dir)
 
 
+def test_train_tokens_trains_on_the_start_of_the_text_with_the_vocabulary_of_all_of_it(cli, corpus_dir, tmp_path):
+    flags = ("--data", corpus_dir, *TINY, "--no-tensorboard", "--no-eval-test", "--epochs=1", "--train-tokens=60")
+    run = tmp_path / "run"
+    done = cli("train", *flags, "--out-dir", run, "--batch-size=2", "--no-variable-bptt", "--bptt=10")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((run / "result.json").read_text())
+    assert (result["steps"], result["tokens"]) == (3, 58)
+    known = weights(run)["encoder.weight"].shape[0]
+    assert known == len(set((corpus_dir / "train.txt").read_text().split()) | {"<eos>", "<unk>"})
+    short = cli("train", *flags, "--out-dir", tmp_path / "short", "--batch-size=40")
+    assert short.returncode == 3
+    assert "--batch-size" in short.stderr
+
+
 def test_each_coefficient_changes_the_first_gradient_through_the_command_line(cli, corpus_dir, tmp_path):
     plain, plain_weights = first_update(cli, corpus_dir, tmp_path / "0", "--alpha=0", "--beta=0")
     ar, ar_weights = first_update(cli, corpus_dir, tmp_path / "a", "--alpha=2", "--beta=0")

@@ -43,6 +43,8 @@ class DataConfig:
     """columns of valid, and of train for its final perplexity"""
     test_batch_size: Size = 1
     """columns of test; 1 scores every token but the first"""
+    train_tokens: Count = 0
+    """tokens of train, from its start, that are trained on, with the vocabulary of all of it; 0: all"""
     eval_train_tokens: Count = 0
     """tokens of train, from its start, that its final perplexity is computed on; 0: all"""
 

@@ -18,15 +18,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lm.nn.products import pack_linear, transposed, transposed_product
+from lm.nn.products import pack_linear, transposed
 
-# Products are taken over blocks of rows with at most 32M logits (64 MB in bf16): large, and memory does not grow with
-# N x V. All else on a CPU is done for 1M logits at a time, 4 MB in fp32. At N = 5600, V = 33,278, E = 400 and 2 cores
+# Products are taken over blocks of rows with at most so many logits: large, and memory does not grow with N x V.
+# In bf16 32M logits, 64 MB; in fp32 on a CPU 8M, 32 MB: larger blocks leave the caches, and a step takes 60 MB more.
+# All else on a CPU is done for 1M logits at a time, 4 MB in fp32. In bf16 at N = 5600, V = 33,278, E = 400 and 2 cores
 # the loss takes 1244 ms so, 1316 with 4M, 1437 with 128K, and 1385 with products over 4M logits as well.
 _BLOCK_LOGITS = 1 << 25
+_BLOCK_LOGITS_FP32 = 1 << 23
 _CACHED_LOGITS = 1 << 20
 # Packing the decoder pays from about this many rows.
 _PACK_ROWS = 64
+
+
+def _block_logits(weight: Tensor) -> int:
+    return _BLOCK_LOGITS_FP32 if weight.device.type == "cpu" and weight.dtype == torch.float32 else _BLOCK_LOGITS
 
 
 def _spans(rows: int, limit: int, vocabulary: int) -> Iterator[slice]:
@@ -81,19 +87,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
         logits = pack_linear(w)
         nats = torch.empty(N, dtype=exact, device=h.device)
         if not needs_grad:
-            for rows in _spans(N, _BLOCK_LOGITS, V):
+            for rows in _spans(N, _block_logits(w), V):
                 nats[rows] = _nats_and_gradient_(logits(h[rows], b), target_N[rows], exact, None)
             return nats.mean()
         hidden_gradient = pack_linear(transposed(w) if w.device.type == "cpu" else w.t())
         dh = torch.empty_like(h_NE)
-        dw = None
+        dw = torch.zeros_like(weight_VE)
         db = torch.zeros_like(bias_V)
-        for rows in _spans(N, _BLOCK_LOGITS, V):
+        for rows in _spans(N, _block_logits(w), V):
             z = logits(h[rows], b)
             nats[rows] = _nats_and_gradient_(z, target_N[rows], exact, db)
             dh[rows] = hidden_gradient(z)
-            dw_rows = transposed_product(z, h[rows])
-            dw = dw_rows.to(exact) if dw is None else dw.add_(dw_rows)
+            if dtype == exact:
+                dw.addmm_(z.t(), h[rows])
+            else:
+                dw.add_(z.t() @ h[rows])
         ctx.save_for_backward(dh, dw, db)
         ctx.rows = N
         return nats.mean()
@@ -129,5 +137,5 @@ def token_cross_entropy(
     dtype = _compute_dtype(precision, weight_VE.dtype)
     h, w, b = h_NE.to(dtype), weight_VE.to(dtype), bias_V.to(dtype)
     logits = pack_linear(w) if len(h) >= _PACK_ROWS else lambda h, b: F.linear(h, w, b)
-    spans = _spans(len(h), _BLOCK_LOGITS, len(w))
+    spans = _spans(len(h), _block_logits(w), len(w))
     return torch.cat([_nats_and_gradient_(logits(h[rows], b), target_N[rows], weight_VE.dtype, None) for rows in spans])

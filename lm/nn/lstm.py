@@ -77,7 +77,8 @@ class WeightDropLSTM(nn.Module):
             self.kernel, self.cell, self.precision, weight.device, weight.dtype, self.hidden_size
         )
         if self.training and self.weight_drop:
-            mask, scale = keep_mask(tuple(weight.shape), self.weight_drop, weight.device, dtype)
+            entry = torch.bool if kernel == "native" else dtype
+            mask, scale = keep_mask(tuple(weight.shape), self.weight_drop, weight.device, entry)
         if kernel == "native":
             return self._native(x_TBI, state, mask, scale, dtype)
         weights = (self.weight_ih_l0, weight, self.bias_ih_l0, self.bias_hh_l0)
@@ -91,7 +92,7 @@ class WeightDropLSTM(nn.Module):
         weights: list[Tensor] = [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0]
         exact = self.weight_hh_l0.dtype
         if mask is not None:
-            weights[1] = weights[1] * mask.to(exact).mul_(scale)
+            weights[1] = weights[1] * mask * scale  # a mask of bits: autograd keeps it, a quarter of one in fp32
         if x.is_cuda:
             # "ieee" bars not only fp32 from tensor cores but bf16 as well (ATen/cudnn/Descriptors.h).
             allowed = "ieee" if dtype == torch.float32 else "tf32"

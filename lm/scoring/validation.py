@@ -66,7 +66,7 @@ def final_scores(run: Run, run_dir: RunDir, options: RunOptions, stop: StopSigna
     run.ranks.tell(run.model.parameters())
 
     def score(split: str, columns: int, tokens: int | None = None) -> float:
-        ids = corpus.splits[split][:tokens]
+        ids = run.text(split)[:tokens]
         found = evaluate(run.model, ids, columns, between_windows=stop.check, ranks=run.ranks)
         check_loss(found.loss, split, activation=found.activation)
         return found.loss

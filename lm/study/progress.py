@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from types import TracebackType
@@ -17,6 +18,8 @@ logger = logging.getLogger(__name__)
 _TAIL = 1 << 18
 # Lines of the block.
 _LINES = 12
+# Seconds between two drawings of the block, and between two reports in a log.
+_REDRAW, _REPORT = 1, 60
 
 
 def run_state(job: Job) -> tuple[float, str]:
@@ -55,8 +58,8 @@ class LiveView:
         self._gained = 0.0
         self._begun: dict[str, tuple[Job, float, float]] = {}
         self._started = time.monotonic()
-        self._shown = 0.0
         self._tty = sys.stderr.isatty()
+        self._shown = -math.inf if self._tty else self._started
         self._bars: list[tqdm] = []
 
     def __enter__(self) -> LiveView:
@@ -93,8 +96,8 @@ class LiveView:
         return f"; about {duration((time.monotonic() - self._started) * remaining / gained)} left"
 
     def show(self, waiting: int) -> None:
-        """Draw the block, once a second: a summary, then a line for every run that is on."""
-        if not self._tty or time.monotonic() - self._shown < 1:
+        """A summary and a line for every run that is on: drawn each second on a terminal, each minute in a log."""
+        if time.monotonic() - self._shown < (_REDRAW if self._tty else _REPORT):
             return
         self._shown = time.monotonic()
         jobs = [job for job, *_ in self._begun.values()]
@@ -106,6 +109,12 @@ class LiveView:
         lines += [f"  {100 * done:3.0f} %  {job.name}: {text}" for job, (done, text) in zip(jobs, states, strict=True)]
         if len(lines) > _LINES:
             lines = [*lines[: _LINES - 1], f"  and {len(lines) - _LINES + 1} more"]
+        if self._tty:
+            self._draw(lines)
+        else:
+            logger.info("%s", "\n".join(lines))
+
+    def _draw(self, lines: list[str]) -> None:
         while len(self._bars) < len(lines):
             self._bars.append(tqdm(position=len(self._bars), bar_format="{desc}", leave=False, dynamic_ncols=True))
         for bar, line in zip(self._bars, lines + [""] * (len(self._bars) - len(lines)), strict=True):

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -74,12 +75,13 @@ class Run:
         self.forward: nn.Module = self.model
         self.optimizer = build_optimizer(self.model, config)
         self.averaging = NTASGD(config.nonmono if config.optimizer == "sgd" or config.finetune else 0)
-        self.trapezoid = trapezoid_of(config) if config.schedule == "trapezoid" else None
-        self.learning_rate = LearningRate(config.schedule, config.lr, config.when, self.trapezoid)
+        trapezoid = trapezoid_of(config) if config.schedule == "trapezoid" else None
+        self.learning_rate = LearningRate(config.schedule, config.lr, config.when, trapezoid)
+        self.momentum = trapezoid if config.optimizer != "sgd" else None
         # Fused Adam takes beta1 as a number, which a CUDA graph would freeze.
-        self.step_in_graph = self.trapezoid is None
+        self.step_in_graph = self.momentum is None
         self._check_columns()
-        columns_NB = batchify(corpus.splits["train"], config.batch_size, device)
+        columns_NB = batchify(self.text("train"), config.batch_size, device)
         self.windows = BPTTWindows(
             columns_NB[:, self.columns.place], config.bptt,
             variable=config.variable_bptt, max_delta=config.max_seq_len_delta, seed=config.seed,
@@ -91,6 +93,11 @@ class Run:
         self.progress = Progress()
         self.rate = config.lr  # of the last update, before its scaling by window length
 
+    def text(self, split: str) -> np.ndarray:
+        """Token ids of a split, of train those that the run is to see."""
+        limit = self.config.train_tokens if split == "train" else 0
+        return self.corpus.splits[split][: limit or None]
+
     def _check_columns(self) -> None:
         """Raise CorpusError, naming split and flag, where a split is too short for what training will cut it into."""
         config = self.config
@@ -100,7 +107,7 @@ class Run:
         columns = [("train", "batch_size"), ("train", "eval_batch_size"), ("valid", "eval_batch_size")]
         for split, field_name in [*columns, ("test", "test_batch_size")]:
             where = f"{corpus.source}, {split}"
-            check_columns(len(corpus.splits[split]), getattr(config, field_name), where, flag(field_name))
+            check_columns(len(self.text(split)), getattr(config, field_name), where, flag(field_name))
         if 0 < config.eval_train_tokens < 2 * config.eval_batch_size:
             raise ConfigError(f"--eval-train-tokens: {config.eval_train_tokens} are less than 2 * --eval-batch-size")
 

@@ -33,11 +33,17 @@ def finish_epochs(run_dir: RunDir, epochs: int) -> None:
     run_dir.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
-def test_time_left_counts_what_continued_and_running_runs_have_done_in_this_sweep(job, monkeypatch, caplog):
-    now = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-    monkeypatch.setattr("sys.stderr", io.StringIO())  # no terminal
+@pytest.fixture
+def now(monkeypatch, caplog):
+    """A clock to set, the log that is looked at being no terminal."""
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("sys.stderr", io.StringIO())
     caplog.set_level(logging.INFO, "lm")
+    return clock
+
+
+def test_time_left_counts_what_continued_and_running_runs_have_done_in_this_sweep(job, now, caplog):
     with LiveView(4) as view:
         continued, other = job("continued", 8), job("other", 5)
         view.start(continued)
@@ -46,6 +52,22 @@ def test_time_left_counts_what_continued_and_running_runs_have_done_in_this_swee
         finish_epochs(other.run_dir, 7)
         view.end(continued, "done")  # 2 + 2 epochs in 6 minutes; 3 of `other` and 20 of two more are left
     assert "; about 34 min left" in caplog.text
+
+
+def test_a_log_gets_a_line_a_minute_of_each_run_that_is_on(job, now, caplog):
+    with LiveView(2) as view:
+        view.start(run := job("alpha 1", 0))
+        for second in range(1, 130):
+            now[0] = second
+            if second == 100:
+                finish_epochs(run.run_dir, 5)
+            view.show(0)
+    _, first, second = (record.getMessage() for record in caplog.records)
+    assert first == "0 of 2 runs done, 1 running\n    0 %  alpha 1: starting"
+    assert second.splitlines() == [
+        "0 of 2 runs done, 1 running; about 6 min left",
+        "   50 %  alpha 1: epoch 5/10, step 500, valid ppl 90.00",
+    ]
 
 
 def test_durations_read_as_a_person_says_them():

@@ -39,6 +39,12 @@ def test_the_trapezoid_goes_up_from_a_tenth_along_the_top_down_to_a_tenth_and_to
     assert shape.beta1(twelfths / 12) == pytest.approx(beta1, abs=1e-12)
 
 
+def test_a_trapezoid_moves_sgds_rate_which_has_no_beta1():
+    run = random_run(make_config(optimizer="sgd", schedule="trapezoid", nlayers=1, nhid=4, emsize=4, batch_size=2), 20)
+    lm.train.update(run, next(run.windows))
+    assert run.rate == pytest.approx(run.config.lr / 10, rel=0.1)
+
+
 @given(st.lists(st.floats(0, 0.33), min_size=3, max_size=3), st.floats(0, 1))
 def test_no_trapezoid_leaves_its_bounds_or_jumps(parts, fraction):
     rise, flat, fall = parts
@@ -193,7 +199,7 @@ def test_a_step_outside_of_a_graph_is_the_step_inside():
     for inside in (False, True):
         run = random_run(make_config(**values), 20)
         if inside:
-            run.trapezoid = None
+            run.momentum = None
             run.step_in_graph = True
         for _ in range(30):
             lm.train.update(run, next(run.windows))
