@@ -30,6 +30,7 @@ from lm.study.executors import (
     outcome_of,
     train_arguments,
 )
+from lm.study.extend import begin_with_shorter
 from lm.study.ledger import append_ledger
 from lm.study.progress import LiveView
 from lm.study.records import configuration_name, curve_of, loss_of, word_ppl
@@ -178,6 +179,7 @@ class Sweep:
                     view.end(job, text)
                 else:
                     running[job.id] = job
+                    begin_with_shorter(job)
                     view.start(job)
                     executor.start(job)
                     self.started += 1
