@@ -55,9 +55,8 @@ SMALLER = "--batch-size, --bptt, --emsize, --nhid or --nlayers"
 def gradient_step(run: Run, tokens_TB: Tensor, targets_TB: Tensor) -> None:
     """Loss + AR + TAR of one window, their gradient, and the step it makes; all of it on the run's device."""
     config = run.config
-    model = run.model
     output = run.forward(tokens_TB, run.hidden)
-    loss = model.loss(output, targets_TB)
+    loss = run.model.loss(output, targets_TB)
     terms = regularization_terms(
         output.raw, output.after_dropout, config.alpha, config.beta, config.ar_norm, config.ar_layers
     )
@@ -143,8 +142,8 @@ def score_valid(
     started = time.perf_counter()
     check_run(run)
     writer.save_first(run, log)
-    moment = f"update {progress.step}" if in_epoch else f"epoch {progress.epoch}"
-    evaluations = validate(run, f"valid after {moment}", stop)
+    after = f"update {progress.step}" if in_epoch else f"epoch {progress.epoch}"
+    evaluations = validate(run, f"valid after {after}", stop)
     progress.seconds += time.perf_counter() - started
     log_valid(run, log, evaluations, in_epoch=in_epoch)
     better, valid = next(iter(evaluations.items()))
@@ -166,8 +165,8 @@ def score_valid(
 
 def end_epoch(run: Run, writer: RunWriter, log: RunLog, stop: StopSignals, saves: SaveTimes) -> None:
     """Validate, and go to the top of the text."""
-    progress = run.progress
     score_valid(run, writer, log, stop, in_epoch=False, save=saves.at_epochs)
+    progress = run.progress
     run.learning_rate.end_epoch(progress.epoch)
     progress.epoch += 1
     progress.finished = run.is_over()
