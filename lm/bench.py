@@ -257,8 +257,9 @@ def main() -> None:
     parser.add_argument("--table", metavar="DIR", help="measure every row of the speed table, add it to DIR")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     arguments = parser.parse_args()
-    if make_config(arguments.preset, arguments.dataset).optimizer != "sgd":
-        raise ConfigError("--preset: the plain program knows SGD only")
+    asked = make_config(arguments.preset, arguments.dataset)
+    if asked.optimizer != "sgd" or asked.model != "LSTM":
+        raise ConfigError("--preset: the plain program knows SGD and LSTMs only")
     if not (1 <= arguments.turns <= 1_000_000 and 1 <= arguments.threads <= 1024):
         raise ConfigError("--turns and --threads: must be at least 1, threads at most 1024")
     check_device(arguments.kernel, pick_device(arguments.device))

@@ -1,7 +1,7 @@
 """Exact perplexity and activation statistics: `python -m lm.evaluate RUN_DIR [--split valid test] [--adapt MODE]`.
 
-The same command draws what the last layer does (`--activations`, see `lm.scoring.look`) and exports a model
-(`--export`).
+The same command draws what the last layer does (`--activations`, see `lm.scoring.look`), tests grammatical knowledge
+(`--pairs`, see `lm.scoring.pairs`) and exports a model (`--export`).
 """
 
 from __future__ import annotations
@@ -29,15 +29,21 @@ from lm.scoring.adaptation import Adaptation, add_adaptation_flags, check_adapta
 from lm.scoring.evaluation import evaluate, protocol_columns, split_report
 from lm.scoring.export import export_run
 from lm.scoring.loading import load_run
+from lm.scoring.trained import load
 from lm.text.batching import check_columns
+from lm.text.english import TOKENIZATIONS
 from lm.text.units import units_text
 from lm.training.divergence import check_loss
 
 # Against too little memory.
 SMALLER = "--columns, --cache-window or text"
 
-# What --export and --activations do instead of the table, and the flags that they read.
-_INSTEAD = {"export": {"json"}, "activations": {"beside", "words", "split", "columns", "data", "device", "json"}}
+# What --export, --activations and --pairs do instead of the table, and the flags that they read.
+_INSTEAD = {
+    "export": {"json"},
+    "activations": {"beside", "words", "split", "columns", "data", "device", "json"},
+    "pairs": {"plot", "sentences", "device", "json"},
+}
 
 
 def table(reports: list[dict[str, Any]]) -> str:
@@ -52,7 +58,8 @@ def table(reports: list[dict[str, Any]]) -> str:
             lines[-1] += f"  rms h {row['activation']['rms']:.4f}, rms dh {row['activation']['temporal_rms']:.4f}"
         else:
             settings = [f"{k} {v}" for part in (row["cache"], row["dynamic"]) if part for k, v in part.items()]
-            lines[-1] += "  " + ", ".join(settings)
+            lines[-1] += "  " + ", ".join(settings + ["fast, not as published"] * row["fast"])
+            lines[-1] += "".join(f"; {note}" for note in row["notes"])
         lines[-1] += units_text({name: row[name] for name in ("bits_per_char", "word_ppl") if name in row})
     return "\n".join(lines)
 
@@ -63,11 +70,11 @@ def evaluate_run(arguments: argparse.Namespace) -> None:
     adaptation = Adaptation(model, config, corpus, arguments)
     reports = []
     for split in arguments.split or ["valid", "test"]:
-        columns = arguments.columns or protocol_columns(config, split)
+        columns = adaptation.columns(split)
         check_columns(len(corpus.splits[split]), columns, f"{corpus.source}, {split}", "--columns")
         if adaptation.plain:
             reports.append(split_report(model, corpus, split, columns))
-        reports += adaptation.report(split, columns)
+        reports += adaptation.report(split)
     if arguments.json:
         show(json.dumps({"run": str(arguments.run_dir), "dataset": corpus.name, "splits": reports}) + "\n")
     else:
@@ -109,13 +116,34 @@ def look_inside(arguments: argparse.Namespace) -> None:
         show("\n".join(seen) + "\n")
 
 
+def judge_pairs(arguments: argparse.Namespace) -> None:
+    """Print how often a model finds the grammatical sentence of a pair likelier."""
+    from lm.scoring import pairs  # scipy takes half a second to import
+
+    sets = pairs.load_pairs(arguments.pairs)
+    trained = load(arguments.run_dir, pick_device(arguments.device))
+    name, tokenize = pairs.tokenization_for(trained.config, arguments.sentences)
+    report = pairs.score_pairs(trained.model, trained.tokenizer, sets, tokenize)
+    if arguments.plot:
+        from lm.scoring.pairs_plot import draw
+
+        draw(arguments.plot, f"{arguments.run_dir}: {arguments.pairs.name}", report)
+    if arguments.json:
+        head = {"run": str(arguments.run_dir), "pairs": str(arguments.pairs), "sentences": name}
+        show(json.dumps(head | report) + "\n")
+    else:
+        show(pairs.table(report) + "\n")
+
+
 def _parse() -> argparse.Namespace:
     """The command line. Raises ConfigError for a value or a combination that makes no sense."""
     parser = Parser("python -m lm.evaluate", description=(__doc__ or "").partition(":")[0])
     parser.add_argument("run_dir", type=RunDir, metavar="RUN_DIR", help="run directory of lm.train, or an export")
     text = "splits to score (default: valid and test; with --activations: valid)"
     parser.add_argument("--split", nargs="+", action="extend", choices=["train", "valid", "test"], help=text)
-    parser.add_argument("--columns", type=int, metavar="N", help="cut splits into N columns (default: as in training)")
+    parser.add_argument(
+        "--columns", type=int, metavar="N", help="cut splits into N columns (default: as in training; 1 with --adapt)"
+    )
     parser.add_argument(
         "--data",
         default="",
@@ -135,23 +163,35 @@ def _parse() -> argparse.Namespace:
         default=(0, 50),
         help="words of the split that are shown one by one (default: 0 50)",
     )
+    grammar = parser.add_argument_group("minimal pairs")
+    grammar.add_argument(
+        "--pairs", type=Path, metavar="PATH", help="a .jsonl file of sentence pairs, or a folder of them"
+    )
+    grammar.add_argument("--plot", type=Path, metavar="PNG", help="draw the accuracies of --pairs")
+    grammar.add_argument(
+        "--sentences",
+        choices=list(TOKENIZATIONS),
+        help="tokenize the sentences as this corpus; plain: not at all (default: as the run's corpus, else plain)",
+    )
     parser.add_argument("--export", type=RunDir, metavar="DIR", help="write the model for use without this program")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     arguments = parser.parse_args()
     given = {name for name, value in vars(arguments).items() if value != parser.get_default(name)}
     instead = next((name for name in _INSTEAD if name in given), "")
-    unread = given - {"run_dir", instead} - _INSTEAD[instead] if instead else given & {"beside", "words"}
-    if unread:
-        name = flag(min(unread))
-        raise ConfigError(f"{name}: leave it out with --{instead}" if instead else f"{name}: is for --activations PNG")
+    if instead and (unread := given - {"run_dir", instead} - _INSTEAD[instead]):
+        raise ConfigError(f"{flag(min(unread))}: leave it out with --{instead}")
+    for owner, names in {"activations PNG": {"beside", "words"}, "pairs PATH": {"plot", "sentences"}}.items():
+        if not instead and (unread := given & names):
+            raise ConfigError(f"{flag(min(unread))}: is for --{owner}")
     check_adaptation_flags(given, arguments)
     if arguments.columns is not None and arguments.columns < 1:
         raise ConfigError(f"--columns: must be at least 1; got {arguments.columns}")
+    for name in ("activations", "plot"):
+        if (file := getattr(arguments, name)) and file.suffix != ".png":
+            raise ConfigError(f"--{name}: the file's name must end in .png; got {file}")
     if arguments.activations:
         if len(arguments.split or ()) > 1:
             raise ConfigError("--split: give one with --activations")
-        if arguments.activations.suffix != ".png":
-            raise ConfigError(f"--activations: the file's name must end in .png; got {arguments.activations}")
         if not (arguments.words[0] >= 0 and 1 <= arguments.words[1] <= 500):
             raise ConfigError("--words: START must be at least 0, COUNT from 1 to 500")
     return arguments
@@ -168,6 +208,8 @@ def main() -> None:
     choose_threads()
     if arguments.activations:
         look_inside(arguments)
+    elif arguments.pairs:
+        judge_pairs(arguments)
     else:
         evaluate_run(arguments)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.base.device import pick_device
-from lm.base.errors import ConfigError, run_cli
+from lm.base.errors import ConfigError, CorpusError, run_cli
 from lm.base.names import flag
 from lm.base.process import show
 from lm.base.rundir import RunDir
@@ -30,9 +30,10 @@ from lm.config.flags import Parser
 from lm.nn.model import AWDLSTM
 from lm.scoring.sampling import Continuation, Sampling, beam_search, sample
 from lm.scoring.score import score_text
+from lm.scoring.surprisal import surprisal
 from lm.scoring.trained import load
 from lm.text.detokenize import detokenize
-from lm.text.reading import check_text, read_text, split_words, text_of, universal_newlines
+from lm.text.reading import check_text, read_text, split_lines, split_words, text_of, universal_newlines
 from lm.text.tokenizer import EOS, TextTokenizer
 
 logger = logging.getLogger("lm.generate")
@@ -48,15 +49,61 @@ def _score(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextTokeniz
     else:
         text = text_of(read_text(Path(arguments.score)))
     mode = "independent" if arguments.independent else "continuous"
+    head = {"run": str(arguments.run_dir), "file": arguments.score, "mode": mode}
+    if arguments.per_token or arguments.per_word:
+        _surprisal(arguments, head, text, model, tokenizer)
+        return
     scores = score_text(model, tokenizer, text, independent=arguments.independent)
     if arguments.json:
-        head = {"run": str(arguments.run_dir), "file": arguments.score, "mode": mode}
         show(json.dumps(head | scores) + "\n")
         return
     show("\t".join(["line", *scores["total"]]) + "\n")
     for name, row in [*enumerate(scores["lines"], 1), ("total", scores["total"])]:
         values = [f"{v:.{6 if k == 'logprob' else 4}f}" if isinstance(v, float) else v for k, v in row.items()]
         show("\t".join(["" if value is None else str(value) for value in (name, *values)]) + "\n")
+
+
+def _surprisal(
+    arguments: argparse.Namespace, head: dict[str, Any], text: str, model: AWDLSTM, tokenizer: TextTokenizer
+) -> None:
+    lines = split_lines(text)
+    ids: list[str] | None = None
+    if arguments.ids:
+        ids, lines = _split_ids(arguments.score, lines)
+    found = surprisal(
+        model, tokenizer, lines, independent=arguments.independent, per_word=arguments.per_word,
+        bits=arguments.base == "2", top=arguments.top,
+    )  # fmt: skip
+    named = ([{"id": ids[row["line"] - 1]} | row for row in rows] if ids else rows for rows in found)
+    if arguments.json:
+        unit = "bits" if arguments.base == "2" else "nats"
+        show(json.dumps(head | {"unit": unit, "rows": [row for rows in named for row in rows]}) + "\n")
+        return
+    for number, rows in enumerate(named):
+        if not number:
+            show("\t".join(_cells(rows[0])) + "\n")
+        show("".join("\t".join(_cells(row).values()) + "\n" for row in rows))
+
+
+def _split_ids(name: str, lines: list[str]) -> tuple[list[str], list[str]]:
+    """The first column of each line, and the rest. Raises CorpusError for a line of one column."""
+    columns = [line.partition("\t") for line in lines]
+    for number, (_, tab, _) in enumerate(columns, 1):
+        if not tab:
+            raise CorpusError(f"{name}: line {number} has no tab: --ids takes what stands before a line's first")
+    return [first for first, _, _ in columns], [rest for _, _, rest in columns]
+
+
+def _cells(row: dict[str, Any]) -> dict[str, str]:
+    """A row of surprisal as the cells of a table by their columns."""
+    cells: dict[str, str] = {}
+    for name, value in row.items():
+        if name == "top":
+            for place, (token, p) in enumerate(value, 1):
+                cells |= {f"top{place}": token, f"p{place}": f"{p:.6f}"}
+        else:
+            cells[name] = f"{value:.6f}" if isinstance(value, float) else str(+value if name == "unknown" else value)
+    return {name: cell.replace("\t", "\\t").replace("\r", "\\r") for name, cell in cells.items()}
 
 
 def _continue(
@@ -130,6 +177,15 @@ def _build_parser() -> Parser:
         "--score", metavar="FILE", action="append", help="score the lines of FILE (- for standard input), as TSV"
     )
     score.add_argument("--independent", action="store_true", help="score each line alone, not as one text")
+    score.add_argument("--per-token", action="store_true", help="a row for each token: surprisal, rank, entropy")
+    score.add_argument("--per-word", action="store_true", help="a row for each word: its tokens summed")
+    score.add_argument(
+        "--base", choices=["2", "e"], default="2", help="of the logarithm: bits or nats per token (default: 2)"
+    )
+    score.add_argument(
+        "--top", type=int, default=0, metavar="K", help="show the K likeliest tokens of each prediction (default: 0)"
+    )
+    score.add_argument("--ids", action="store_true", help="each line begins with its id and a tab")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return parser
@@ -147,8 +203,7 @@ def _check(arguments: argparse.Namespace) -> None:
         arguments.score = arguments.score[0]
     if arguments.score is not None and given:
         raise ConfigError(f"{next(iter(given.values()))} is for generating: leave it out with --score")
-    if arguments.independent and arguments.score is None:
-        raise ConfigError("--independent is for scoring: give --score FILE too")
+    _check_scoring(arguments)
     if (chosen := given.keys() & search) and (drawing := [given[name] for name in sampling if name in given]):
         raise ConfigError(f"{drawing[0]} is for sampling: leave it out with {given[min(chosen)]}")
     if len(given.keys() & search) == 2:
@@ -171,6 +226,19 @@ def _check(arguments: argparse.Namespace) -> None:
     width = 1 if arguments.greedy else arguments.beam
     if width and arguments.samples > width:
         raise ConfigError(f"--samples {arguments.samples}: a beam of {width} has no more than {width}")
+
+
+def _check_scoring(arguments: argparse.Namespace) -> None:
+    """Raises ConfigError for a flag of scoring without what it is for."""
+    for name in ("independent", "per_token", "per_word"):
+        if getattr(arguments, name) and arguments.score is None:
+            raise ConfigError(f"{flag(name)} is for scoring: give --score FILE too")
+    if arguments.per_token and arguments.per_word:
+        raise ConfigError("--per-token and --per-word: give one of the two")
+    if arguments.top and not arguments.per_token:
+        raise ConfigError("--top: is for --per-token")
+    if (arguments.ids or arguments.base != "2") and not (arguments.per_token or arguments.per_word):
+        raise ConfigError(f"{'--ids' if arguments.ids else '--base'}: is for --per-token or --per-word")
 
 
 def _utf8(argument: str) -> str:

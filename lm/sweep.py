@@ -32,6 +32,7 @@ from lm.config.schema import TrainConfig
 from lm.study import search
 from lm.study.executors import Job
 from lm.study.from_flags import SINGLE, save_study, study_from_flags, with_refine
+from lm.study.records import label
 from lm.study.scheduler import Sweep, SweepFailed
 from lm.study.specification import load_study
 from lm.text.batching import windows_warning
@@ -63,14 +64,14 @@ def look_further(sweep: Sweep) -> None:
     study = sweep.study
     settings = sweep.study.refine
     if "field" in settings:
-        tried = search.refine(study, settings, sweep.measure)
-        best = min(tried, key=lambda value: (tried[value], value))
-        logger.info(
-            "refined: %s %g has the lowest mean valid loss, %.4f nats per word",
-            settings["field"],
-            best,
-            tried[best],
-        )
+        for part in search.parts(study, settings):
+            tried = search.refine(study, settings, sweep.measure, part)
+            best = min(tried, key=lambda value: (tried[value], value))
+            logger.info(
+                "refined: %s has the lowest mean valid loss, %.4f nats per word",
+                label(part | {settings["field"]: best}),
+                tried[best],
+            )
     elif settings:
         config = sweep.config(study.baseline, study.seeds[0])
         search.search(study, settings, config.epochs, sweep.measure, sweep.prune)

@@ -95,6 +95,12 @@ def test_a_table_that_cannot_be_added_to_is_told_before_measuring(content, tmp_p
     assert (tmp_path / "speed.json").read_text() == content
 
 
+@pytest.mark.parametrize("preset", ["awd-qrnn", "awd-lstm-fast"])
+def test_a_preset_that_the_plain_program_does_not_know_is_refused(preset, main_here):
+    with pytest.raises(ConfigError, match="--preset"):
+        main_here(lm.bench, "--preset", preset)
+
+
 def test_a_full_disk_leaves_the_old_table(tmp_path, monkeypatch):
     (tmp_path / "speed.json").write_text("[]")
 

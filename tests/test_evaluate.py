@@ -41,6 +41,7 @@ def test_the_window_length_does_not_change_loss_or_statistics(model, window, bat
         "rms": raw.square().mean().sqrt(),
         "mean_abs": raw.abs().mean(),
         "frac_small": (raw.abs() < 0.01).float().mean(),
+        "frac_zero": (raw == 0).float().mean(),
         "temporal_rms": (raw[1:] - raw[:-1]).square().mean().sqrt(),
     }
     assert result.activation == pytest.approx({name: value.item() for name, value in expected.items()}, rel=1e-5)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 import lm.generate
 from lm.nn.model import AWDLSTM
-from lm.scoring.evaluation import evaluate
 from lm.scoring.sampling import Sampling, beam_search, next_word_probabilities, sample
-from lm.scoring.score import score_continuous, score_independent, score_text
+from lm.scoring.score import score_text
+from lm.scoring.tokens import read_running
 from lm.text.detokenize import detokenize
 from lm.text.finding import load_corpus
 from lm.text.words import WordTokenizer
@@ -121,36 +121,8 @@ def test_a_wide_beam_finds_what_exhaustive_search_finds():
 @pytest.mark.parametrize("way", ["sample", "beam"])
 def test_a_continuation_has_the_log_probability_that_scoring_gives_it(model, way):
     one = sample(model, [0], 25, Sampling(), [3])[0] if way == "sample" else beam_search(model, [0], 25, 4)[0]
-    nats = score_continuous(model, [np.array([0, *one.ids])])[0]
+    (nats,) = read_running(model, np.array([0, *one.ids]))
     assert one.logprob == pytest.approx(-nats.sum(), rel=1e-6)
-
-
-def some_lines(count=70):
-    rng = np.random.default_rng(0)
-    return [np.append(rng.integers(1, V, rng.integers(0, 12)), 0) for _ in range(count)]
-
-
-def test_continuous_scores_add_up_to_the_evaluation_of_the_whole_text(model):
-    lines = some_lines(300)
-    whole = evaluate(model, np.concatenate(lines), 1)
-    nats = score_continuous(model, lines)
-    assert [len(line) for line in nats] == [len(lines[0]) - 1, *map(len, lines[1:])]
-    assert math.isclose(np.concatenate(nats).sum(), whole.nats, rel_tol=1e-9)
-
-
-def test_an_independent_line_has_the_same_score_alone_and_in_any_order(model):
-    lines = some_lines()
-    together = score_independent(model, lines, 0)
-    backwards = score_independent(model, lines[::-1], 0)[::-1]
-    for line, one, other in zip(lines, together, backwards, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5)
-        np.testing.assert_allclose(one, score_independent(model, [line], 0)[0], rtol=1e-5)
-        np.testing.assert_allclose(one, score_continuous(model, [np.append(0, line)])[0], rtol=1e-5)
-
-
-def test_scored_probabilities_of_all_continuations_sum_to_one(model):
-    lines = [np.array([3, 4, word]) for word in range(V)]
-    assert math.isclose(sum(math.exp(-nats[-1]) for nats in score_independent(model, lines, 0)), 1, rel_tol=1e-6)
 
 
 def test_counts_of_words_and_unknown_words_and_an_empty_line():
@@ -248,6 +220,11 @@ def test_scoring_the_test_split_by_the_command_line_gives_its_perplexity(cli, ti
         (["--greedy", "--beam=2"], "--greedy"),
         (["--beam=2", "--samples=3"], "--samples"),
         (["--independent"], "--independent"),
+        (["--per-token"], "--per-token"),
+        (["--score=x", "--per-token", "--per-word"], "--per-word"),
+        (["--score=x", "--per-word", "--top=3"], "--top"),
+        (["--score=x", "--ids"], "--ids"),
+        (["--score=x", "--base=e"], "--base"),
         (["--score=x", "--prompt=a"], "--prompt"),
         (["--score=x", "--score=y"], "--score: give one file, not x and y"),
         (["--prompt=\udcff"], "--prompt"),  # what Python makes of a byte that is not UTF-8

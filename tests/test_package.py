@@ -52,7 +52,7 @@ def test_a_wheel_holds_the_package_its_data_and_nothing_else(wheel):
     assert sorted(name for name in names if name.startswith("lm/")) == sorted(
         name for name in ours if "__pycache__" not in name
     )
-    assert {"lm/py.typed", "lm/text/corpora.toml", "lm/tables/published.toml"} < set(names)
+    assert {"lm/py.typed", "lm/text/corpora.toml", "lm/tables/published.toml", "lm/scoring/blimp.toml"} < set(names)
 
 
 def test_an_unpacked_wheel_is_imported_from_an_empty_folder(wheel, tmp_path):

@@ -276,6 +276,7 @@ def test_a_loss_whose_perplexity_is_no_number_is_a_divergence(nats, train_here, 
         (("--data=nowhere",), 3, "nowhere"),
         (("--test-batch-size=500",), 3, "--test-batch-size"),
         (("--kernel=fused", "--model=GRU"), 2, "--kernel"),
+        (("--zoneout=0.1",), 2, "--zoneout"),
     ],
 )
 def test_a_users_mistake_is_one_message_and_the_documented_exit_code(flags, code, message, cli, corpus_dir, tmp_path):

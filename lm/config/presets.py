@@ -57,6 +57,14 @@ PRESETS: dict[str, Preset] = {
             }
         },
     ),
+    "awd-qrnn": Preset(
+        "AWD-LSTM with QRNN layers, README of awd-lstm-lm; PTB's values where the corpus is not wikitext-2",
+        {
+            "model": "QRNN", "nhid": 1550, "nlayers": 4, "emsize": 400, "batch_size": 20, "epochs": 550, "seed": 9001,
+            "clip": 0.2, "wdrop": 0.1, "dropouth": 0.3, "dropouti": 0.4,
+        },
+        {"wikitext-2": {"batch_size": 40, "epochs": 500, "seed": 4002, "clip": 0.25, "dropouth": 0.2}},
+    ),
     "awd-lstm-fast": Preset(
         "AWD-LSTM at its full size in about 100 epochs: WikiText-2 as sgugger/Adam-experiments (README, train_rnn.py); "
         "for other corpora the same with PTB's dropouts, this project's own",
@@ -81,7 +89,7 @@ PRESETS: dict[str, Preset] = {
         },
     ),
 }  # fmt: skip
-# Window, lambda and theta of the neural cache on the AWD-LSTM of each corpus (README of awd-lstm-lm).
+# Window, lambda and theta of the neural cache on the AWD-LSTM or QRNN of each corpus (README of awd-lstm-lm).
 CACHE_POINTER = {"ptb": (500, 0.1, 1.0), "wikitext-2": (3785, 0.1279, 0.662)}
 
 

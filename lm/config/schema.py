@@ -17,6 +17,9 @@ from lm.base.errors import ConfigError
 from lm.base.names import flag
 from lm.config.bounds import Bounds, Count, Depth, NonNegative, Positive, Probability, Size, Threads, VocabSize, Width
 
+# The cells of kernels that are not for all.
+KERNEL_CELLS = {"fused": ("LSTM",), "triton": ("LSTM", "QRNN")}
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -53,8 +56,8 @@ class DataConfig:
 class ModelConfig:
     """model"""
 
-    model: Literal["LSTM", "GRU", "RNN_TANH", "RNN_RELU"] = "LSTM"
-    """recurrent cell"""
+    model: Literal["LSTM", "GRU", "RNN_TANH", "RNN_RELU", "QRNN"] = "LSTM"
+    """recurrent cell; QRNN: window 2 in the first layer, 1 above"""
     emsize: Width = 400
     """embedding size (E)"""
     nhid: Width = 1150
@@ -72,9 +75,16 @@ class ModelConfig:
     dropoute: Probability = 0.1
     """dropout of whole words in the embedding matrix"""
     wdrop: Probability = 0.5
-    """DropConnect on each hidden-to-hidden matrix"""
+    """DropConnect on each hidden-to-hidden matrix; on a QRNN's only matrix, which reads the input"""
+    zoneout: Probability = 0.0
+    """QRNN: a unit keeps its state from one token to the next with this probability; in evaluation the expectation"""
     dropout_kind: Literal["locked", "standard"] = "locked"
     """locked: one mask a window, shared over time (AWD-LSTM); standard: every element anew (before AWD-LSTM)"""
+
+    @property
+    def widths(self) -> list[int]:
+        """Units of each layer."""
+        return [self.nhid] * (self.nlayers - 1) + [self.emsize if self.tied else self.nhid]
 
 
 @dataclass(frozen=True)
@@ -148,8 +158,8 @@ class ComputeConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """type of the matrix products' inputs, on CUDA of layers' outputs too; auto: bf16 where the hardware has it"""
     kernel: Literal["auto", "native", "fused", "triton"] = "auto"
-    """recurrent layers: PyTorch's (native), this project's for LSTMs on CPUs (fused) and in bf16 on CUDA (triton, not
-    yet measured), or the faster of the first two (auto)"""
+    """recurrent layers: PyTorch's (native), this project's for LSTMs on CPUs (fused) and on CUDA for LSTMs in bf16 and
+    QRNNs (triton, not yet measured), or the faster of the first two (auto)"""
     deterministic: bool = False
     """deterministic algorithms only: CUDA runs become slower and repeat bit for bit; CPU runs repeat without it"""
 
@@ -165,8 +175,12 @@ class TrainConfig(ComputeConfig, OptimConfig, RegularizationConfig, ModelConfig,
         check_fields(self)
         if self.tied and self.nlayers == 1 and self.nhid != self.emsize:
             raise ConfigError("--nhid: one tied layer has emsize units; set --nhid to --emsize or use --no-tied")
-        if self.kernel in ("fused", "triton") and self.model != "LSTM":
-            raise ConfigError(f"--kernel: {self.kernel} is for LSTM, not {self.model}; use auto or native")
+        cells = KERNEL_CELLS.get(self.kernel)
+        if cells and self.model not in cells:
+            known = " and ".join(cells)
+            raise ConfigError(f"--kernel: {self.kernel} is for {known}, not {self.model}; use auto or native")
+        if self.zoneout and self.model != "QRNN":
+            raise ConfigError("--zoneout: works with --model QRNN only")
         if self.tokenizer != "bpe" and self.bpe_vocab_size != DataConfig.bpe_vocab_size:
             raise ConfigError("--bpe-vocab-size: works with --tokenizer bpe only")
         if self.min_lr and self.schedule != "plateau":

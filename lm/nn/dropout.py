@@ -79,11 +79,12 @@ def drop_gradient(grad: Tensor, mask: Tensor | None, scale: float, dtype: torch.
 
 def locked_dropout(x_TBF: Tensor, p: float, columns: Columns | None = None) -> Tensor:
     """Multiply every time step by one scaled (1, B, F) mask (Gal & Ghahramani 2016); `columns` as in `_Dropout`."""
-    mask, scale = _columns_mask(x_TBF, (1, *x_TBF.shape[1:]), p, columns)
+    mask, scale = columns_mask(x_TBF, (1, *x_TBF.shape[1:]), p, columns)
     return x_TBF * mask.mul_(scale)
 
 
-def _columns_mask(x: Tensor, shape: tuple[int, ...], p: float, columns: Columns | None) -> tuple[Tensor, float]:
+def columns_mask(x: Tensor, shape: tuple[int, ...], p: float, columns: Columns | None) -> tuple[Tensor, float]:
+    """`keep_mask` with batch in dimension 1, like x in device and type; `columns` as in `_Dropout`."""
     if columns is None:
         return keep_mask(shape, p, x.device, x.dtype)
     mask, scale = keep_mask((shape[0], columns.total, *shape[2:]), p, x.device, x.dtype)
@@ -102,7 +103,7 @@ def embedding_dropout(tokens_TB: Tensor, weight_VE: Tensor, p: float) -> Tensor:
 
 def standard_dropout(x: Tensor, p: float, columns: Columns | None = None) -> Tensor:
     """Multiply every element by its own scaled mask entry; `columns` as in `_Dropout`."""
-    mask, scale = _columns_mask(x, tuple(x.shape), p, columns)
+    mask, scale = columns_mask(x, tuple(x.shape), p, columns)
     return x * mask.mul_(scale)
 
 

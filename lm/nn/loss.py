@@ -14,11 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lm.nn.products import pack_linear, transposed
+from lm.nn.products import linear_for, pack_linear, transposed
 
 # Products are taken over blocks of rows with at most so many logits: large, and memory does not grow with N x V.
 # In bf16 32M logits, 64 MB; in fp32 on a CPU 8M, 32 MB: larger blocks leave the caches, and a step takes 60 MB more.
@@ -27,8 +26,6 @@ from lm.nn.products import pack_linear, transposed
 _BLOCK_LOGITS = 1 << 25
 _BLOCK_LOGITS_FP32 = 1 << 23
 _CACHED_LOGITS = 1 << 20
-# Packing the decoder pays from about this many rows.
-_PACK_ROWS = 64
 
 
 def _block_logits(weight: Tensor) -> int:
@@ -136,6 +133,6 @@ def token_cross_entropy(
     """Nats of every row (N,), without a graph: for evaluation. Sum them in float64, and divide by their number once."""
     dtype = _compute_dtype(precision, weight_VE.dtype)
     h, w, b = h_NE.to(dtype), weight_VE.to(dtype), bias_V.to(dtype)
-    logits = pack_linear(w) if len(h) >= _PACK_ROWS else lambda h, b: F.linear(h, w, b)
+    logits = linear_for(w, len(h))
     spans = _spans(len(h), _block_logits(w), len(w))
     return torch.cat([_nats_and_gradient_(logits(h[rows], b), target_N[rows], weight_VE.dtype, None) for rows in spans])

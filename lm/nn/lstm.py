@@ -66,6 +66,15 @@ class WeightDropLSTM(nn.Module):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
 
+    def initial_state(self, batch_size: int) -> State:
+        """Zeros: (h_BH, c_BH), (h_BH,) if not LSTM."""
+        count = 2 if self.cell == "LSTM" else 1
+        return tuple(self.bias_ih_l0.new_zeros(batch_size, self.hidden_size) for _ in range(count))
+
+    def without_dropout(self) -> None:
+        """Compute in training mode what evaluation does."""
+        self.weight_drop = 0.0
+
     def forward(self, x_TBI: Tensor, state: State) -> tuple[Tensor, State]:
         """Run a window: x_TBI and state (h_BH, c_BH), (h_BH,) if not LSTM -> out_TBH and the state after it.
 

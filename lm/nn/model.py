@@ -18,8 +18,10 @@ from lm.config.schema import TrainConfig
 from lm.nn.dropout import EmbeddingDropout, LockedDropout, StandardDropout
 from lm.nn.loss import linear_cross_entropy, token_cross_entropy
 from lm.nn.lstm import WeightDropLSTM
+from lm.nn.qrnn import WeightDropQRNN
 
-# One tuple a layer: (h_BH, c_BH) for LSTM, (h_BH,) for the other cells.
+Layer = WeightDropLSTM | WeightDropQRNN
+# One tuple a layer: (h_BH, c_BH) for LSTM, (c_BH,) for QRNN and with window 2 (c_BH, x_BI), else (h_BH,).
 State = list[tuple[Tensor, ...]]
 # Half-width of the embeddings' uniform initial distribution (sec. 5).
 _EMBEDDING_RANGE = 0.1
@@ -58,14 +60,14 @@ class AWDLSTM(nn.Module):
         """
         super().__init__()
         self.precision = precision
-        widths = [config.nhid] * (config.nlayers - 1) + [config.emsize if config.tied else config.nhid]
+        widths = config.widths
         dropout = LockedDropout if config.dropout_kind == "locked" else StandardDropout
         self.encoder = nn.Embedding(vocab_size, config.emsize)
         self.embedding_dropout = EmbeddingDropout(config.dropoute)
         self.input_dropout = dropout(config.dropouti)
         self.rnns = nn.ModuleList(
-            WeightDropLSTM(config.model, inputs, width, config.wdrop, config.kernel, precision)
-            for inputs, width in zip([config.emsize, *widths], widths, strict=False)
+            _recurrent_layer(config, layer, inputs, width, precision)
+            for layer, (inputs, width) in enumerate(zip([config.emsize, *widths], widths, strict=False))
         )
         self.output_dropouts = nn.ModuleList(
             [dropout(config.dropouth) for _ in widths[:-1]] + [dropout(config.dropout)]
@@ -80,16 +82,13 @@ class AWDLSTM(nn.Module):
     def share_masks(self, columns: Columns) -> None:
         """Take dropout masks in training from those of the whole batch, of which this model computes `columns`."""
         if columns.count < columns.total:
-            for dropout in (self.input_dropout, *self.output_dropouts):
+            zoned = [rnn for rnn in self.rnns if isinstance(rnn, WeightDropQRNN)]
+            for dropout in (self.input_dropout, *self.output_dropouts, *zoned):
                 dropout.columns = columns
 
     def initial_state(self, batch_size: int) -> State:
         """Zeros for every layer, on the model's device."""
-        weight = self.decoder.bias
-        return [
-            tuple(weight.new_zeros(batch_size, rnn.hidden_size) for _ in range(2 if rnn.cell == "LSTM" else 1))
-            for rnn in self._layers()
-        ]
+        return [rnn.initial_state(batch_size) for rnn in self._layers()]
 
     def forward(self, tokens_TB: Tensor, state: State) -> Output:
         """Outputs of every layer for a window of tokens that follows `state`."""
@@ -105,9 +104,9 @@ class AWDLSTM(nn.Module):
             new_state.append(layer_state)
         return Output(raw, after_dropout, new_state)
 
-    def _layers(self) -> list[WeightDropLSTM]:
+    def _layers(self) -> list[Layer]:
         """`rnns` with their type, which an `nn.ModuleList` does not tell."""
-        return [rnn for rnn in self.rnns if isinstance(rnn, WeightDropLSTM)]
+        return [rnn for rnn in self.rnns if isinstance(rnn, Layer)]
 
     @contextmanager
     def exact(self) -> Iterator[None]:
@@ -130,7 +129,7 @@ class AWDLSTM(nn.Module):
         for dropout in (model.embedding_dropout, model.input_dropout, *model.output_dropouts):
             dropout.p = 0.0
         for rnn in model._layers():
-            rnn.weight_drop = 0.0
+            rnn.without_dropout()
         model._set_precision("fp32")
         return model
 
@@ -141,10 +140,20 @@ class AWDLSTM(nn.Module):
 
     def token_loss(self, output: Output, targets_TB: Tensor) -> Tensor:
         """Nats of every target, (T, B), without a graph: for evaluation."""
-        h_NH = output.after_dropout[-1].flatten(0, 1)
-        decoder = self.decoder
-        nats = token_cross_entropy(h_NH, decoder.weight, decoder.bias, targets_TB.flatten(), self.precision)
-        return nats.view(targets_TB.shape)
+        nats_N = self.row_loss(output.after_dropout[-1].flatten(0, 1), targets_TB.flatten())
+        return nats_N.view(targets_TB.shape)
+
+    def row_loss(self, h_NH: Tensor, targets_N: Tensor) -> Tensor:
+        """Nats of targets, (N,), of which each is predicted from a row of the last layer's output."""
+        return token_cross_entropy(h_NH, self.decoder.weight, self.decoder.bias, targets_N, self.precision)
+
+
+def _recurrent_layer(config: TrainConfig, layer: int, inputs: int, width: int, precision: str) -> Layer:
+    """One layer of the stack. A QRNN's first layer sees two words at a time, the others one (awd-lstm-lm)."""
+    if config.model == "QRNN":
+        window = 2 if layer == 0 else 1
+        return WeightDropQRNN(inputs, width, window, config.wdrop, config.zoneout, config.kernel, precision)
+    return WeightDropLSTM(config.model, inputs, width, config.wdrop, config.kernel, precision)
 
 
 def detach(state: State) -> State:

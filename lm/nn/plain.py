@@ -19,7 +19,7 @@ class PlainLM(nn.Module):
     def __init__(self, vocab_size: int, config: TrainConfig) -> None:
         super().__init__()
         self.config = config
-        widths = [config.nhid] * (config.nlayers - 1) + [config.emsize]
+        widths = config.widths
         self.encoder = nn.Embedding(vocab_size, config.emsize)
         self.rnns = nn.ModuleList(nn.LSTM(i, h) for i, h in zip([config.emsize, *widths[:-1]], widths, strict=True))
         self.bias = nn.Parameter(torch.zeros(vocab_size))

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 Linear = Callable[..., Tensor]
+# Packing a weight for one product pays from about this many rows.
+_PACK_ROWS = 64
 
 
 def pack_linear(weight_NK: Tensor) -> Linear:
@@ -41,6 +43,13 @@ def pack_linear(weight_NK: Tensor) -> Linear:
         return y if add is None else y.add_(add)
 
     return plain
+
+
+def linear_for(weight_NK: Tensor, rows: int) -> Linear:
+    """`pack_linear` for products of this many rows, the plain product where they are too few to pay for packing."""
+    if rows >= _PACK_ROWS:
+        return pack_linear(weight_NK)
+    return lambda x, bias=None: nn.functional.linear(x, weight_NK, bias)
 
 
 def transposed(weight_NK: Tensor, block: int = 512) -> Tensor:

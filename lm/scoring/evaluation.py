@@ -5,7 +5,7 @@ state is carried from the first token of each column to its last, so the windows
 layer's raw output h, over time, columns and units:
 
     rms = sqrt(mean h^2)    mean_abs = mean |h|    frac_small = share of |h| < 0.01
-    temporal_rms = sqrt(mean (h[t+1] - h[t])^2)
+    frac_zero = share of h = 0    temporal_rms = sqrt(mean (h[t+1] - h[t])^2)
 
 Shapes: T time, B columns of the text, H units.
 """
@@ -59,7 +59,7 @@ class _ActivationSums:
     """Running sums over raw outputs h_TBH, in float64, across windows."""
 
     def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(4, dtype=torch.float64, device=device)
+        self._sums = torch.zeros(5, dtype=torch.float64, device=device)
         self._values = self._steps = 0
         self._last_BH: Tensor | None = None
 
@@ -70,7 +70,8 @@ class _ActivationSums:
         square = h_TBH.square().sum(dtype=torch.float64)
         magnitude = h_TBH.abs().sum(dtype=torch.float64)
         small = (h_TBH.abs() < INACTIVE).sum(dtype=torch.float64)
-        self._sums += torch.stack([square, magnitude, small, change])
+        zero = (h_TBH == 0).sum(dtype=torch.float64)
+        self._sums += torch.stack([square, magnitude, small, zero, change])
         self._values += h_TBH.numel()
         self._steps += (len(joined) - 1) * h_TBH[0].numel()
         self._last_BH = h_TBH[-1]
@@ -81,11 +82,12 @@ class _ActivationSums:
 
 
 def _means(sums: Sequence[float]) -> dict[str, float]:
-    square, magnitude, small, change, values, steps = sums
+    square, magnitude, small, zero, change, values, steps = sums
     return {
         "rms": math.sqrt(square / values),
         "mean_abs": magnitude / values,
         "frac_small": small / values,
+        "frac_zero": zero / values,
         "temporal_rms": math.sqrt(change / max(steps, 1)),
     }
 

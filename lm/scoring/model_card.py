@@ -17,7 +17,29 @@ _LAYERS = {
     "GRU": "nn.GRU({}, {})",
     "RNN_TANH": "nn.RNN({}, {})",
     "RNN_RELU": 'nn.RNN({}, {}, nonlinearity="relu")',
+    "QRNN": "QRNN({}, {})",
 }
+# PyTorch has no QRNN. The first layer's matrix is twice as wide as its input, as it reads the word before as well.
+_QRNN = """\
+
+
+class QRNN(nn.Module):
+    def __init__(self, inputs, units):
+        super().__init__()
+        self.linear = nn.Linear(inputs, 3 * units)
+
+    def forward(self, x):
+        if self.linear.in_features == 2 * x.shape[-1]:
+            x = torch.cat([x, torch.cat([torch.zeros_like(x[:1]), x[:-1]])], -1)
+        z, f, o = self.linear(x).chunk(3, -1)
+        z, f, o = z.tanh(), {keep}f.sigmoid(), o.sigmoid()
+        states = [torch.zeros_like(z[0])]
+        for z_t, f_t in zip(z, f):
+            states.append(states[-1].lerp(z_t, f_t))
+        return o * torch.stack(states[1:]), states[-1]
+
+
+"""
 _CARD = """\
 # {title}
 
@@ -50,7 +72,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import nn
-
+{definition}
 weights = load_file("model.safetensors")
 embedding = nn.Embedding.from_pretrained(weights["encoder.weight"])
 layers = [{modules}]
@@ -84,6 +106,13 @@ def _penalties(config: TrainConfig, result: dict[str, Any]) -> str:
     return f"{verb} with AR {config.alpha:g}{norm} and TAR {config.beta:g}{layers} (arXiv 1708.01009)."
 
 
+def _definition(config: TrainConfig) -> str:
+    """The layer's code, where PyTorch has none. In evaluation zoneout scales the forget gate by its expectation."""
+    if config.model != "QRNN":
+        return ""
+    return _QRNN.format(keep=f"{1 - config.zoneout!r} * " if config.zoneout else "")
+
+
 def _training(config: TrainConfig, result: dict[str, Any]) -> str:
     source = f"fine-tuned from {config.finetune}, " if config.finetune else ""
     kept = (
@@ -104,8 +133,8 @@ def model_card(
     splits = ("train", "valid", "test")
     statistics = result["activation"]
     corpus = known_corpora().get(result["dataset"])
-    shapes = [weights[f"rnns.{layer}.weight_ih_l0"].shape[1] for layer in range(config.nlayers)]
-    widths = [weights[f"rnns.{layer}.weight_hh_l0"].shape[1] for layer in range(config.nlayers)]
+    reads = "linear.weight" if config.model == "QRNN" else "weight_ih_l0"
+    shapes = [weights[f"rnns.{layer}.{reads}"].shape[1] for layer in range(config.nlayers)]
     versions = result["versions"]
     git = result["git"]
     return _CARD.format(
@@ -129,6 +158,7 @@ def model_card(
         commit=f"{git['commit'] or 'unknown'}{', changed since' if git['dirty'] else ''}",
         versions=f"Python {versions['python']}, PyTorch {versions['torch']}, tokenizers {versions['tokenizers']}, "
         f"{versions['gpu'] or versions['cpu']}, {versions['precision']}",
-        modules=", ".join(_LAYERS[config.model].format(i, h) for i, h in zip(shapes, widths, strict=True)),
+        modules=", ".join(_LAYERS[config.model].format(i, h) for i, h in zip(shapes, config.widths, strict=True)),
+        definition=_definition(config),
         decoder="encoder.weight" if config.tied else "decoder.weight",
     )  # fmt: skip

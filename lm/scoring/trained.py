@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from lm.config.schema import TrainConfig
 from lm.nn.model import AWDLSTM
 from lm.scoring.loading import load_model
 from lm.scoring.score import score_text
+from lm.scoring.surprisal import surprisal
 from lm.text.tokenization import tokenization_of
 from lm.text.tokenizer import TextTokenizer
 
@@ -46,6 +48,31 @@ class Trained:
             CorpusError: there is nothing to predict in the text.
         """
         return score_text(self.model, self.tokenizer, text, independent=independent)
+
+    def surprisal(
+        self,
+        text: str | Iterable[str],
+        *,
+        independent: bool = False,
+        per_word: bool = False,
+        bits: bool = True,
+        top: int = 0,
+    ) -> list[dict[str, Any]]:
+        """A row for each token of a text, see `lm.scoring.surprisal`: a table for `pandas.DataFrame`.
+
+        Args:
+            text: lines separated by newlines, or a list of lines.
+            independent: as for `score`; here the first token of a running text is scored too, after `<eos>`.
+            per_word: sum the tokens of each word.
+            bits: surprisal and entropy in bits; else in nats.
+            top: add the so many likeliest tokens of each prediction, with their probabilities.
+
+        Raises:
+            ConfigError: `top` is more than the vocabulary has, or stands beside `per_word`.
+            CorpusError: there is no line, or a line of a list holds several.
+        """
+        options: dict[str, Any] = {"independent": independent, "per_word": per_word, "bits": bits, "top": top}
+        return [row for line in surprisal(self.model, self.tokenizer, text, **options) for row in line]
 
     def perplexity(self, text: str) -> float:
         """exp(nats per token) of a text whose lines follow each other; its first token is context only.

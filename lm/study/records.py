@@ -47,6 +47,7 @@ METRICS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "rms": _activation("rms"),
     "mean_abs": _activation("mean_abs"),
     "frac_small": _activation("frac_small"),
+    "frac_zero": _activation("frac_zero"),
     "temporal_rms": _activation("temporal_rms"),
     "best_epoch": lambda record: record.get("best_epoch"),
     "seconds": lambda record: record.get("seconds"),

@@ -5,6 +5,7 @@ field = "alpha"
 values = [0, 0.1, 1, 10]     # first pass; default: the grid's, else 0, 0.1, 1, 10, 100 (probabilities 0, 0.2, ... 0.8)
 rounds = 2                   # finer passes after the first (default 1)
 points = 4                   # new values in each (default 4)
+each = ["ar_norm"]           # anew for every combination that the grid has of these fields' values
 
 [refine]                     # by Optuna
 search = "random"            # or "hyperband": short runs for all, longer ones for the best third, and so on
@@ -28,7 +29,7 @@ from lm.base.errors import ConfigError
 from lm.base.locks import take_lock
 from lm.config.bounds import Bounds
 from lm.config.schema import TrainConfig
-from lm.study.specification import Study
+from lm.study.specification import Study, identity
 
 JOURNAL = "search.journal"
 LOCK = "search.lock"
@@ -37,10 +38,11 @@ _REDUCTION = 3
 # Rounds, points and trials: more would be listed before anything runs.
 _MOST = 1_000_000
 _KEYS: dict[str, type] = {
-    "field": str, "values": list, "rounds": int, "points": int, "search": str, "trials": int, "space": dict,
+    "field": str, "values": list, "rounds": int, "points": int, "each": list,
+    "search": str, "trials": int, "space": dict,
 }  # fmt: skip
 # The keys that each of the two kinds reads.
-_READ = {"field": {"field", "values", "rounds", "points"}, "search": {"search", "trials", "space"}}
+_READ = {"field": {"field", "values", "rounds", "points", "each"}, "search": {"search", "trials", "space"}}
 
 
 def check_settings(study: Study, settings: dict[str, Any], config: TrainConfig) -> None:
@@ -58,6 +60,9 @@ def check_settings(study: Study, settings: dict[str, Any], config: TrainConfig) 
         raise ConfigError(f"{file}: refine.{unread[0]}: has no use beside {mode}")
     if mode == "field":
         kind, bounds = _hint(study, settings["field"])
+        for name in settings.get("each", []):
+            if name == settings["field"] or name not in study.configurations[0]:
+                raise ConfigError(f"{file}: refine.each: {name!r} is no other field of the grid")
         if (values := settings.get("values")) is None:
             return
         if not all(type(v) in {int, kind} and v in bounds for v in values) or len({*values}) < 2:
@@ -101,14 +106,24 @@ def _hint(study: Study, field: str) -> tuple[type, Bounds]:
     return typing.get_args(hint)[0], bounds
 
 
+def parts(study: Study, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """What `refine` is done for, each anew: the grid's values of the fields `each`; without them one empty part."""
+    found = [{name: c[name] for name in settings.get("each", [])} for c in study.configurations]
+    return list({identity(part): part for part in found}.values())
+
+
 def refine(
-    study: Study, settings: dict[str, Any], measure: Callable[[list[dict[str, Any]]], list[float]]
+    study: Study,
+    settings: dict[str, Any],
+    measure: Callable[[list[dict[str, Any]]], list[float]],
+    part: dict[str, Any] | None = None,
 ) -> dict[float, float]:
     """Coarse to fine over one field; the next pass lies around the best value so far.
 
     Args:
         study: supplies the values of the other fields, which are those of its baseline.
         settings: the content of `[refine]`.
+        part: fields with another value than the baseline's: one of `parts`.
         measure: configurations -> mean valid loss of each (nats per word); infinite where a run diverged.
 
     Returns:
@@ -128,7 +143,9 @@ def refine(
         values = [0, 0.2, 0.4, 0.6, 0.8] if linear else [0, 0.1, 1, 10, 100]
     for _ in range(1 + settings.get("rounds", 1)):
         values = [value for value in dict.fromkeys(map(kind, values)) if value not in tried and value in bounds]
-        tried |= dict(zip(values, measure([study.baseline | {field: value} for value in values]), strict=True))
+        tried |= dict(
+            zip(values, measure([study.baseline | (part or {}) | {field: value} for value in values]), strict=True)
+        )
         if min(tried.values()) == math.inf:
             break
         values = finer(tried, settings.get("points", 4), linear=linear)

@@ -236,6 +236,8 @@ def _refine(file: Path, table: dict[str, Any]) -> dict[str, Any]:
         table |= {"space": _fields(file, "refine.space", table["space"])}
     if isinstance(table.get("field"), str):
         table |= {"field": names.field(table["field"])}
+    if isinstance(table.get("each"), list):
+        table |= {"each": [names.field(str(name)) for name in table["each"]]}
     return table
 
 

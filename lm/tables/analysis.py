@@ -2,7 +2,7 @@
 
 Coefficients are chosen on valid (`rank_on_valid`), claims are made on test: p values belong to test (to valid only
 where nothing has been tested). Differences are in nats per token (per word for runs on characters or BPE),
-configuration minus baseline, paired by seed; below 0 is better.
+configuration minus baseline, paired by seed where both ran on one kind of device; below 0 is better.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from lm.base.numbers import is_number
 from lm.config.values import as_plain
 from lm.study.records import config_of, configuration_name, loss_of, show
 from lm.study.specification import Study, identity
-from lm.tables.configurations import Configuration, with_estimates
-from lm.tables.stats import paired_difference, pooled_sd, with_holm
+from lm.tables.configurations import Configuration, difference_by_seed, unlike_devices, with_estimates
+from lm.tables.stats import pooled_sd, with_holm
 
 # What does not make a configuration: the seed, the place of the corpus (its hash is recorded), and a label.
 _IDENTICAL = {"seed", "data", "preset"}
@@ -113,10 +113,9 @@ def analyse(study: Study, records: Sequence[dict[str, Any]]) -> Analysis:
     if baseline is not None:
         notes += _unlike_devices(configurations, configurations[baseline])
     for split in ("valid", "test"):
-        base = configurations[baseline].by_seed(f"{split}_loss") if baseline is not None else {}
         differences = with_holm(
             [
-                paired_difference(c.by_seed(f"{split}_loss"), base) if i != baseline else None
+                difference_by_seed(c, configurations[baseline], f"{split}_loss") if baseline not in (None, i) else None
                 for i, c in enumerate(configurations)
             ]
         )
@@ -139,17 +138,13 @@ def analyse(study: Study, records: Sequence[dict[str, Any]]) -> Analysis:
 
 def _unlike_devices(configurations: Sequence[Configuration], baseline: Configuration) -> list[str]:
     """A note a seed with which the baseline ran on another device than other configurations."""
-
-    def device(record: Mapping[str, Any]) -> Any:
-        return (record.get("versions") or {}).get("device")
-
     notes = []
-    for seed, run in baseline.runs.items():
-        others = [c.label for c in configurations if seed in c.runs and device(c.runs[seed]) != device(run)]
-        if others:
+    for seed in baseline.runs:
+        if others := [c.label for c in configurations if seed in unlike_devices(c, baseline)]:
             notes.append(
                 f"Seed {seed}: the baseline and {'; '.join(others)} ran on different kinds of device (CPU, GPU), where "
-                "one seed draws different initial weights. They are no pairs, though the differences pair them."
+                "one seed draws different initial weights and masks. They are no pairs, so these differences are "
+                "unpaired."
             )
     return notes
 

@@ -1,9 +1,9 @@
 """Studies, runs and published figures side by side: `python -m lm.report --compare A B [C ...]`.
 
 Configurations are matched on the fields that vary in the compared studies, and on the corpus. The first study or run on
-the command line is the reference. Its seeds are paired with another's where at least two are the same, else Welch's
-t-test compares the two samples. A published figure is one run: it is held against the spread of our seeds, as one more
-draw.
+the command line is the reference. Its seeds are paired with another's where at least two are the same and ran on the
+same kind of device, else Welch's t-test compares the two samples. A published figure is one run: it is held against the
+spread of our seeds, as one more draw.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lm.base.numbers import perplexity
 from lm.config.values import as_plain, make_config
 from lm.study.records import METRICS, label, show
 from lm.study.specification import identity
-from lm.tables.configurations import Configuration, with_estimates
+from lm.tables.configurations import Configuration, unlike_devices, with_estimates
 from lm.tables.published import MARKS, NO_PROTOCOL, PUBLISHED, PUBLISHED_FILE, comparable_ppl, load_published
 from lm.tables.sources import load_source
 from lm.tables.stats import Difference, draw_difference, paired_difference, welch_difference, with_holm
@@ -123,11 +123,12 @@ def _against(row: Row, first: Row) -> Row:
     a = row.configuration.by_seed(f"{split}_loss")
     b = first.configuration.by_seed(f"{split}_loss")
     common = a.keys() & b.keys()
-    difference = paired_difference(a, b) if len(common) > 1 else None
+    difference = None
+    if len(common) > 1 and not unlike_devices(row.configuration, first.configuration):
+        a, b = ({seed: loss for seed, loss in losses.items() if seed in common} for losses in (a, b))
+        difference = paired_difference(a, b)
     if difference is None:
         difference = welch_difference(list(a.values()), list(b.values()))
-    else:
-        a, b = ({seed: loss for seed, loss in losses.items() if seed in common} for losses in (a, b))
     other = "" if _texts(row.configuration) == _texts(first.configuration) else "another text, by its corpus_sha256"
     if other or row.configuration.diverged or first.configuration.diverged:
         difference = _untested(difference)
@@ -137,7 +138,7 @@ def _against(row: Row, first: Row) -> Row:
 
 def _untested(difference: Difference) -> Difference:
     """The distance alone: what has another text or protocol, or lacks the seeds that diverged, is no fair draw."""
-    return Difference(difference.mean, difference.n)
+    return Difference(difference.mean, difference.n, welch=difference.welch)
 
 
 def _published_rows(row: Row, first: Row | None) -> list[Row]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lm.base.numbers import is_number
 from lm.study.records import METRICS
-from lm.tables.stats import Difference, Estimate, estimate
+from lm.tables.stats import Difference, Estimate, estimate, paired_difference, welch_difference
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,10 @@ class Configuration:
         found = {seed: METRICS[metric](record) for seed, record in self.runs.items()}
         return {seed: float(value) for seed, value in found.items() if is_number(value)}
 
+    def devices(self) -> dict[int, Any]:
+        """Seed -> kind of device (cpu, cuda) that the run was on; None where its line does not say."""
+        return {seed: (record.get("versions") or {}).get("device") for seed, record in self.runs.items()}
+
     def mean(self, metric: str) -> float | None:
         """Mean of the metric over seeds; None where no run has it."""
         found = self.estimates.get(metric)
@@ -43,6 +47,21 @@ class Configuration:
         if found is None:
             raise KeyError(metric)
         return found
+
+
+def unlike_devices(ours: Configuration, theirs: Configuration) -> list[int]:
+    """Seeds with which the two ran on different kinds of device, where one seed draws other weights and masks."""
+    here, there = ours.devices(), theirs.devices()
+    return sorted(seed for seed in here.keys() & there.keys() if here[seed] != there[seed])
+
+
+def difference_by_seed(ours: Configuration, theirs: Configuration, metric: str) -> Difference | None:
+    """ours - theirs over the seeds that both have: paired by seed, or by Welch's test if some of these are no pairs."""
+    a, b = ours.by_seed(metric), theirs.by_seed(metric)
+    if not a.keys() & b.keys() & set(unlike_devices(ours, theirs)):
+        return paired_difference(a, b)
+    seeds = sorted(a.keys() & b.keys())
+    return welch_difference([a[seed] for seed in seeds], [b[seed] for seed in seeds])
 
 
 def with_estimates(configuration: Configuration) -> Configuration:

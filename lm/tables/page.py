@@ -24,13 +24,14 @@ A configuration is named by the values in which it differs from the baseline.
 
 - *Perplexity* is the mean ± sd over n seeds; *train* is without dropout.
 - *Differences* are to the baseline, in nats per {unit}, paired by seed; below 0 is better. The 95 % t-interval in
-  brackets and *p*, adjusted by Holm's method over the comparisons of this table, are those of {split}.
+  brackets and *p*, adjusted by Holm's method over the comparisons of this table, are those of {split}. *Unpaired* ones
+  are over the same seeds by Welch's t-test, because some ran on another kind of device than the baseline.
 - *Chosen* is the configuration with the lowest difference on valid, among those that ran with all seeds of the
   baseline (if none did, with one of them) and diverged on none. Its difference on valid is flattered by that choice;
   its difference on test is not.
 - *gap* = valid loss - ln(train perplexity), in nats.
-- *rms h* and *mean abs h* describe the last layer's activations, *near 0* is the share with |h| < 0.01, *rms dh* the
-  rms of their change from one step to the next.
+- *rms h* and *mean abs h* describe the last layer's activations, *near 0* is the share with |h| < 0.01, *exactly 0*
+  (shown where there are any, as with ReLU) that with h = 0, *rms dh* the rms of their change from one step to the next.
 - *min* is minutes a run, whatever else the machine did meanwhile.
 """
 
@@ -44,8 +45,8 @@ def columns(analysis: Analysis) -> list[tuple[str, Callable[[Configuration], str
         def text(configuration: Configuration) -> str:
             if (d := configuration.differences[split]) is None:
                 return ""
-            pairs = f" (n = {d.n})" if d.n < len(configuration.runs) else ""
-            return (interval(d) if full else signed(d.mean)) + pairs
+            remarks = [f"n = {d.n}"] * (d.n < len(configuration.runs)) + ["unpaired"] * (d.welch)
+            return (interval(d) if full else signed(d.mean)) + (f" ({', '.join(remarks)})" if remarks else "")
 
         return text
 
@@ -53,9 +54,12 @@ def columns(analysis: Analysis) -> list[tuple[str, Callable[[Configuration], str
         d = configuration.differences[analysis.split]
         return p_text(d.p_holm).removeprefix("= ") if d and d.p_holm is not None else ""
 
-    def small(configuration: Configuration) -> str:
-        share = configuration.mean("frac_small")
-        return "" if share is None else f"{100 * share:.1f} %"
+    def share(metric: str) -> Callable[[Configuration], str]:
+        def text(configuration: Configuration) -> str:
+            mean = configuration.mean(metric)
+            return "" if mean is None else f"{100 * mean:.1f} %"
+
+        return text
 
     def minutes(configuration: Configuration) -> str:
         seconds = configuration.mean("seconds")
@@ -75,11 +79,14 @@ def columns(analysis: Analysis) -> list[tuple[str, Callable[[Configuration], str
         ("gap", lambda c: number(c.mean("gap"), 3)),
         ("rms h", lambda c: number(c.mean("rms"), 4)),
         ("mean abs h", lambda c: number(c.mean("mean_abs"), 4)),
-        ("near 0", small),
+        ("near 0", share("frac_small")),
+        ("exactly 0", share("frac_zero")),
         ("rms dh", lambda c: number(c.mean("temporal_rms"), 4)),
         ("min", minutes),
     ]
     kept = {"n", f"valid {ppl}", f"test {ppl}"}
+    if not any(configuration.mean("frac_zero") for configuration in analysis.configurations):
+        found = [(name, text) for name, text in found if name != "exactly 0"]  # as always without ReLU
     return [
         (name, text)
         for name, text in found
@@ -175,7 +182,7 @@ def configuration_values(analysis: Analysis, index: int) -> dict[str, Any]:
         found = configuration.estimates[metric]
         values |= {f"{metric}_mean": found.mean if found else None, f"{metric}_sd": found.sd if found else None}
     for split, difference in configuration.differences.items():
-        for part in ("mean", "n", "low", "high", "p", "p_holm"):
+        for part in ("mean", "n", "low", "high", "p", "p_holm", "welch"):
             values[f"diff_{split}_{part}"] = getattr(difference, part, None)
     return values
 

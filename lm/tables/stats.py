@@ -24,7 +24,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean difference in nats over n pairs (or two samples), its 95 % t-interval and p; None where n tells nothing."""
+    """Mean difference in nats over n pairs (or two samples), its 95 % t-interval and p; None where n tells nothing.
+
+    `welch`: between two samples, by Welch's t-test, and not over pairs.
+    """
 
     mean: float
     n: int
@@ -32,6 +35,7 @@ class Difference:
     high: float | None = None
     p: float | None = None
     p_holm: float | None = None
+    welch: bool = False
 
 
 def estimate(values: Iterable[float]) -> Estimate | None:
@@ -74,10 +78,10 @@ def welch_difference(ours: Sequence[float], theirs: Sequence[float]) -> Differen
     mean = float(np.mean(ours) - np.mean(theirs))
     n = min(len(ours), len(theirs))
     if n < 2 or no_spread(ours, theirs):
-        return Difference(mean, n)
+        return Difference(mean, n, welch=True)
     test = stats.ttest_ind(ours, theirs, equal_var=False)
     bounds = test.confidence_interval(LEVEL)
-    return Difference(mean, n, float(bounds.low), float(bounds.high), float(test.pvalue))
+    return Difference(mean, n, float(bounds.low), float(bounds.high), float(test.pvalue), welch=True)
 
 
 def draw_difference(single: float, sample: Sequence[float]) -> Difference:

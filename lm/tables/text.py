@@ -63,9 +63,9 @@ def verdict(difference: Difference | None) -> str:
     if difference.p is None:
         return "no spread over seeds: cannot test"
     p = difference.p if difference.p_holm is None else difference.p_holm
-    return (
-        f"{'more than' if p < SIGNIFICANT else 'within'} seed noise (Holm-adjusted p {p_text(p)}, n = {difference.n})"
-    )
+    noise = "more than" if p < SIGNIFICANT else "within"
+    unpaired = ", unpaired" if difference.welch else ""
+    return f"{noise} seed noise (Holm-adjusted p {p_text(p)}, n = {difference.n}{unpaired})"
 
 
 def one_line(text: str) -> str:

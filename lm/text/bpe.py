@@ -86,6 +86,9 @@ class BPETokenizer(TextTokenizer):
         found = np.fromiter(ids(), dtype=np.int32)
         return found if final_eos or text.endswith("\n") else found[:-1]
 
+    def spans(self, line: str) -> list[tuple[int, int]]:  # noqa: D102 - as the base class
+        return self._library.encode(line, add_special_tokens=False).offsets
+
     def unknown(self, text: str) -> Counter[str]:
         """Nothing: every text consists of bytes."""
         return Counter()

@@ -43,6 +43,9 @@ class CharTokenizer(TextTokenizer):
             text += "\n"
         return self._ids[np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)]
 
+    def spans(self, line: str) -> list[tuple[int, int]]:  # noqa: D102 - as the base class
+        return [(place, place + 1) for place in range(len(line))]
+
     def unknown(self, text: str) -> Counter[str]:
         """Characters outside the vocabulary and how often each occurs."""
         return Counter({name: n for name, n in Counter(text).items() if name not in self.vocab and name != "\n"})

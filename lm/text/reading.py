@@ -11,7 +11,13 @@ from lm.base.files import check_regular
 # Unicode's White_Space, which is what `WhitespaceSplit` splits at. `str.split` and the `\s` of `re` also
 # split at U+001C..U+001F, so a saved tokenizer would disagree with us about text that holds one of these.
 _WHITE_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-split_words = re.compile(f"[^{_WHITE_SPACE}]+").findall
+_WORD = re.compile(f"[^{_WHITE_SPACE}]+")
+split_words = _WORD.findall
+
+
+def word_spans(line: str) -> list[tuple[int, int]]:
+    """Start and end of each word of `split_words`, in characters."""
+    return [match.span() for match in _WORD.finditer(line)]
 
 
 def split_lines(text: str) -> list[str]:

@@ -65,6 +65,13 @@ class TextTokenizer(ABC):
         """
 
     @abstractmethod
+    def spans(self, line: str) -> list[tuple[int, int]]:
+        """Where the tokens of a line stand in it, its `<eos>` excluded: start and end in characters.
+
+        Pieces of one character all have its place.
+        """
+
+    @abstractmethod
     def unknown(self, text: str) -> Counter[str]:
         """What of `text` becomes `<unk>` because the vocabulary lacks it, and how often each occurs."""
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from lm.text.reading import split_lines, split_words
+from lm.text.reading import split_lines, split_words, word_spans
 from lm.text.tokenizer import EOS, UNK, TextTokenizer, types_in_order
 
 
@@ -66,6 +66,9 @@ class WordTokenizer(TextTokenizer):
                     yield eos
 
         return np.fromiter(ids(), dtype=np.int32)
+
+    def spans(self, line: str) -> list[tuple[int, int]]:  # noqa: D102 - as the base class
+        return word_spans(line)
 
     def unknown(self, text: str) -> Counter[str]:
         """Words of `text` outside the vocabulary and how often each occurs; a literal `<unk>` is not one."""

@@ -39,6 +39,39 @@ def test_the_published_wikitext_command_line_means_the_wikitext_preset():
     assert dataclasses.replace(parse(line), data="", preset="awd-lstm") == make_config("awd-lstm", "wikitext-2")
 
 
+# README of awd-lstm-lm: the line, and the corpus that it is for.
+QRNN_LINES = [
+    ("--model QRNN --batch_size 20 --clip 0.2 --wdrop 0.1 --nhid 1550 --nlayers 4 --emsize 400 --dropouth 0.3 "
+     "--seed 9001 --dropouti 0.4 --epochs 550 --save PTB.pt", "ptb"),
+    ("--epochs 500 --data data/wikitext-2 --clip 0.25 --dropouti 0.4 --dropouth 0.2 --nhid 1550  --nlayers 4 "
+     "--seed 4002 --model QRNN --wdrop 0.1 --batch_size 40 --save WT2.pt", "wikitext-2"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "dataset"), QRNN_LINES)
+def test_the_published_qrnn_command_lines_mean_the_qrnn_preset(line, dataset):
+    assert dataclasses.replace(parse(line), data="", preset="awd-qrnn") == make_config("awd-qrnn", dataset)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("--epochs 14 --nlayers 4 --emsize 400 --nhid 2500 --alpha 0 --beta 0 --dropoute 0 --dropouth 0.1 "
+         "--dropouti 0.1 --dropout 0.1 --wdrop 0 --wdecay 0 --bptt 140 --batch_size 60 --optimizer adam --lr 1e-3 "
+         "--data data/wikitext-103 --save WT103.12hr.QRNN.pt --when 12 --model QRNN",
+         {"model": "QRNN", "nhid": 2500, "bptt": 140, "when": (12,), "wdrop": 0, "data": "data/wikitext-103"}),
+        ("--epochs 50 --nlayers 3 --emsize 400 --nhid 1840 --alpha 0 --beta 0 --dropoute 0 --dropouth 0.1 "
+         "--dropouti 0.1 --dropout 0.4 --wdrop 0.2 --wdecay 1.2e-6 --bptt 200 --batch_size 128 --optimizer adam "
+         "--lr 1e-3 --data data/enwik8 --save ENWIK8.pt --when 25 35",
+         {"model": "LSTM", "nhid": 1840, "bptt": 200, "when": (25, 35), "wdrop": 0.2, "data": "data/enwik8"}),
+    ],
+)  # fmt: skip
+def test_the_published_command_lines_of_larger_corpora_are_understood(line, expected):
+    config = dataclasses.asdict(make_config(**parse_train_args(line.split()).values))
+    assert {name: config[name] for name in expected} == expected
+    assert (config["optimizer"], config["lr"], config["alpha"], config["beta"]) == ("adam", 1e-3, 0, 0)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("dataset", ["ptb", "wikitext-2", "pydocs"])
 def test_every_preset_is_a_valid_configuration_with_a_source(name, dataset):
@@ -68,7 +101,8 @@ def test_cuda_flag_is_ignored_with_a_warning():
     [
         ("--dropout 1", "--dropout"), ("--dropouth -0.1", "--dropouth"), ("--lr 0", "--lr"), ("--lr nan", "--lr"),
         ("--lr inf", "--lr"), ("--alpha -1", "--alpha"), ("--batch-size 0", "--batch-size"),
-        ("--nhid 99999999999", "--nhid"), ("--model QRNN", "--model"), ("--epochs x", "--epochs"),
+        ("--nhid 99999999999", "--nhid"), ("--model XRNN", "--model"), ("--zoneout 0.1", "--zoneout"),
+        ("--epochs x", "--epochs"),
         ("--when 0", "--when"), ("--seed -1", "--seed"), ("--nosuch 1", "--nosuch"), ("--min-lr 1", "--min-lr"),
         ("--preset none", "--preset"), ("--log-interval 0", "--log-interval"), ("--nlayers 1", "--nhid"),
         ("--tokenizer subword", "--tokenizer"), ("--bpe-vocab-size 300", "--bpe-vocab-size"),

@@ -126,7 +126,7 @@ def test_initial_weights_follow_the_paper():
     assert 0.099 < model.rnns[1].weight_hh_l0.abs().max() <= 0.1  # 1/sqrt(100): the tied last layer is emsize wide
 
 
-@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN_TANH", "RNN_RELU"])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN_TANH", "RNN_RELU", "QRNN"])
 def test_every_cell_trains_and_carries_its_state(cell):
     model = AWDLSTM(V, tiny(model=cell))
     tokens, targets = batch()

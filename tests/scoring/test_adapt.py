@@ -1,6 +1,8 @@
 """Cache pointer and dynamic evaluation against implementations that read one word, or one segment, at a time."""
 
+import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -9,9 +11,10 @@ import torch.nn.functional as F
 
 from lm.base.errors import ConfigError
 from lm.nn.model import AWDLSTM
+from lm.scoring import tune
 from lm.scoring.adapt import adapted_nats
 from lm.scoring.cache import Cache, History, cache_probability
-from lm.scoring.dynamic import Dynamic, gradient_rms
+from lm.scoring.dynamic import Dynamic, fast_statistics, gradient_rms, published_statistics
 from lm.scoring.evaluation import evaluate
 from lm.scoring.tune import tune_cache, tune_dynamic
 from tests.conftest import TINY, write_corpus
@@ -42,7 +45,7 @@ def naive(model, ids, columns, cache, dynamic, rms):
     state = model.initial_state(columns)
     seen = [[] for _ in range(columns)]
     segment = dynamic.segment if dynamic else rows
-    mean = sum(r.sum() for r in rms) / sum(r.numel() for r in rms) if rms else None
+    mean = sum(r.mean() for r in rms) / len(rms) if rms else None
     total = 0.0
     for start in range(0, rows - 1, segment):
         losses = []
@@ -73,6 +76,23 @@ def naive(model, ids, columns, cache, dynamic, rms):
     return total
 
 
+def naive_statistics(model, ids, columns, length):
+    """Root mean square, over windows of a text, of each parameter's gradient of the mean loss."""
+    model = model.eval()
+    rows = len(ids) // columns
+    text = torch.from_numpy(ids[: columns * rows].astype(np.int64)).view(columns, rows).t()
+    squares, state, windows = [0] * len(list(model.parameters())), model.initial_state(columns), 0
+    for start in range(0, rows - 1, length):
+        stop = min(start + length, rows - 1)
+        output = model(text[start:stop], state)
+        state = [tuple(s.detach() for s in layer) for layer in output.state]
+        logits = F.linear(output.raw[-1].flatten(0, 1), model.decoder.weight, model.decoder.bias)
+        loss = F.cross_entropy(logits, text[start + 1 : stop + 1].flatten())
+        squares = [s + g**2 for s, g in zip(squares, torch.autograd.grad(loss, list(model.parameters())), strict=True)]
+        windows += 1
+    return [(square / windows).sqrt() for square in squares]
+
+
 @pytest.mark.parametrize("columns", [1, 4])
 @pytest.mark.parametrize("cache", [None, CACHE], ids=["", "cache"])
 @pytest.mark.parametrize(
@@ -82,7 +102,7 @@ def naive(model, ids, columns, cache, dynamic, rms):
 )
 def test_equals_the_naive_implementation(model, columns, cache, dynamic):
     model.eval()
-    rms = gradient_rms(model, IDS, 5, 6) if dynamic and dynamic.rule == "rms" else None
+    rms = naive_statistics(model, IDS, 5, 6) if dynamic and dynamic.rule == "rms" else None
     expected = naive(model, IDS, columns, cache, dynamic, rms)
     (nats,), targets = adapted_nats(model, IDS, columns, (cache,), dynamic, rms)
     assert targets == (203 // columns - 1) * columns
@@ -91,20 +111,47 @@ def test_equals_the_naive_implementation(model, columns, cache, dynamic):
     assert (abs(nats - plain) > 1e-3 * plain) == bool(cache or dynamic)
 
 
+def test_a_qrnn_carries_its_state_and_last_input_from_word_to_word_as_from_segment_to_segment():
+    torch.manual_seed(3)
+    model = AWDLSTM(V, tiny(model="QRNN", zoneout=0.2)).double().eval()
+    dynamic = Dynamic("sgd", lr=0.3, decay=0.02, segment=5)
+    (nats,), _ = adapted_nats(model, IDS, 4, (CACHE,), dynamic)
+    assert nats == pytest.approx(naive(model, IDS, 4, CACHE, dynamic, None), rel=1e-9)
+
+
 def test_gradient_statistics_are_the_root_mean_square_over_windows(model):
+    for ours, theirs in zip(gradient_rms(model, IDS, 5, 6), naive_statistics(model, IDS, 5, 6), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_published_statistics_read_all_of_train_in_100_columns_and_fast_ones_its_first_300_windows(model):
+    train = np.random.default_rng(1).integers(0, 9, 2400).astype(np.int32)
+    for ours, theirs in zip(published_statistics(model, train, 5), naive_statistics(model, train, 100, 5), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    for ours, theirs in zip(published_statistics(model, IDS, 5), naive_statistics(model, IDS, 33, 5), strict=True):
+        torch.testing.assert_close(ours, theirs)  # too short for 100 columns of a segment each
+    start = train[: 2 * 900 + 2].reshape(2, -1)[:, :901].reshape(-1)
+    for ours, theirs in zip(fast_statistics(model, start, 2, 3), naive_statistics(model, start, 2, 3), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_published_procedure_is_the_default_and_equals_the_one_written_from_the_paper(model):
+    model.eval()
+    dynamic = Dynamic(lr=5e-3)
+    assert (dynamic.rule, dynamic.decay, dynamic.epsilon, dynamic.segment) == ("rms", 2e-3, 2e-5, 5)
+    expected = naive(model, IDS, 1, None, dynamic, naive_statistics(model, IDS, 33, 5))
+    (nats,), _ = adapted_nats(model, IDS, 1, (None,), dynamic, published_statistics(model, IDS, 5))
+    assert nats == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_decay_is_scaled_by_the_mean_over_tensors_not_over_their_elements(model):
     rms = gradient_rms(model, IDS, 5, 6)
-    columns = torch.from_numpy(IDS[:200].astype(np.int64)).view(5, 40).t()
-    squares, state, model = [0] * len(rms), model.initial_state(5), model.eval()
-    for start in range(0, 39, 6):
-        x, y = columns[start : min(start + 6, 39)], columns[start + 1 : min(start + 7, 40)]
-        output = model(x, state)
-        state = [tuple(s.detach() for s in layer) for layer in output.state]
-        loss = F.cross_entropy(
-            F.linear(output.raw[-1].flatten(0, 1), model.decoder.weight, model.decoder.bias), y.flatten()
-        )
-        squares = [s + g**2 for s, g in zip(squares, torch.autograd.grad(loss, list(model.parameters())), strict=True)]
-    for ours, square in zip(rms, squares, strict=True):
-        torch.testing.assert_close(ours, (square / 7).sqrt())
+    dynamic = Dynamic(lr=0.01, decay=0.3)
+    (nats,), _ = adapted_nats(model, IDS, 1, (None,), dynamic, rms)
+    over_tensors = sum(r.mean() for r in rms) / len(rms)
+    over_elements = sum(r.sum() for r in rms) / sum(r.numel() for r in rms)
+    other = Dynamic(lr=0.01, decay=0.3 * (over_tensors / over_elements).item())
+    assert abs(adapted_nats(model, IDS, 1, (None,), other, rms)[0][0] - nats) > 1e-4 * nats
 
 
 @pytest.mark.parametrize("columns", [1, 4])
@@ -142,12 +189,66 @@ def test_the_model_and_its_mode_are_left_alone(model):
 
 def test_tuning_finds_settings_that_are_no_worse_than_it_started_from(model):
     plain = evaluate(model, IDS, 2).nats
-    cache = tune_cache(model, IDS, 2, None, None)
+    cache, _ = tune_cache(model, IDS, 2)
     assert adapted_nats(model, IDS, 2, (cache,))[0][0] < plain
     start = Dynamic("sgd", lr=0.5, decay=0.01)
-    tuned = tune_dynamic(model, IDS, 2, start, None)
+    tuned, _ = tune_dynamic(model, IDS, 2, start)
     assert tuned != start
     assert adapted_nats(model, IDS, 2, (None,), tuned)[0] < adapted_nats(model, IDS, 2, (None,), start)[0]
+
+
+def bowl(**best):
+    """A stand-in for `adapted_nats` whose loss rises with the distance, on a log scale, from these values."""
+    seen = []
+
+    def nats(model, ids, batch_size, caches=(None,), dynamic=None, rms=None):
+        settings = [dynamic] if caches == (None,) else caches
+        seen.extend(settings)
+        return [sum(math.log(getattr(s, n) / value) ** 2 for n, value in best.items()) for s in settings], 1
+
+    return nats, seen
+
+
+def test_a_cache_at_the_edge_of_the_grid_extends_it_and_the_notes_say_so(monkeypatch):
+    nats, seen = bowl(window=9000, lam=0.09, theta=5.0)
+    monkeypatch.setattr(tune, "adapted_nats", nats)
+    best, notes = tune_cache(None, range(50_000), 1)
+    assert (best.window, best.lam) == (8000, 0.1)
+    assert 4 < best.theta < 6
+    for name in ("window", "theta"):
+        tried = [getattr(cache, name) for cache in seen]
+        assert min(tried) < getattr(best, name) < max(tried)
+    assert [note.split(":")[0] for note in notes] == ["--cache-window", "--cache-theta"]
+    assert len(seen) == len(set(seen))
+
+
+def test_a_grid_that_could_grow_without_end_stops_and_the_notes_say_where(monkeypatch):
+    monkeypatch.setattr(tune, "adapted_nats", bowl(window=300, lam=0.1, theta=1e5)[0])
+    assert "--cache-theta: the best is at the edge of the grid" in tune_cache(None, range(50_000), 1)[1]
+    monkeypatch.setattr(tune, "adapted_nats", bowl(lr=1e30, decay=1e-3)[0])
+    assert "stopped after 40 passes" in tune_dynamic(None, range(99), 1, Dynamic())[1][0]
+    monkeypatch.setattr(tune, "adapted_nats", bowl(lr=1e-4, decay=3.0)[0])
+    assert tune_dynamic(None, range(99), 1, Dynamic())[1] == ["--dynamic-decay: the best is at the edge of its range"]
+
+
+def test_a_cache_window_never_exceeds_the_column(monkeypatch):
+    nats, seen = bowl(window=9000, lam=0.1, theta=0.5)
+    monkeypatch.setattr(tune, "adapted_nats", nats)
+    best, notes = tune_cache(None, range(302), 2)
+    assert (best.window, notes) == (150, [])
+    assert {cache.window for cache in seen} == {100, 150}
+
+
+def test_tuned_learning_rate_and_decay_have_worse_neighbours_on_all_sides(monkeypatch):
+    nats, seen = bowl(lr=7e-4, decay=2e-2)
+    monkeypatch.setattr(tune, "adapted_nats", nats)
+    best, notes = tune_dynamic(None, range(99), 1, Dynamic())
+    assert notes == []
+    for name in ("lr", "decay"):
+        for factor in (0.5, 2):
+            there = dataclasses.replace(best, **{name: getattr(best, name) * factor})
+            assert there in seen
+            assert nats(None, None, 1, dynamic=there)[0] >= nats(None, None, 1, dynamic=best)[0]
 
 
 @pytest.mark.parametrize(
@@ -183,7 +284,10 @@ def test_the_command_puts_the_modes_side_by_side_and_tunes_on_valid_only(cli, tr
     assert rows["dynamic+cache"]["dynamic"] == rows["dynamic"]["dynamic"]
     assert rows["dynamic+cache"]["cache"]["window"] >= 1
     assert len({row["ppl"] for row in rows.values()}) == 4
+    assert {row["batch_size"] for row in rows.values()} == {1}
     assert len({row["targets"] for row in rows.values()}) == 1
-    assert "adapt" in cli("evaluate", run, "--split", "test", "--adapt", "none", "cache").stdout
+    fast = cli("evaluate", run, "--split", "valid", "--adapt", "none", "cache", "dynamic", "--adapt-fast").stdout
+    assert [line.split()[5] for line in fast.splitlines()[1:]] == ["2"] * 3
+    assert fast.count("fast, not as published") == 2
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert cli("evaluate", run, "--adapt", "cache", "--cache-lambda=2").returncode == 2

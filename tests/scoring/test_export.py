@@ -68,11 +68,11 @@ def test_the_code_of_the_card_gives_the_perplexities_of_the_card(
     assert [fact for fact in facts if fact not in card] == []
 
 
-@pytest.mark.parametrize("cell", ["GRU", "RNN_TANH", "RNN_RELU"])
+@pytest.mark.parametrize("cell", ["GRU", "RNN_TANH", "RNN_RELU", "QRNN", "QRNN --zoneout=0.2"])
 def test_the_code_of_the_card_fits_other_cells_and_an_untied_decoder(
     train_here, cell, corpus_dir, tmp_path, monkeypatch
 ):
-    flags = [f"--model={cell}", "--no-tied", "--eval-train-tokens=100", *FLAGS]
+    flags = ["--model", *cell.split(), "--no-tied", "--eval-train-tokens=100", *FLAGS]
     result = train_here("--data", corpus_dir, *TINY, *flags, "--out-dir", tmp_path / "run")
     export_run(RunDir(tmp_path / "run"), RunDir(tmp_path / "export"))
     found = plain_perplexity(tmp_path / "export", (corpus_dir / "test.txt").read_text(), 1, monkeypatch)

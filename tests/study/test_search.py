@@ -8,7 +8,7 @@ import pytest
 from lm.base.errors import ConfigError
 from lm.config.values import make_config
 from lm.study.ledger import read_ledger
-from lm.study.search import check_settings, finer, refine, search
+from lm.study.search import check_settings, finer, parts, refine, search
 from lm.study.specification import load_study
 from tests.test_sweep import FLAGS, corpus, end, start, write_study  # noqa: F401 - fixtures
 
@@ -52,6 +52,25 @@ def test_refining_keeps_the_baseline_of_the_other_fields_and_repeats_exactly(tmp
     assert refine(study, {"field": "alpha"}, measure) == first
 
 
+def test_refining_is_done_anew_for_each_combination_of_the_grid(tmp_path):
+    best = {("l1", 0): 0.3, ("l1", 1): 30.0, ("l2", 1): 3.0}
+    study = study_at(
+        tmp_path,
+        '[[grid]]\nar-norm = ["l1"]\nbeta = [0, 1]\nalpha = [0]\n[[grid]]\nar-norm = ["l2"]\nbeta = [1]\nalpha = [1]\n'
+        '[baseline]\nar-norm = "l1"\nbeta = 0\nalpha = 0\n[refine]\nfield = "alpha"\neach = ["ar-norm", "beta"]\n',
+    )
+    check_settings(study, study.refine, study.config())
+
+    def measure(configurations):
+        return [log_bowl(best[c["ar_norm"], c["beta"]])(c["alpha"]) for c in configurations]
+
+    found = {}
+    for part in parts(study, study.refine):
+        tried = refine(study, study.refine | {"values": [0.01, 0.1, 1, 10, 100], "rounds": 3}, measure, part)
+        found[part["ar_norm"], part["beta"]] = min(tried, key=tried.get)
+    assert found == {key: pytest.approx(value, rel=0.3) for key, value in best.items()}
+
+
 def test_around_zero_the_next_decade_below_is_tried():
     assert finer({0: 1.0, 0.1: 2.0, 1: 3.0}, 4, linear=False) == [0.0158, 0.0251, 0.0398, 0.0631]
 
@@ -83,6 +102,8 @@ def test_whole_number_fields_get_whole_numbers_and_a_diverged_value_is_never_bes
     [
         ({"field": "alpha", "search": "random"}, "either field or search"),
         ({"field": "optimizer"}, "no numeric"),
+        ({"field": "alpha", "each": ["alpha"]}, "no other field of the grid"),
+        ({"field": "alpha", "each": ["nhid"]}, "no other field of the grid"),
         ({"field": "alpha", "values": [1]}, "two or more"),
         ({"field": "dropout", "values": [0.5, 1.0]}, "dropout takes two or more different numbers, at least 0 and at"),
         ({"field": "nonmono", "values": [0, 0.5]}, "nonmono takes two or more different integers"),

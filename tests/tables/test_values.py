@@ -101,6 +101,8 @@ def test_every_column_of_the_csv_file_holds_its_figure(study):
         expected = {name: f"{array[i]:.6g}".replace("nan", "") for name, array in study.columns.items()}
         expected |= {"configuration": LABELS[i], "alpha": str(alpha), "beta": str(beta), "baseline": str(i == 0)}
         expected |= {"chosen": str(i == 4), "n": "3", "seeds": "1 2 3", "unfinished": "0", "quoted_from": ""}
+        welch = "False" if i else ""  # all are pairs
+        expected |= {"diff_valid_welch": welch, "diff_test_welch": welch, "frac_zero_mean": "", "frac_zero_sd": ""}
         assert row == expected
 
 
@@ -132,7 +134,7 @@ def test_a_comparison_of_two_studies_shows_every_figure_in_text_and_json(study, 
     )
     for i, ((alpha, beta), reference, row) in enumerate(zip(CELLS, rows[::2], rows[1::2], strict=True)):
         shown, change = texts(columns, i), columns["test_ppl_mean"][i] - study.columns["test_ppl_mean"][i]
-        difference = pytest.approx({part: columns[f"diff_test_{part}"][i] for part in PARTS})
+        difference = pytest.approx({part: columns[f"diff_test_{part}"][i] for part in PARTS} | {"welch": False})
         expected = {"config": {"alpha": alpha, "beta": beta}, "dataset": "ptb", "quoted_from": None, "source": names[1]}
         expected |= {"reference": False, "verdict": shown["verdict"], "split": "test", "difference": difference}
         expected |= {"ppl_difference": pytest.approx(change), "other_protocol": None, "config_differs": []}

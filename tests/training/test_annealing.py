@@ -210,11 +210,12 @@ def test_a_step_outside_of_a_graph_is_the_step_inside():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_the_raw_hidden_to_hidden_weights_learn_in_every_preset(name):
+def test_the_raw_dropped_weights_learn_in_every_preset(name):
     run = random_run(make_config(name, "ptb", emsize=6, nhid=6, batch_size=2, bptt=5, max_seq_len_delta=0), 20)
-    before = [rnn.weight_hh_l0.detach().clone() for rnn in run.model.rnns]
+    raw = [rnn.linear.weight if run.config.model == "QRNN" else rnn.weight_hh_l0 for rnn in run.model.rnns]
+    before = [weight.detach().clone() for weight in raw]
     lm.train.update(run, next(run.windows))
-    for rnn, weight in zip(run.model.rnns, before, strict=True):
-        assert rnn.weight_hh_l0.grad is not None
-        assert rnn.weight_hh_l0.grad.any()
-        assert not torch.equal(rnn.weight_hh_l0, weight)
+    for weight, old in zip(raw, before, strict=True):
+        assert weight.grad is not None
+        assert weight.grad.any()
+        assert not torch.equal(weight, old)

@@ -1,7 +1,7 @@
 """Which kernel computes a recurrent layer, and in which precision its matrix products are taken.
 
-`native` is PyTorch's own layer (cuDNN on CUDA, oneDNN or a reference loop on CPU), `fused` is `lm.nn.kernels.fused`,
-and `triton` is `lm.nn.kernels.triton_lstm`.
+`native` is PyTorch's own layer (cuDNN on CUDA, oneDNN or a reference loop on CPU), for a QRNN `lm.nn.kernels.qrnn`;
+`fused` is `lm.nn.kernels.fused`, and `triton` is `lm.nn.kernels.triton_lstm` or `lm.nn.kernels.triton_qrnn`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import torch
 
 from lm.base.device import has_native_bf16
 from lm.base.errors import ConfigError
+from lm.config.schema import KERNEL_CELLS
 from lm.nn.kernels.triton_lstm import available
 
 # Units from which the fused kernel is the faster one, see `choose_kernel`.
@@ -22,8 +23,9 @@ def check_names(kernel: str, cell: str, precision: str) -> None:
         raise ValueError(
             f"kernel must be auto|native|fused|triton and precision fp32|bf16, got {kernel!r}, {precision!r}"
         )
-    if kernel in ("fused", "triton") and cell != "LSTM":
-        raise ValueError(f"kernel={kernel!r} is for LSTM layers, not {cell}")
+    cells = KERNEL_CELLS.get(kernel)
+    if cells and cell not in cells:
+        raise ValueError(f"kernel={kernel!r} is for {' and '.join(cells)} layers, not {cell}")
 
 
 def check_device(kernel: str, device: torch.device) -> None:
@@ -45,8 +47,11 @@ def choose_kernel(
     39/48/31; 1150 (T 70) 256/254/138; 1150 (T 70, B 80) 899/958/537. So fp32 is fused only where it is asked for.
     bf16 without a fast bf16 kernel (native on CPU) becomes fp32: faster there, and more exact.
 
-    "triton" is for bf16 on CUDA. fp32 there, as in evaluation, stays with cuDNN: tensor cores do not take fp32. On CPU
-    Triton's interpreter computes in fp32. "auto" does not choose "triton" before a GPU has measured it.
+    A QRNN's native kernel is `lm.nn.kernels.qrnn`, on all devices, with a product in bf16 where the hardware has it.
+
+    "triton" is for bf16 on CUDA. An LSTM's fp32 there, as in evaluation, stays with cuDNN: tensor cores do not take
+    fp32. A QRNN's kernels have no products, and run in fp32 too. On CPU Triton's interpreter computes in fp32. "auto"
+    does not choose "triton" before a GPU has measured it.
 
     Raises ValueError for an unknown name and a kernel that is not for the cell; ConfigError for one not for the device.
     """
@@ -55,10 +60,11 @@ def choose_kernel(
     can_fuse = cell == "LSTM" and device.type == "cpu"
     bf16 = precision == "bf16" and dtype == torch.float32
     if kernel == "triton" and dtype == torch.float32:
-        if device.type == "cuda":
-            return ("triton", torch.bfloat16) if bf16 else ("native", dtype)
-        return "triton", dtype
+        if device.type == "cuda" and bf16:
+            return "triton", torch.bfloat16
+        return ("native" if device.type == "cuda" and cell == "LSTM" else "triton"), dtype
     fused = kernel == "fused" or (
         kernel == "auto" and can_fuse and bf16 and hidden_size >= _FUSED_FROM_UNITS and has_native_bf16()
     )
-    return ("fused" if fused else "native"), (torch.bfloat16 if bf16 and (fused or device.type == "cuda") else dtype)
+    has_bf16 = fused or device.type == "cuda" or (cell == "QRNN" and has_native_bf16())
+    return ("fused" if fused else "native"), (torch.bfloat16 if bf16 and has_bf16 else dtype)

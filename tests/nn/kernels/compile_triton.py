@@ -21,7 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lm.nn.kernels import triton_steps
+from lm.nn.kernels import triton_qrnn, triton_steps
 from lm.nn.kernels.triton_lstm import Tile, choose_tiles, padded_size
 
 _H100 = GPUTarget("cuda", 90, 32)
@@ -35,22 +35,36 @@ _POINTERS = {
         "w_t": "*bf16", "dz": "*bf16", "gates": "*fp32", "c": "*fp32", "dout": "*fp32", "dh_end": "*fp32",
         "dc": "*fp32", "parts": "*fp32", "tickets": "*i32",
     },
+    "pool_forward": {"y": "*bf16", "c": "*fp32", "out": "*fp32"},
+    "pool_backward": {
+        "dout": "*fp32", "dc_end": "*fp32", "y": "*bf16", "c": "*fp32", "dy": "*bf16", "dc": "*fp32"
+    },
 }  # fmt: skip
 
 
 def compile_step(kernel: str, H: int, P: int, tile: Tile, **constants: Any) -> dict[str, Any]:
     """Compile a step's kernel in bf16 as a launch would, its tensors aligned to 16 bytes, and look into the result."""
-    function = getattr(triton_steps, kernel)
     constants |= {
         "H": H, "P": P, "ROWS": tile.rows, "UNITS": tile.units, "BLOCK": tile.block, "OVERLAP": tile.overlap
     }  # fmt: skip
-    types = _POINTERS[kernel] | {"t": "i32", "B": "i32"} | dict.fromkeys(constants, "constexpr")
-    signature = {name: types[name] for name in function.arg_names}
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    return _compile(getattr(triton_steps, kernel), _POINTERS[kernel] | {"t": "i32", "B": "i32"}, constants, options)
+
+
+def compile_pooling(kernel: str, H: int) -> dict[str, Any]:
+    """The same for a kernel of a QRNN, which no tile and no batch size changes."""
+    types = _POINTERS[kernel] | {"k": "fp32", "T": "i32", "B": "i32"}
+    constants = {"H": H, "UNITS": triton_qrnn.UNITS}
+    return _compile(getattr(triton_qrnn, kernel), types, constants, {"num_warps": triton_qrnn.WARPS})
+
+
+def _compile(
+    function: Any, types: dict[str, str], constants: dict[str, Any], options: dict[str, int]
+) -> dict[str, Any]:
+    signature = {name: "constexpr" if name in constants else types[name] for name in function.arg_names}
     aligned = {(at,): [["tt.divisibility", 16]] for at, kind in enumerate(signature.values()) if kind[0] == "*"}
-    compiled = triton.compile(
-        ASTSource(function, signature, constants, aligned), target=_H100,
-        options={"num_warps": tile.warps, "num_stages": tile.stages},
-    )  # fmt: skip
+    source = ASTSource(function, signature, constants, aligned)
+    compiled = triton.compile(source, target=_H100, options=options)
     return _inspect(compiled.asm["cubin"]) | {"smem": compiled.metadata.shared, "pipelined": _pipelined(compiled.asm)}
 
 
@@ -98,6 +112,9 @@ def main() -> None:
     arguments = parser.parse_args()
     for size in arguments.sizes:
         hidden, batch = map(int, size.split("x"))
+        for kernel in ("pool_forward", "pool_backward"):
+            line = {"hidden": hidden, "kernel": kernel} | compile_pooling(kernel, hidden)
+            sys.stdout.write(json.dumps(line) + "\n")
         pairs = [choose_tiles(hidden, batch, torch.bfloat16)]
         if arguments.all:
             from tests.nn.kernels.tiles import tiles_to_try

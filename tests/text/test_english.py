@@ -1,0 +1,39 @@
+"""Ordinary English in the tokenization of a corpus."""
+
+import pytest
+
+from lm.text.detokenize import detokenize
+from lm.text.english import TOKENIZATIONS
+
+SENTENCES = {
+    "Derek's ex-wife can't stay.": (
+        "derek 's ex-wife ca n't stay", "Derek 's ex @-@ wife can 't stay .", "derek 's ex-wife ca n't stay .",
+    ),
+    "Isn't that the guests' car?": (
+        "is n't that the guests ' car", "Isn 't that the guests ' car ?", "is n't that the guests ' car ?",
+    ),
+    "Mr. Hall, of the U.S., paid $1,500.5 or 8%.": (
+        "mr. hall of the u.s. paid $ N or N N", "Mr. Hall , of the U.S. , paid $ 1 @,@ 500 @.@ 5 or 8 % .", None,
+    ),
+    "\u201cI\u2019ll go\u201d, she cannot say in the 1950s...": (
+        "i 'll go she can not say in the 1950s", "\" I 'll go \" , she cannot say in the 1950s ...", None,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sentence", SENTENCES)
+def test_a_sentence_becomes_what_the_corpus_would_hold(sentence):
+    for name, expected in zip(("ptb", "wikitext-2", "pydocs"), SENTENCES[sentence], strict=True):
+        if expected:
+            assert " ".join(TOKENIZATIONS[name](sentence).split()) == expected
+    assert TOKENIZATIONS["plain"](sentence) == sentence
+
+
+@pytest.mark.parametrize("sentence", ["The dog's bone, he didn't eat it.", "Isn't a well-known ex-wife there?"])
+def test_detokenizing_gives_back_the_sentence_that_wikitext_would_hold(sentence):
+    assert detokenize(TOKENIZATIONS["wikitext-2"](sentence).split()) == sentence
+
+
+@pytest.mark.parametrize("name", ["ptb", "wikitext-2"])
+def test_a_line_has_the_spaces_of_the_published_files(name):
+    assert TOKENIZATIONS[name]("a cat") == " a cat "
