@@ -13,6 +13,7 @@ from lm.base.errors import ConfigError
 from lm.base.ranks import ALONE, Columns, Ranks, this_rank
 from lm.base.signals import StopSignals
 from lm.nn.dropout import LockedDropout, StandardDropout
+from lm.nn.qrnn import WeightDropQRNN
 from tests.conftest import TINY
 from tests.forks import environment
 from tests.rundir import records, weights
@@ -148,3 +149,15 @@ def test_outside_of_torchrun_a_process_is_alone():
         assert not stop.asked
     with pytest.raises(ConfigError, match="one"), ALONE.agreed():
         raise ConfigError("one")
+
+
+def test_a_qrnn_draws_its_zones_for_the_whole_batch():
+    layer = WeightDropQRNN(3, 6, 1, zoneout=0.5, kernel="native")
+    x = torch.randn(4, 5, 3)
+    state = layer.initial_state(5)
+    torch.manual_seed(1)
+    whole, _ = layer(x, state)
+    for layer.columns in (Columns(0, 3, 5), Columns(3, 2, 5)):
+        torch.manual_seed(1)
+        part, _ = layer(x[:, layer.columns.place], [each[layer.columns.place] for each in state])
+        torch.testing.assert_close(part, whole[:, layer.columns.place])
