@@ -22,7 +22,7 @@ usage() {
 }
 
 setup() {
-  local python=${PYTHON:-python3} place stamp wanted
+  local python=${PYTHON:-python3}
   if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     echo "error: Python 3.11 or later is needed; PYTHON=/path/to/python bash run.sh takes another one" >&2
     exit 2
@@ -41,12 +41,17 @@ setup() {
     fi
   fi
   PATH="$(cd "$place/bin" && pwd):$PATH"
-  # The stamp names the requirements that were installed last, so that a second start asks no one for anything.
-  stamp="$place/.lm-requirements"
-  wanted=$(cksum <requirements.txt)
+  install_packages requirements.txt || exit
+}
+
+# Install what FILE names into the environment. A stamp there has the checksum of the file that was installed
+# last, so that a second start asks no one for anything.
+install_packages() {
+  local stamp="$place/.lm-${1%.txt}" wanted
+  wanted=$(cksum <"$1")
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
-    echo "installing requirements.txt into $place (a few minutes the first time)" >&2
-    python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+    echo "installing $1 into $place (a few minutes the first time)" >&2
+    python -m pip install --quiet --disable-pip-version-check -r "$1" || return
     echo "$wanted" >"$stamp"
   fi
 }
@@ -91,6 +96,8 @@ case ${1:-quick} in
   setup) setup ;;
   test)
     setup
+    # Other programs that exports are for. A machine that cannot have them tests all else.
+    install_packages requirements-export.txt || echo "tests of exports for transformers and ONNX will be skipped" >&2
     shift
     if [ $# -eq 0 ]; then
       echo "== ruff check, ruff format --check, mypy ==" >&2

@@ -40,8 +40,9 @@ from lm.nn.kernels.choose import check_device, choose_kernel
 from lm.nn.plain import PlainLM, plain_step
 from lm.nn.products import pack_linear
 from lm.tables.speed import read_measurements, text, write_table
-from lm.text.cards import SPLITS, known_corpora
+from lm.text.cards import known_corpora
 from lm.text.corpus import Corpus
+from lm.text.layout import SPLITS
 from lm.text.tokenizer import EOS, UNK
 from lm.text.words import WordTokenizer
 from lm.train import update

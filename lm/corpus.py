@@ -1,7 +1,8 @@
 """Find or download, verify, encode and cache a corpus: `python -m lm.corpus --dataset ptb`.
 
-The known corpora are described in `lm/text/corpora.toml`. Any folder with `train.txt`, `valid.txt` and `test.txt`, one
-sentence or paragraph a line, is a corpus too. See `lm.text.tokenization` for how lines are tokenized.
+The known corpora are described in `lm/text/corpora.toml`. Any folder with `train.txt`, `valid.txt` and, if there is
+one, `test.txt`, one sentence or paragraph a line, is a corpus too. See `lm.text.layout` for other files, and
+`lm.text.tokenization` for how lines are tokenized.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ if __name__ == "__main__":
 import json
 
 from lm.base.errors import run_cli
+from lm.base.names import flag
 from lm.base.process import show
 from lm.config.flags import Parser, field_help
 from lm.config.schema import DataConfig
@@ -23,7 +25,7 @@ from lm.text.corpus import Corpus
 from lm.text.finding import configured_corpus
 
 # Against too little memory.
-SMALLER = "--bpe-vocab-size or text"
+SMALLER = "--vocab-size, --bpe-vocab-size or text"
 
 
 def _report(corpus: Corpus) -> str:
@@ -48,17 +50,19 @@ def main() -> None:
     """Command line: prepare a corpus and report its counts."""
     parser = Parser("python -m lm.corpus", description=(__doc__ or "").partition(":")[0])
     parser.add_argument("--dataset", metavar="NAME", help=f"one of {', '.join(known_corpora())}, or a folder in data/")
-    parser.add_argument("--data", metavar="DIR", help="folder with train.txt, valid.txt and test.txt")
     texts = field_help(DataConfig)
+    parser.add_argument("--data", metavar="DIR", help=texts["data"])
     parser.add_argument(
-        "--tokenizer", choices=("word", "char", "bpe"), default=DataConfig.tokenizer, help=texts["tokenizer"]
+        "--tokenizer", choices=("word", "char", "bpe", "byte"), default=DataConfig.tokenizer, help=texts["tokenizer"]
     )
-    parser.add_argument(
-        "--bpe-vocab-size", type=int, metavar="N", default=DataConfig.bpe_vocab_size, help=texts["bpe_vocab_size"]
-    )
+    for name in ("bpe_vocab_size", "vocab_size", "min_count"):
+        default = getattr(DataConfig, name)
+        parser.add_argument(flag(name), type=int, metavar="N", default=default, help=texts[name])
+    parser.add_argument("--lowercase", action="store_true", help=texts["lowercase"])
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     args = parser.parse_args()
-    own = {"tokenizer": args.tokenizer, "bpe_vocab_size": args.bpe_vocab_size}
+    fields = ("tokenizer", "bpe_vocab_size", "vocab_size", "min_count", "lowercase")
+    own = {name: getattr(args, name) for name in fields}
     corpus = configured_corpus(make_config(dataset=args.dataset or "", data=args.data or "", **own))
     report = {
         "dataset": corpus.name,

@@ -27,12 +27,12 @@ from lm.base.threads import choose_threads
 from lm.config.flags import Parser
 from lm.scoring.adaptation import Adaptation, add_adaptation_flags, check_adaptation_flags
 from lm.scoring.evaluation import evaluate, protocol_columns, split_report
-from lm.scoring.export import export_run
+from lm.scoring.export import FORMATS, export_run
 from lm.scoring.loading import load_run
 from lm.scoring.trained import load
 from lm.text.batching import check_columns
 from lm.text.english import TOKENIZATIONS
-from lm.text.units import units_text
+from lm.text.units import NAMES, units_text
 from lm.training.divergence import check_loss
 
 # Against too little memory.
@@ -40,10 +40,12 @@ SMALLER = "--columns, --cache-window or text"
 
 # What --export, --activations and --pairs do instead of the table, and the flags that they read.
 _INSTEAD = {
-    "export": {"json"},
+    "export": {"format", "json"},
     "activations": {"beside", "words", "split", "columns", "data", "device", "json"},
     "pairs": {"plot", "sentences", "device", "json"},
 }
+# Flags that are for another one alone.
+_FOR = {"activations PNG": {"beside", "words"}, "pairs PATH": {"plot", "sentences"}, "export DIR": {"format"}}
 
 
 def table(reports: list[dict[str, Any]]) -> str:
@@ -60,7 +62,7 @@ def table(reports: list[dict[str, Any]]) -> str:
             settings = [f"{k} {v}" for part in (row["cache"], row["dynamic"]) if part for k, v in part.items()]
             lines[-1] += "  " + ", ".join(settings + ["fast, not as published"] * row["fast"])
             lines[-1] += "".join(f"; {note}" for note in row["notes"])
-        lines[-1] += units_text({name: row[name] for name in ("bits_per_char", "word_ppl") if name in row})
+        lines[-1] += units_text({name: row[name] for name in NAMES if name in row and name != "ppl"})
     return "\n".join(lines)
 
 
@@ -69,7 +71,7 @@ def evaluate_run(arguments: argparse.Namespace) -> None:
     model, config, corpus = load_run(arguments.run_dir, pick_device(arguments.device), arguments.data)
     adaptation = Adaptation(model, config, corpus, arguments)
     reports = []
-    for split in arguments.split or ["valid", "test"]:
+    for split in corpus.scored_splits(arguments.split):
         columns = adaptation.columns(split)
         check_columns(len(corpus.splits[split]), columns, f"{corpus.source}, {split}", "--columns")
         if adaptation.plain:
@@ -87,10 +89,10 @@ def look_inside(arguments: argparse.Namespace) -> None:
 
     device = pick_device(arguments.device)
     start, count = arguments.words
-    split = (arguments.split or ["valid"])[0]
     names = [name for name in (arguments.run_dir, arguments.beside) if name]
     runs = [load_run(name, device, arguments.data) for name in names]
     _, config, corpus = runs[0]
+    split = corpus.scored_splits(arguments.split)[0]
     ids = corpus.splits[split]
     columns = arguments.columns or protocol_columns(config, split)
     if runs[-1][2].sha256 != corpus.sha256 or not np.array_equal(runs[-1][2].splits[split], ids):
@@ -139,7 +141,7 @@ def _parse() -> argparse.Namespace:
     """The command line. Raises ConfigError for a value or a combination that makes no sense."""
     parser = Parser("python -m lm.evaluate", description=(__doc__ or "").partition(":")[0])
     parser.add_argument("run_dir", type=RunDir, metavar="RUN_DIR", help="run directory of lm.train, or an export")
-    text = "splits to score (default: valid and test; with --activations: valid)"
+    text = "splits to score (default: valid and, if there is one, test; with --activations: valid)"
     parser.add_argument("--split", nargs="+", action="extend", choices=["train", "valid", "test"], help=text)
     parser.add_argument(
         "--columns", type=int, metavar="N", help="cut splits into N columns (default: as in training; 1 with --adapt)"
@@ -174,13 +176,15 @@ def _parse() -> argparse.Namespace:
         help="tokenize the sentences as this corpus; plain: not at all (default: as the run's corpus, else plain)",
     )
     parser.add_argument("--export", type=RunDir, metavar="DIR", help="write the model for use without this program")
+    text = "pytorch: safetensors for plain PyTorch and this program (default); transformers: for AutoModelForCausalLM"
+    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help=f"{text}; onnx: a graph")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     arguments = parser.parse_args()
     given = {name for name, value in vars(arguments).items() if value != parser.get_default(name)}
     instead = next((name for name in _INSTEAD if name in given), "")
     if instead and (unread := given - {"run_dir", instead} - _INSTEAD[instead]):
         raise ConfigError(f"{flag(min(unread))}: leave it out with --{instead}")
-    for owner, names in {"activations PNG": {"beside", "words"}, "pairs PATH": {"plot", "sentences"}}.items():
+    for owner, names in _FOR.items():
         if not instead and (unread := given & names):
             raise ConfigError(f"{flag(min(unread))}: is for --{owner}")
     check_adaptation_flags(given, arguments)
@@ -201,7 +205,7 @@ def main() -> None:
     """Command line."""
     arguments = _parse()
     if arguments.export:
-        export_run(arguments.run_dir, arguments.export)
+        export_run(arguments.run_dir, arguments.export, arguments.format)
         report = {"run": str(arguments.run_dir), "export": str(arguments.export)}
         show(json.dumps(report) + "\n" if arguments.json else f"{arguments.export}\n")
         return

@@ -1,5 +1,7 @@
 """Sample text from a run, or score given text: `python -m lm.generate RUN_DIR [--prompt TEXT | --score FILE]`.
 
+The same command writes a model's vectors (`--features`, `--embeddings`, see `lm.scoring.features`).
+
 Shapes: T time, B batch (samples or hypotheses), V vocabulary.
 """
 
@@ -28,13 +30,13 @@ from lm.base.rundir import RunDir
 from lm.base.threads import choose_threads
 from lm.config.flags import Parser
 from lm.nn.model import AWDLSTM
-from lm.scoring.sampling import Continuation, Sampling, beam_search, sample
+from lm.scoring.features import add_vector_flags, check_vector_flags, write_asked
+from lm.scoring.prompts import continue_prompt
 from lm.scoring.score import score_text
 from lm.scoring.surprisal import surprisal
 from lm.scoring.trained import load
-from lm.text.detokenize import detokenize
-from lm.text.reading import check_text, read_text, split_lines, split_words, text_of, universal_newlines
-from lm.text.tokenizer import EOS, TextTokenizer
+from lm.text.reading import check_text, read_text, split_lines, text_of, universal_newlines
+from lm.text.tokenizer import TextTokenizer
 
 logger = logging.getLogger("lm.generate")
 # Against too little memory.
@@ -106,31 +108,16 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
     return {name: cell.replace("\t", "\\t").replace("\r", "\\r") for name, cell in cells.items()}
 
 
-def _continue(
-    arguments: argparse.Namespace, text: str, model: AWDLSTM, tokenizer: TextTokenizer
-) -> list[tuple[str, Continuation]]:
-    """What a prompt is continued by, as text that begins with the prompt, and as token ids."""
-    prompt = tokenizer.encode(text, final_eos=False).tolist()
-    if unknown := tokenizer.unknown(text):
-        logger.warning("--prompt: not in the vocabulary, read as <unk>: %s", ", ".join(unknown))
-    context = [tokenizer.eos_id, *prompt]
-    forbidden = [] if arguments.unk or tokenizer.unk_id is None else [tokenizer.unk_id]
-    width = 1 if arguments.greedy else arguments.beam
-    if width:
-        found = beam_search(model, context, arguments.tokens, width, forbidden)[: arguments.samples]
-    else:
-        sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
-        seeds = range(arguments.seed, arguments.seed + arguments.samples)
-        found = sample(model, context, arguments.tokens, sampling, seeds, forbidden)
-    texts = [tokenizer.text(prompt + one.ids) for one in found]
-    if arguments.detokenize:
-        texts = [detokenize(split_words(text.replace("\n", f" {EOS} "))) for text in texts]
-    return list(zip(texts, found, strict=True))
-
-
 def _generate(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextTokenizer) -> None:
     prompts = arguments.prompt
-    samples = [_continue(arguments, prompt, model, tokenizer) for prompt in prompts]
+    if arguments.jsonl:  # each prompt's as soon as it is there
+        for prompt in prompts:
+            for number, (text, one) in enumerate(continue_prompt(arguments, prompt, model, tokenizer)):
+                drawn = {} if arguments.greedy or arguments.beam else {"seed": arguments.seed + number}
+                head = {"prompt": prompt, "sample": number + 1} | drawn
+                show(json.dumps(head | {"text": text} | dataclasses.asdict(one)) + "\n")
+        return
+    samples = [continue_prompt(arguments, prompt, model, tokenizer) for prompt in prompts]
     if arguments.json:
         rows = [[{"text": text} | dataclasses.asdict(one) for text, one in some] for some in samples]
         report: dict[str, Any] = {"run": str(arguments.run_dir)}
@@ -160,11 +147,19 @@ def _build_parser() -> Parser:
         action="append",
         help="text to continue, at the start of a line (default: none); may be given several times",
     )
+    text.add_argument("--prompt-file", metavar="FILE", help="more prompts, one a line")
     text.add_argument("--tokens", type=int, metavar="N", help="tokens to generate, <eos> included (default: 200)")
     text.add_argument("--samples", type=int, metavar="N", help="number of texts; with --beam the N best (default: 1)")
     text.add_argument(
         "--unk", action=argparse.BooleanOptionalAction, help="allow <unk> in the text (default: --no-unk)"
     )
+    text.add_argument(
+        "--stop",
+        metavar="TEXT",
+        action="append",
+        help=r"end a text before TEXT (\n: the end of a line); may be given several times; not with --beam",
+    )
+    text.add_argument("--no-repeat-ngram", type=int, metavar="N", help="let no N tokens come twice (default: 0, off)")
     text.add_argument("--detokenize", action="store_const", const=True, help="print readable English")
     text.add_argument("--temperature", type=float, metavar="X", help="divide the logits by X (default: 1)")
     text.add_argument("--top-k", type=int, metavar="N", help="draw from the N likeliest words (default: 0, all)")
@@ -172,6 +167,12 @@ def _build_parser() -> Parser:
     text.add_argument("--seed", type=int, metavar="N", help="seed of the first text, N + 1 of the next (default: 1111)")
     text.add_argument("--greedy", action="store_const", const=True, help="take the likeliest word each time")
     text.add_argument("--beam", type=int, metavar="N", help="search for the likeliest text with N hypotheses")
+    text.add_argument(
+        "--jsonl",
+        action="store_const",
+        const=True,
+        help="print a JSON object a text, with each token's log-probability",
+    )
     score = parser.add_argument_group("scoring")
     score.add_argument(
         "--score", metavar="FILE", action="append", help="score the lines of FILE (- for standard input), as TSV"
@@ -186,6 +187,7 @@ def _build_parser() -> Parser:
         "--top", type=int, default=0, metavar="K", help="show the K likeliest tokens of each prediction (default: 0)"
     )
     score.add_argument("--ids", action="store_true", help="each line begins with its id and a tab")
+    add_vector_flags(parser)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return parser
@@ -195,14 +197,19 @@ def _check(arguments: argparse.Namespace) -> None:
     """Fill in defaults; raises ConfigError for a value or a combination that makes no sense."""
     sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 1111}
     search = {"greedy": False, "beam": 0}
-    defaults = {"prompt": [""], "tokens": 200, "samples": 1, "unk": False, "detokenize": False} | sampling | search
+    defaults = {"prompt": [], "prompt_file": "", "tokens": 200, "samples": 1, "unk": False, "detokenize": False}
+    defaults |= {"stop": [], "no_repeat_ngram": 0, "jsonl": False} | sampling | search
     given = {name: flag(name) for name in defaults if getattr(arguments, name) is not None}
     if arguments.score is not None:
         if len(arguments.score) > 1:
             raise ConfigError(f"--score: give one file, not {' and '.join(arguments.score)}")
         arguments.score = arguments.score[0]
-    if arguments.score is not None and given:
-        raise ConfigError(f"{next(iter(given.values()))} is for generating: leave it out with --score")
+    check_vector_flags(arguments)
+    others = [name for name in ("score", "features", "embeddings") if getattr(arguments, name) is not None]
+    if others and given:
+        raise ConfigError(f"{next(iter(given.values()))} is for generating: leave it out with --{others[0]}")
+    if "score" in others and len(others) > 1:
+        raise ConfigError(f"--score: leave it out with --{others[1]}")
     _check_scoring(arguments)
     if (chosen := given.keys() & search) and (drawing := [given[name] for name in sampling if name in given]):
         raise ConfigError(f"{drawing[0]} is for sampling: leave it out with {given[min(chosen)]}")
@@ -214,11 +221,27 @@ def _check(arguments: argparse.Namespace) -> None:
     for name, value in defaults.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
-    arguments.prompt = [_utf8(prompt) for prompt in arguments.prompt]
+    if arguments.jsonl and arguments.json:
+        raise ConfigError("--jsonl: leave it out with --json")
+    if arguments.stop and arguments.beam > 1:
+        raise ConfigError("--stop: leave it out with --beam, whose texts all have --tokens")
+    arguments.stop = [_utf8(stop, "--stop").replace("\\n", "\n") for stop in arguments.stop]
+    if "" in arguments.stop:
+        raise ConfigError("--stop: must not be empty")
+    arguments.prompt = [_utf8(prompt, "--prompt") for prompt in arguments.prompt]
+    if arguments.prompt_file:
+        arguments.prompt += split_lines(text_of(read_text(Path(arguments.prompt_file))))
+    arguments.prompt = arguments.prompt or [""]
+    _check_ranges(arguments)
+
+
+def _check_ranges(arguments: argparse.Namespace) -> None:
     if not 0 < arguments.temperature < math.inf:
         raise ConfigError(f"--temperature must be above 0, got {arguments.temperature} (for the limit 0: --greedy)")
     if not 0 <= arguments.top_k < 1 << 31:
         raise ConfigError(f"--top-k must be at least 0 and below 2^31, got {arguments.top_k}")
+    if arguments.no_repeat_ngram < 0:
+        raise ConfigError(f"--no-repeat-ngram must be at least 0, got {arguments.no_repeat_ngram}")
     if not 0 < arguments.top_p <= 1:
         raise ConfigError(f"--top-p must be above 0 and at most 1, got {arguments.top_p}")
     if not 0 <= arguments.seed < 1 << 53:
@@ -231,7 +254,8 @@ def _check(arguments: argparse.Namespace) -> None:
 def _check_scoring(arguments: argparse.Namespace) -> None:
     """Raises ConfigError for a flag of scoring without what it is for."""
     for name in ("independent", "per_token", "per_word"):
-        if getattr(arguments, name) and arguments.score is None:
+        read = arguments.score is not None or (name == "independent" and arguments.features is not None)
+        if getattr(arguments, name) and not read:
             raise ConfigError(f"{flag(name)} is for scoring: give --score FILE too")
     if arguments.per_token and arguments.per_word:
         raise ConfigError("--per-token and --per-word: give one of the two")
@@ -241,12 +265,12 @@ def _check_scoring(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"{'--ids' if arguments.ids else '--base'}: is for --per-token or --per-word")
 
 
-def _utf8(argument: str) -> str:
+def _utf8(argument: str, name: str) -> str:
     """A word of the command line, which a locale without UTF-8 gives in pieces. Raises ConfigError."""
     try:
         return universal_newlines(os.fsencode(argument).decode())
     except UnicodeError:
-        raise ConfigError("--prompt: not UTF-8 text") from None
+        raise ConfigError(f"{name}: not UTF-8 text") from None
 
 
 def main() -> None:
@@ -255,7 +279,9 @@ def main() -> None:
     _check(arguments)
     choose_threads()
     trained = load(arguments.run_dir, pick_device(arguments.device))
-    (_generate if arguments.score is None else _score)(arguments, trained.model, trained.tokenizer)
+    vectors = arguments.features is not None or arguments.embeddings is not None
+    act = write_asked if vectors else _generate if arguments.score is None else _score
+    act(arguments, trained.model, trained.tokenizer)
 
 
 if __name__ == "__main__":

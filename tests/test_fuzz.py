@@ -41,7 +41,7 @@ FUZZ = settings.get_profile("fuzz")
 LARGEST = {"batch_size": 9, "eval_batch_size": 9, "test_batch_size": 9, "emsize": 12, "nhid": 12, "nlayers": 3,
            "bptt": 40, "epochs": 3, "bpe_vocab_size": 300}  # fmt: skip
 # Fields that name other files.
-PLACES = ("dataset", "data", "preset", "finetune")
+PLACES = ("dataset", "data", "preset", "finetune", "init_vectors", "init_vectors_sha256")
 HINTS = typing.get_type_hints(TrainConfig, include_extras=True)
 
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 import lm.generate
 from lm.nn.model import AWDLSTM
-from lm.scoring.sampling import Sampling, beam_search, next_word_probabilities, sample
+from lm.scoring.sampling import Limits, Sampling, beam_search, next_word_probabilities, sample
 from lm.scoring.score import score_text
 from lm.scoring.tokens import read_running
+from lm.scoring.trained import load
 from lm.text.detokenize import detokenize
 from lm.text.finding import load_corpus
 from lm.text.words import WordTokenizer
@@ -76,7 +77,7 @@ def test_words_with_high_ids_are_drawn_as_often_as_others():
     model = AWDLSTM(1000, tiny()).eval()
     with torch.no_grad():
         model.encoder.weight.zero_()
-    ids = np.array([one.ids for one in sample(model, [0], 60, Sampling(), range(100), forbidden=[7])])
+    ids = np.array([one.ids for one in sample(model, [0], 60, Sampling(), range(100), Limits([7]))])
     assert 7 not in ids
     assert len(np.unique(ids)) > 980
     assert abs((ids >= 400).mean() - 0.6) < 0.03
@@ -114,7 +115,7 @@ def test_a_wide_beam_finds_what_exhaustive_search_finds():
     assert [one.logprob for one in found] == pytest.approx([every[ids] for ids in ranked], rel=1e-6)
     assert math.isclose(sum(math.exp(one.logprob) for one in found), 1, rel_tol=1e-9)
     allowed = [ids for ids in ranked if 2 not in ids]
-    assert [tuple(one.ids) for one in beam_search(model, context, length, 1000, [2])] == allowed
+    assert [tuple(one.ids) for one in beam_search(model, context, length, 1000, Limits([2]))] == allowed
     assert len(beam_search(model, context, length, 2)) == 2
 
 
@@ -189,6 +190,92 @@ def test_several_prompts_give_what_each_gives_alone(main_here, tiny_run):
     assert list(reports[0]) == ["run", "prompt", "tokens", "samples"]
 
 
+def json_lines(printed):
+    return [json.loads(line) for line in printed.splitlines()]
+
+
+def test_prompts_of_a_file_follow_those_of_the_command_line_and_json_lines_say_what_json_says(
+    main_here, tiny_run, tmp_path
+):
+    (tmp_path / "prompts.txt").write_text("w3\n\nw7 w8\n")
+    flags = [tiny_run, "--tokens", 4, "--samples", 2, "--prompt=w1 w2", "--prompt-file", tmp_path / "prompts.txt"]
+    report = json.loads(main_here(lm.generate, *flags, "--json"))
+    assert [one["prompt"] for one in report["prompts"]] == ["w1 w2", "w3", "", "w7 w8"]
+    rows = json_lines(main_here(lm.generate, *flags, "--jsonl"))
+    assert [(row["prompt"], row["sample"], row["seed"]) for row in rows] == [
+        (one["prompt"], number, 1110 + number) for one in report["prompts"] for number in (1, 2)
+    ]
+    samples = [sample for one in report["prompts"] for sample in one["samples"]]
+    assert [{name: row[name] for name in samples[0]} for row in rows] == samples
+
+
+@pytest.mark.parametrize("way", [["--temperature=3"], ["--greedy"], ["--beam=3", "--samples=3"]])
+def test_the_log_probability_of_each_token_is_that_of_scoring(main_here, tiny_run, way):
+    trained = load(tiny_run)
+    for row in json_lines(main_here(lm.generate, tiny_run, "--prompt=w1 w2", "--tokens=6", "--jsonl", *way)):
+        context = [trained.tokenizer.eos_id, *trained.tokenizer.encode("w1 w2", final_eos=False)]
+        nats = read_running(trained.model, np.array([*context, *row["ids"]]))[0][-6:]
+        assert row["token_logprobs"] == pytest.approx((-nats).tolist(), abs=1e-5)
+        assert row["logprob"] == pytest.approx(sum(row["token_logprobs"]))
+
+
+@pytest.mark.parametrize("stop", ["w5", r"\n", " w1"])
+def test_a_text_ends_before_its_stop_string_and_is_the_same_up_to_there(main_here, tiny_run, stop):
+    flags = [tiny_run, "--prompt=w5 w1", "--tokens=200", "--samples=3", "--jsonl"]
+    whole = json_lines(main_here(lm.generate, *flags))
+    ended = json_lines(main_here(lm.generate, *flags, "--stop", stop, "--stop=never"))
+    stop = stop.replace(r"\n", "\n")
+    for before, row in zip(whole, ended, strict=True):
+        start = len("w5 w1")
+        assert stop in before["text"][start:]
+        assert row["text"] == "w5 w1" + before["text"][start:].partition(stop)[0]
+        assert row["ids"] == before["ids"][: len(row["ids"])]
+        assert row["token_logprobs"] == before["token_logprobs"][: len(row["ids"])]
+        text = load(tiny_run).tokenizer.text
+        prompt = load(tiny_run).tokenizer.encode("w5 w1", final_eos=False).tolist()
+        assert stop in text(prompt + row["ids"])[start:] and stop not in text(prompt + row["ids"][:-1])[start:]
+
+
+def test_a_greedy_text_ends_at_its_stop_string_too():
+    model = tiny_model(V)
+    whole = beam_search(model, [1, 2], 20, 1)[0]
+    last = whole.ids[4]
+    ended = beam_search(model, [1, 2], 20, 1, Limits(ended=lambda ids: last in ids))[0]
+    assert ended.ids == whole.ids[: whole.ids.index(last) + 1]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("way", ["sample", "greedy", "beam"])
+def test_no_run_of_n_tokens_comes_twice_the_prompt_included(n, way):
+    model, context = tiny_model(V), [0, 3, 1, 3]
+    limits = Limits([2], no_repeat_ngram=n)
+    if way == "sample":
+        found = sample(model, context, 14, Sampling(temperature=0.3), [1, 2], limits)
+        free = sample(model, context, 14, Sampling(temperature=0.3), [1, 2])
+    else:
+        width = 1 if way == "greedy" else 3
+        found = beam_search(model, context, 14, width, limits)
+        free = beam_search(model, context, 14, width)
+
+    def repeated(one):
+        ids = [*context, *one.ids]
+        runs = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
+        return len(runs) - len(set(runs)) - (n == 1)  # the context repeats one token itself
+
+    assert [repeated(one) for one in found] == [0] * len(found)
+    assert all(repeated(one) > 0 for one in free)
+    assert all(2 not in one.ids for one in found)
+
+
+def test_where_every_word_would_repeat_a_text_goes_on_all_the_same():
+    model = tiny_model(3)
+    for found in (
+        sample(model, [0], 9, Sampling(), [1], Limits([1], no_repeat_ngram=1)),
+        beam_search(model, [0], 9, 1, Limits([1], no_repeat_ngram=1)),
+    ):
+        assert len(found[0].ids) == 9 and set(found[0].ids) <= {0, 2}
+
+
 def test_scoring_the_test_split_by_the_command_line_gives_its_perplexity(cli, tiny_run, corpus_dir, tmp_path):
     done = cli("generate", tiny_run, "--score", corpus_dir / "test.txt", "--json")
     assert done.returncode == 0, done.stderr
@@ -219,6 +306,11 @@ def test_scoring_the_test_split_by_the_command_line_gives_its_perplexity(cli, ti
         (["--greedy", "--seed=1"], "--seed"),
         (["--greedy", "--beam=2"], "--greedy"),
         (["--beam=2", "--samples=3"], "--samples"),
+        (["--beam=2", "--stop=x"], "--stop"),
+        (["--stop="], "--stop"),
+        (["--no-repeat-ngram=-1"], "--no-repeat-ngram"),
+        (["--jsonl", "--json"], "--jsonl"),
+        (["--score=x", "--jsonl"], "--jsonl is for generating"),
         (["--independent"], "--independent"),
         (["--per-token"], "--per-token"),
         (["--score=x", "--per-token", "--per-word"], "--per-word"),

@@ -12,8 +12,8 @@ LM = Path(__file__).resolve().parent.parent / "lm"
 # From the ground up; the commands, modules at the top of lm/, stand above all of them.
 PACKAGES = ["base", "config", "text", "nn", "training", "scoring", "study", "tables", "commands"]
 MODULES = sorted(path for path in LM.rglob("*.py") if path.stem != "__init__")
-# Imported where triton is found only.
-NEEDS_TRITON = LM / "nn/kernels/triton_steps.py"
+# Imported where an optional package is found only.
+NEEDS = {LM / "nn/kernels/triton_steps.py": "triton", LM / "scoring/modeling_awd_lstm.py": "transformers"}
 
 
 def name_of(module: Path) -> str:
@@ -88,7 +88,7 @@ def test_what_needs_no_pytorch_does_not_load_it(module, tmp_path):
 
 
 def test_importing_every_module_prints_nothing_and_writes_nothing(tmp_path):
-    modules = [m for m in MODULES if m != NEEDS_TRITON or importlib.util.find_spec("triton")]
+    modules = [m for m in MODULES if m not in NEEDS or importlib.util.find_spec(NEEDS[m])]
     code = "import importlib\n" + "\n".join(f"importlib.import_module('{name_of(m)}')" for m in modules)
     done = subprocess.run(
         [sys.executable, "-B", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120,

@@ -106,6 +106,7 @@ def test_requirements_are_those_of_the_project_with_torch_pinned():
         "torch==2.13.0" if re.match(r"torch\b", requirement) else requirement for requirement in wanted
     )
     assert requirements("requirements-search.txt") == sorted(extras["search"])
+    assert requirements("requirements-export.txt") == sorted(extras["export"])
     assert requirements("requirements-cluster.txt") == sorted(extras["cluster"])
 
 

@@ -47,16 +47,17 @@ class Project:
     def __init__(self, folder: Path, python: str) -> None:
         self.folder = folder
         folder.mkdir()
-        for name in ("run.sh", "requirements.txt"):
+        for name in ("run.sh", "requirements.txt", "requirements-export.txt"):
             shutil.copy(ROOT / name, folder)
         self.venv = folder / "venv"
         self.venv.joinpath("bin").mkdir(parents=True)
         executable = self.venv / "bin" / "python"
         executable.write_text(python)
         executable.chmod(0o755)
-        with (folder / "requirements.txt").open() as requirements:
-            stamp = subprocess.run(["cksum"], stdin=requirements, capture_output=True, check=True).stdout
-        (self.venv / ".lm-requirements").write_bytes(stamp)
+        for name in ("requirements", "requirements-export"):
+            with (folder / f"{name}.txt").open() as requirements:
+                stamp = subprocess.run(["cksum"], stdin=requirements, capture_output=True, check=True).stdout
+            (self.venv / f".lm-{name}").write_bytes(stamp)
 
     def run(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """`bash run.sh WORDS` from another folder."""
@@ -228,6 +229,17 @@ def test_requirements_are_installed_once_and_again_when_they_change(noted):
     for expected in (["-m pip install"], []):
         assert noted.run("setup").returncode == 0
         assert [" ".join(line.split()[:3]) for line in noted.commands()] == expected
+
+
+def test_tests_run_without_the_programs_that_exports_are_for_where_those_cannot_be_installed(noted):
+    (noted.folder / "requirements-export.txt").write_text("another\n")
+    done = noted.run("test", "tests", ANSWERS="1 requirements-export.txt")
+    assert (done.returncode, "will be skipped" in done.stderr) == (0, True)
+    install, tests = noted.commands()
+    assert install.endswith("-r requirements-export.txt") and tests.startswith("-m pytest")
+    for expected in (2, 1):
+        assert noted.run("test", "tests").returncode == 0
+        assert len(noted.commands()) == expected
 
 
 def set_up(place, python="python3"):

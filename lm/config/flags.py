@@ -190,6 +190,7 @@ def parse_train_args(argv: list[str] | None) -> TrainArguments:
         if given.get("average_last"):
             raise ConfigError("--average-last: fine-tuning averages from its start; leave it out")
         before["average_last"] = 0.0
+        before["init_vectors"] = before["init_vectors_sha256"] = ""
         preset = before.pop("preset")
         trained_on = before.pop("dataset")
         dataset = dataset or trained_on

@@ -26,11 +26,19 @@ class DataConfig:
     """corpus and batches"""
 
     dataset: str = ""
-    """corpus: ptb, wikitext-2, pydocs or a folder in data/; empty: the corpus that --data holds, else ptb"""
+    """corpus: ptb, pennchar, wikitext-2, wikitext-103, enwik8, text8, pydocs or a folder in data/; empty: the corpus
+    that --data holds, else ptb"""
     data: str = ""
-    """folder with train.txt, valid.txt and test.txt: your own corpus, or your own copy of a known one"""
-    tokenizer: Literal["word", "char", "bpe"] = "word"
-    """what a token is: a word, a character, or a piece of byte-level BPE; `<eos>` ends each line in all three"""
+    """folder with train.txt, valid.txt and, if there is one, test.txt: your own corpus, or your own copy of a known
+    one; also .jsonl, .parquet, .gz, .zst, and several files a split"""
+    tokenizer: Literal["word", "char", "bpe", "byte"] = "word"
+    """what a token is: a word, a character, a piece of byte-level BPE, or a byte; `<eos>` ends each line in all four"""
+    vocab_size: Count = 0
+    """--tokenizer word: types at most, `<eos>` and `<unk>` included, the most frequent of train; 0: all"""
+    min_count: Size = 1
+    """--tokenizer word: a word that train has less often becomes `<unk>`"""
+    lowercase: bool = False
+    """--tokenizer word: read all text in lower case"""
     bpe_vocab_size: VocabSize = 8000
     """vocabulary size of --tokenizer bpe, learnt from train"""
     batch_size: Size = 80
@@ -66,6 +74,10 @@ class ModelConfig:
     """recurrent layers"""
     tied: bool = True
     """share the embedding matrix with the decoder"""
+    init_vectors: str = ""
+    """file of word vectors, in word2vec's text format, that the embedding starts from; other types start as usual"""
+    init_vectors_sha256: str = ""
+    """checksum of that file, by which runs are told apart; computed where it is not given"""
     dropout: Probability = 0.4
     """dropout on the output of the last layer"""
     dropouth: Probability = 0.3
@@ -181,11 +193,26 @@ class TrainConfig(ComputeConfig, OptimConfig, RegularizationConfig, ModelConfig,
             raise ConfigError(f"--kernel: {self.kernel} is for {known}, not {self.model}; use auto or native")
         if self.zoneout and self.model != "QRNN":
             raise ConfigError("--zoneout: works with --model QRNN only")
-        if self.tokenizer != "bpe" and self.bpe_vocab_size != DataConfig.bpe_vocab_size:
-            raise ConfigError("--bpe-vocab-size: works with --tokenizer bpe only")
+        self._check_vocabulary()
+        if self.init_vectors_sha256 and not self.init_vectors:
+            raise ConfigError("--init-vectors-sha256: works with --init-vectors only")
+        if self.init_vectors and self.finetune:
+            raise ConfigError("--init-vectors: fine-tuning starts from the weights of a run; leave it out")
         if self.min_lr and self.schedule != "plateau":
             raise ConfigError("--min-lr: works with --schedule plateau only")
         self._check_annealing()
+
+    def _check_vocabulary(self) -> None:
+        if self.tokenizer != "bpe" and self.bpe_vocab_size != DataConfig.bpe_vocab_size:
+            raise ConfigError("--bpe-vocab-size: works with --tokenizer bpe only")
+        for name in ("vocab_size", "min_count", "lowercase"):
+            if self.tokenizer != "word" and getattr(self, name) != getattr(DataConfig, name):
+                other = "; use --bpe-vocab-size" if (name, self.tokenizer) == ("vocab_size", "bpe") else ""
+                raise ConfigError(f"{flag(name)}: works with --tokenizer word only{other}")
+        if 0 < self.vocab_size < 3:
+            raise ConfigError(
+                f"--vocab-size: must be 0 (all) or at least 3, a word, <eos> and <unk>; got {self.vocab_size}"
+            )
 
     def _check_annealing(self) -> None:
         if self.average_last and self.optimizer == "sgd" and self.nonmono:

@@ -7,22 +7,23 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lm.base.errors import ConfigError
-from lm.base.files import same_place
+from lm.base.files import check_regular, same_place
 from lm.base.names import flag
 from lm.config.presets import preset_values
 from lm.config.schema import TrainConfig, checked_value, field_types
 
-# Values that label a run without changing what it computes.
-_LABELS = ("preset",)
+# Values that label a run without changing what it computes; of word vectors the checksum decides.
+_LABELS = ("preset", "init_vectors")
 
 
 def make_config(preset: str = "", dataset: str = "", **overrides: Any) -> TrainConfig:
     """Defaults, then the preset's values for the corpus, then `overrides`.
 
-    Raises ConfigError for an unknown preset or field, or a value out of its range.
+    Raises ConfigError for an unknown preset or field, a value out of its range, or word vectors that cannot be read.
     """
     known = {field.name for field in dataclasses.fields(TrainConfig)}
     if unknown := sorted(overrides.keys() - known):
@@ -30,7 +31,25 @@ def make_config(preset: str = "", dataset: str = "", **overrides: Any) -> TrainC
     values = preset_values(preset, dataset) | overrides | {"preset": preset, "dataset": dataset}
     if isinstance(values.get("when"), list):
         values["when"] = tuple(values["when"])
+    if (vectors := values.get("init_vectors")) and not values.get("init_vectors_sha256"):
+        values["init_vectors_sha256"] = vectors_digest(vectors)
     return TrainConfig(**values)
+
+
+def vectors_digest(path: str) -> str:
+    """Checksum of the file that `--init-vectors` names. Raises ConfigError if it cannot be read."""
+    try:
+        stat = Path(path).stat()
+        return _digest(path, stat.st_mtime_ns, stat.st_size)
+    except OSError as error:
+        raise ConfigError(f"--init-vectors: {path}: cannot be read: {error.strerror}") from None
+
+
+@functools.cache  # a study makes the configuration of every run
+def _digest(path: str, _modified: int, _size: int) -> str:
+    check_regular(Path(path))
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def config_from_dict(values: Mapping[str, Any]) -> TrainConfig:

@@ -10,7 +10,8 @@ from lm.base.errors import CheckpointError, ConfigError, CorpusError
 from lm.base.rundir import RunDir
 from lm.config.schema import DataConfig
 from lm.text.corpus import Corpus
-from lm.text.finding import configured_corpus, load_corpus, text_in, text_in_cache, usual_places
+from lm.text.finding import configured_corpus, load_corpus, text_in, text_in_cache
+from lm.text.locating import usual_places
 from lm.text.tokenization import tokenization_of
 
 

@@ -74,6 +74,8 @@ def _read_export(directory: RunDir) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not readable ({str(error).splitlines()[0]})") from error
     if not intact:
         raise CheckpointError(f"{path}: damaged (its checksum differs)")
+    if other := metadata.get("layout"):
+        raise CheckpointError(f"{directory}: an export for {other}; give the run, or an export made without --format")
     beside = text.pop("beside", {})  # older exports have none
     config = _fitting_config(directory.config, weights, beside.get("config"))
     _check_tokenizer(directory.tokenizer, beside.get("tokenizer"))

@@ -67,6 +67,8 @@ as a token. The last layer's activations h on valid: {activation}.
 
 ## Use
 
+{use}"""
+_USE = """\
 ```python
 import torch
 from safetensors.torch import load_file
@@ -122,10 +124,26 @@ def _training(config: TrainConfig, result: dict[str, Any]) -> str:
     return f"{source}seed {result['seed']}, {result['steps']:,} updates, {kept}{averaged}"
 
 
+def plain_use(config: TrainConfig, weights: dict[str, Tensor]) -> str:
+    """The lines of plain PyTorch that use the weights."""
+    reads = "linear.weight" if config.model == "QRNN" else "weight_ih_l0"
+    shapes = [weights[f"rnns.{layer}.{reads}"].shape[1] for layer in range(config.nlayers)]
+    return _USE.format(
+        modules=", ".join(_LAYERS[config.model].format(i, h) for i, h in zip(shapes, config.widths, strict=True)),
+        definition=_definition(config),
+        decoder="encoder.weight" if config.tied else "decoder.weight",
+    )
+
+
 def model_card(
-    title: str, config: TrainConfig, weights: dict[str, Tensor], result: dict[str, Any], environment: dict[str, Any]
+    title: str,
+    config: TrainConfig,
+    weights: dict[str, Tensor],
+    result: dict[str, Any],
+    environment: dict[str, Any],
+    use: str,
 ) -> str:
-    """The model card; every figure is one of the run's result.json."""
+    """The model card; every figure is one of the run's result.json, and `use` is how to use the model."""
 
     def shown(name: str, digits: int) -> str:
         return "not scored" if result.get(name) is None else f"{result[name]:.{digits}f}"
@@ -133,8 +151,6 @@ def model_card(
     splits = ("train", "valid", "test")
     statistics = result["activation"]
     corpus = known_corpora().get(result["dataset"])
-    reads = "linear.weight" if config.model == "QRNN" else "weight_ih_l0"
-    shapes = [weights[f"rnns.{layer}.{reads}"].shape[1] for layer in range(config.nlayers)]
     versions = result["versions"]
     git = result["git"]
     return _CARD.format(
@@ -146,7 +162,7 @@ def model_card(
         **{f"{split}_loss": shown(f"{split}_loss", 4) for split in splits},
         units="".join(
             f"| {NAMES[unit]} | {' | '.join(shown(f'{split}_{unit}', 4) for split in splits)} |\n"
-            for unit in ("word_ppl", "bits_per_char") if f"valid_{unit}" in result
+            for unit in NAMES if unit != "ppl" and f"valid_{unit}" in result
         ),
         eval_columns=config.eval_batch_size, test_columns=config.test_batch_size,
         activation=f"rms {statistics['rms']:.4f}, mean |h| {statistics['mean_abs']:.4f}, "
@@ -158,7 +174,5 @@ def model_card(
         commit=f"{git['commit'] or 'unknown'}{', changed since' if git['dirty'] else ''}",
         versions=f"Python {versions['python']}, PyTorch {versions['torch']}, tokenizers {versions['tokenizers']}, "
         f"{versions['gpu'] or versions['cpu']}, {versions['precision']}",
-        modules=", ".join(_LAYERS[config.model].format(i, h) for i, h in zip(shapes, config.widths, strict=True)),
-        definition=_definition(config),
-        decoder="encoder.weight" if config.tied else "decoder.weight",
+        use=use,
     )  # fmt: skip

@@ -40,6 +40,8 @@ def open_run(
         if config.finetune:
             with fitting(Path(config.finetune)):
                 run.finetune_from(load_trained(RunDir(Path(config.finetune))))
+        if config.init_vectors:
+            run.start_from_vectors()
         return run, 0
     with fitting(source):
         if not options.threads and not are_given():

@@ -25,7 +25,8 @@ def read(
         before: called before each window; may raise to stop.
     """
     state = model.initial_state(columns_NB.shape[1])
-    for window in BPTTWindows(columns_NB, rows or evaluation_rows(columns_NB.shape[1])):
+    device = model.decoder.bias.device
+    for window in BPTTWindows(columns_NB, rows or evaluation_rows(columns_NB.shape[1]), device=device):
         before()
         output = model(window.tokens_TB, state)
         state = detach(output.state)

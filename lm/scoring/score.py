@@ -16,13 +16,15 @@ from lm.text.tokenizer import TextTokenizer
 from lm.text.units import comparable
 
 
-def _score_row(kind: str, nats: np.ndarray, tokens: int, lines: int, words: int, unknown: int) -> dict[str, Any]:
+def _score_row(
+    tokenizer: TextTokenizer, nats: np.ndarray, tokens: int, lines: int, words: int, unknown: int
+) -> dict[str, Any]:
     """`logprob` in nats; perplexities are None where no token was scored."""
     total = float(nats.sum())
     loss = total / len(nats) if len(nats) else math.nan
     figures = {
         name: value if len(nats) else None
-        for name, value in ({"ppl": perplexity(loss)} | comparable(kind, loss, tokens, words + lines)).items()
+        for name, value in ({"ppl": perplexity(loss)} | comparable(tokenizer, loss, tokens, words + lines)).items()
     }
     counts = {"tokens": len(nats), "words": words, "unknown": unknown}
     return {"logprob": 0.0 - total, "ppl": figures.pop("ppl")} | counts | figures
@@ -54,6 +56,6 @@ def score_text(model: AWDLSTM, tokenizer: TextTokenizer, text: str, *, independe
         ends -= 1  # the first token has no figure
     counts = [(len(i), 1, len(split_words(t)), tokenizer.unknown(t).total()) for i, t in zip(ids, lines, strict=True)]
     by_line = zip(np.split(nats, ends[:-1]), counts, strict=True)
-    rows = [_score_row(tokenizer.kind, one, *count) for one, count in by_line]
-    total = _score_row(tokenizer.kind, nats, *map(sum, zip(*counts, strict=True)))
+    rows = [_score_row(tokenizer, one, *count) for one, count in by_line]
+    total = _score_row(tokenizer, nats, *map(sum, zip(*counts, strict=True)))
     return {"lines": rows, "total": total}

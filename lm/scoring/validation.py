@@ -56,7 +56,7 @@ def log_valid(run: Run, log: RunLog, evaluations: dict[str, Evaluation], *, in_e
 
 
 def final_scores(run: Run, run_dir: RunDir, options: RunOptions, stop: StopSignals) -> dict[str, Any]:
-    """Perplexity of the best checkpoint on train (the generalisation gap) and, once, on test."""
+    """Perplexity of the best checkpoint on train (the generalisation gap) and, once, on test, if there is one."""
     config = run.config
     corpus = run.corpus
     if run.ranks.first:
@@ -72,7 +72,7 @@ def final_scores(run: Run, run_dir: RunDir, options: RunOptions, stop: StopSigna
         return found.loss
 
     scores = {"train_loss": score("train", config.eval_batch_size, config.eval_train_tokens or None)}
-    if options.eval_test:
+    if options.eval_test and "test" in corpus.splits:
         scores["test_loss"] = score("test", config.test_batch_size)
         if config.test_batch_size != 1:  # beside the protocol's figure the one that scores every token
             scores["test_batch1_loss"] = score("test", 1)

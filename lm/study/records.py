@@ -1,7 +1,7 @@
 """What the lines of a ledger say: metrics, configurations, and how a configuration is named.
 
-For runs on characters or BPE, perplexity and nats are per word (`lm.text.units`), so that they stand beside those of
-words, where a token is a word.
+For runs on characters, bytes or BPE, perplexity and nats are per word (`lm.text.units`), so that they stand beside
+those of words, where a token is a word.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ def word_ppl(record: Mapping[str, Any], split: str) -> Any:
     return record.get(f"{split}_word_ppl", record.get(f"{split}_ppl"))
 
 
+def _bits(record: Mapping[str, Any], split: str) -> Any:
+    """Bits per character, or per byte in runs on bytes: what is published for enwik8 under the same name."""
+    return record.get(f"{split}_bits_per_char", record.get(f"{split}_bits_per_byte"))
+
+
 def _activation(name: str) -> Callable[[Mapping[str, Any]], Any]:
     return lambda record: (record.get("activation") or {}).get(name)
 
@@ -42,8 +47,8 @@ METRICS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "test_ppl": lambda record: perplexity(loss_of(record, "test")),
     "train_ppl": lambda record: word_ppl(record, "train"),
     "gap": lambda record: loss_of(record, "valid") - _positive_log(METRICS["train_ppl"](record)),
-    "valid_bits_per_char": lambda record: record.get("valid_bits_per_char"),
-    "test_bits_per_char": lambda record: record.get("test_bits_per_char"),
+    "valid_bits_per_char": lambda record: _bits(record, "valid"),
+    "test_bits_per_char": lambda record: _bits(record, "test"),
     "rms": _activation("rms"),
     "mean_abs": _activation("mean_abs"),
     "frac_small": _activation("frac_small"),

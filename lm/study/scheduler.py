@@ -38,6 +38,7 @@ from lm.study.settled import Settled
 from lm.study.specification import Study
 from lm.study.together import torchrun
 from lm.text.finding import configured_corpus, corpus_name, known_text
+from lm.text.tokenization import tokenization_of
 from lm.training.results import finished_result, is_of_text, read_result
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class Sweep:
         self.started = 0
         self._executor: Executor | None = None
         self._corpora: dict[Any, str] = {}
-        self._texts: dict[Any, dict[str, str] | None] = {}
+        self._texts: dict[Any, Mapping[str, str] | None] = {}
         self._locks: dict[str, int] = {}
 
     def config(self, configuration: dict[str, Any], seed: int) -> TrainConfig:
@@ -136,7 +137,7 @@ class Sweep:
         todo = deque(sorted(self.missing(jobs), key=lambda job: finished(job) is None))
         if not todo:
             return
-        texts = {(c.dataset, c.data, c.tokenizer, c.bpe_vocab_size): c for c in (job.config for job in todo)}
+        texts = {(c.dataset, c.data, tokenization_of(c)): c for c in (job.config for job in todo)}
         for config in texts.values():
             configured_corpus(config)  # encoded once, instead of by all the first runs at a time
         if self._executor is None:

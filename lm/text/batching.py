@@ -22,6 +22,8 @@ _MIN_LENGTH = 5
 _FAR = 1.1
 # Tokens of a window in evaluation: logits of 700 x 33,278 take 93 MB, and longer windows gain nothing.
 _EVALUATION_TOKENS = 700
+# Longer texts stay in the computer's memory and go to the GPU window by window: these take 1 GiB there.
+_ON_GPU_TOKENS = 1 << 27
 
 
 def evaluation_rows(batch_size: int) -> int:
@@ -44,18 +46,21 @@ def batchify(ids: np.ndarray, batch_size: int, device: torch.device) -> Tensor:
     Args:
         ids: word ids of the whole text, in order.
         batch_size: B.
-        device: where the columns go; the whole text is moved once, so windows are views without transfers.
+        device: where the columns go. A GPU gets the whole text once, unless that is long, so that windows are views
+            without transfers; a CPU reads it where it is, out of the token cache's memory map, say.
 
     Returns:
-        int64 tensor (len(ids) // B, B).
+        integer tensor (len(ids) // B, B), whose windows `BPTTWindows` makes int64.
 
     Raises:
         CorpusError: a column would have fewer than two tokens, so nothing could be predicted.
     """
     check_columns(len(ids), batch_size)
     rows = len(ids) // batch_size
-    columns = torch.from_numpy(ids[: rows * batch_size].astype(np.int64)).view(batch_size, rows).t().contiguous()
-    return columns.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else columns.to(device)
+    columns = torch.from_numpy(ids[: rows * batch_size]).view(batch_size, rows).t()
+    if device.type != "cuda" or len(ids) > _ON_GPU_TOKENS:
+        return columns
+    return columns.to(torch.int64).contiguous().pin_memory().to(device, non_blocking=True)
 
 
 def mean_rate_factor(bptt: int, max_delta: int) -> float:
@@ -102,10 +107,21 @@ class BPTTWindows:
     """
 
     def __init__(
-        self, columns_NB: Tensor, bptt: int, *, variable: bool = False, max_delta: int = 0, seed: int = 0
+        self,
+        columns_NB: Tensor,
+        bptt: int,
+        *,
+        variable: bool = False,
+        max_delta: int = 0,
+        seed: int = 0,
+        device: torch.device | None = None,
     ) -> None:
-        """Start at the top of the text; lengths are drawn around `bptt` when `variable`, up to bptt + max_delta."""
+        """Start at the top of the text; lengths are drawn around `bptt` when `variable`, up to bptt + max_delta.
+
+        Windows are on `device`, or where the columns are.
+        """
         self._columns = columns_NB
+        self._device = device or columns_NB.device
         self._bptt = bptt
         self._variable = variable
         self._max_length = bptt + max_delta
@@ -122,7 +138,8 @@ class BPTTWindows:
         drawn = self._draw_length()
         start, stop = self._position, min(self._position + drawn, end)
         self._position = stop
-        return Window(self._columns[start:stop], self._columns[start + 1 : stop + 1], drawn / self._bptt, start / end)
+        rows = self._columns[start : stop + 1].to(torch.int64).contiguous().to(self._device)
+        return Window(rows[:-1], rows[1:], drawn / self._bptt, start / end)
 
     @property
     def at_start(self) -> bool:

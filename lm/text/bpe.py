@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -45,6 +45,7 @@ class BPETokenizer(TextTokenizer):
     """
 
     kind = "bpe"
+    bits = ""
     DEFINITION = f"byte-level BPE, GPT-2's split, <eos> for the line end, merges seen {_MIN_FREQUENCY} times; version 1"
 
     def __init__(self, library: Tokenizer) -> None:
@@ -55,7 +56,7 @@ class BPETokenizer(TextTokenizer):
         self._library.encode_special_tokens = True
 
     @classmethod
-    def from_text(cls, text: str, vocab_size: int) -> BPETokenizer:
+    def from_blocks(cls, blocks: Iterable[str], vocab_size: int = 0) -> BPETokenizer:
         """Learn merges from a training text until there are `vocab_size` types, or no pair is left that recurs.
 
         The same text gives the same merges, on any number of threads.
@@ -71,7 +72,8 @@ class BPETokenizer(TextTokenizer):
             initial_alphabet=ByteLevel.alphabet(),
             show_progress=False,
         )
-        library.train_from_iterator((piece for line in split_lines(text) for piece in _short_runs(line)), trainer)
+        lines = (line for block in blocks for line in split_lines(block))
+        library.train_from_iterator((piece for line in lines for piece in _short_runs(line)), trainer)
         return cls(library)
 
     def encode(self, text: str, *, final_eos: bool = True) -> np.ndarray:  # noqa: D102 - as the base class

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from lm.text.reading import count_words, split_lines, split_words, text_of
+from lm.text.reading import count_words, split_lines, split_words
+from lm.text.sources import RewrittenText, Text, digest, survey
 
-SPLITS = ("train", "valid", "test")
 CARDS_FILE = Path(__file__).with_name("corpora.toml")
 
 
@@ -24,12 +24,38 @@ class CorpusCard:
     licence: str
     source: str
     files: list[str] = field(default_factory=list)
+    whole: dict[str, Any] = field(default_factory=dict)
+    made_from: str = ""
     aliases: list[str] = field(default_factory=list)
+    tokenizer: str = "word"
     vocab_size: int = 0
     lines: dict[str, int] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     sha256: dict[str, str] = field(default_factory=dict)
+    sha1: dict[str, str] = field(default_factory=dict)
     hub: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def checksums(self) -> dict[str, str]:
+        """Of the splits, by the algorithm `algorithm`; empty where none is published."""
+        return self.sha256 or self.sha1
+
+    @property
+    def algorithm(self) -> str:
+        """What the checksums are made with, as `hashlib` names it."""
+        return "sha256" if self.sha256 else "sha1"
+
+    def is_of(self, texts: Mapping[str, Text]) -> bool:
+        """Whether the splits have the published checksums; those of other lengths are not read for it."""
+        return (
+            texts.keys() == self.checksums.keys()
+            and all(survey(text).lines == self.lines[split] for split, text in texts.items())
+            and all(_checksum(text, self.algorithm) == self.checksums[split] for split, text in texts.items())
+        )
+
+
+def _checksum(text: Text, algorithm: str) -> str:
+    return survey(text).sha256 if algorithm == "sha256" else digest(text, algorithm)
 
 
 @functools.cache
@@ -42,44 +68,53 @@ def known_corpora() -> dict[str, CorpusCard]:
     return _read_cards(CARDS_FILE)
 
 
-def file_names() -> list[dict[str, str]]:
-    """The file names in use for the three splits, each way of naming as one dictionary."""
-    patterns = dict.fromkeys(pattern for card in known_corpora().values() for pattern in card.files)
-    return [{split: pattern.replace("train", split) for split in SPLITS} for pattern in patterns]
+def file_patterns(first: CorpusCard | None = None) -> list[str]:
+    """Names of the file of train in use, those of the corpus `first` before others."""
+    cards = [*filter(None, [first]), *known_corpora().values()]
+    return list(dict.fromkeys(pattern for card in cards for pattern in card.files))
 
 
-def text_sha256(texts: dict[str, bytes]) -> dict[str, str]:
-    """Checksum of the text of each split."""
-    return {split: hashlib.sha256(text).hexdigest() for split, text in texts.items()}
+def published_layout(lines: Iterable[str]) -> str:
+    """Text in the layout of the published PTB and WikiText: a space before and after the words of each line."""
+    return "".join(f" {' '.join(words)} \n" if (words := split_words(line)) else " \n" for line in lines)
 
 
-def published_layout(lines: Iterable[str]) -> bytes:
-    """Text in the layout of the published PTB and WikiText-2: a space before and after the words of each line."""
-    return "".join(f" {' '.join(words)} \n" if (words := split_words(line)) else " \n" for line in lines).encode()
+def _laid_out(block: str) -> str:
+    return published_layout(split_lines(block))
 
 
-def match_card(texts: dict[str, bytes]) -> tuple[CorpusCard | None, dict[str, bytes]]:
+def _spelt_out(block: str) -> str:
+    return published_layout(" ".join("_".join(split_words(line))) for line in split_lines(block))
+
+
+def spelt_out(texts: Mapping[str, Text]) -> dict[str, Text]:
+    """The characters of a corpus of words as the words of another: `i s _ a`, as in Mikolov's `ptb.char.train.txt`."""
+    return {split: RewrittenText(text, _spelt_out) for split, text in texts.items()}
+
+
+def match_card(texts: Mapping[str, Text]) -> tuple[CorpusCard | None, Mapping[str, Text]]:
     """The known corpus that `texts` are, byte for byte or but for spacing and line ends, and its published text."""
-    cards = [card for card in known_corpora().values() if card.sha256]
-    found = text_sha256(texts)
+    cards = [card for card in known_corpora().values() if card.checksums]
     for card in cards:
-        if card.sha256 == found:
+        if card.is_of(texts):
             return card, texts
-    lines = text_of(texts["train"]).count("\n")
+    lines = survey(texts["train"])
     for card in cards:
-        if card.lines["train"] - lines in (0, 1):
-            laid_out = {split: published_layout(split_lines(text_of(raw))) for split, raw in texts.items()}
-            if card.sha256 == text_sha256(laid_out):
+        if lines.carriage == "\r" or card.lines["train"] - lines.lines in (0, 1):
+            laid_out = {split: RewrittenText(text, _laid_out) for split, text in texts.items()}
+            if card.is_of(laid_out):
                 return card, laid_out
     return None, texts
 
 
-def mismatch(card: CorpusCard, texts: dict[str, bytes], where: str) -> str:
+def mismatch(card: CorpusCard, texts: Mapping[str, Text], where: str) -> str:
     """What is wrong with a text that should be the corpus of `card`, for a reader."""
     report = [f"{where} does not hold the published {card.name}; is it damaged, or another preprocessing?"]
-    for split, found in text_sha256(texts).items():
-        if found != card.sha256[split]:
-            tokens = count_words(text_of(texts[split]))
-            report.append(f"{split}: expected {card.tokens[split]:,} tokens, sha256 {card.sha256[split]}")
-            report.append(f"{split}: found {tokens:,} tokens, sha256 {found}")
+    for split, published in card.checksums.items():
+        expected = f"{split}: expected {card.tokens[split]:,} tokens, {card.algorithm} {published}"
+        if split not in texts:
+            report += [expected, f"{split}: not there"]
+        elif (found := _checksum(texts[split], card.algorithm)) != published:
+            tokens = sum(map(count_words, texts[split].blocks()))
+            report += [expected, f"{split}: found {tokens:,} tokens, {card.algorithm} {found}"]
     return "\n  ".join(report)

@@ -21,6 +21,7 @@ class CharTokenizer(TextTokenizer):
     r"""Characters (Unicode code points) of train in order of first appearance; `<eos>` is the end of a line."""
 
     kind = "char"
+    bits = "bits_per_char"
     DEFINITION = "characters, <eos> for the line end, order of first appearance in train; version 1"
 
     def __init__(self, types: Iterable[str]) -> None:
@@ -34,9 +35,12 @@ class CharTokenizer(TextTokenizer):
         self._ids[ord("\n")] = self.eos_id
 
     @classmethod
-    def from_text(cls, text: str) -> CharTokenizer:
-        """Vocabulary of a training text; `<unk>` is added at the end."""
-        return cls(dict.fromkeys([*(EOS if name == "\n" else name for name in dict.fromkeys(text)), EOS, UNK]))
+    def from_blocks(cls, blocks: Iterable[str], vocab_size: int = 0) -> CharTokenizer:
+        """Vocabulary of a training text, all characters of it; `<unk>` is added at the end."""
+        seen: dict[str, None] = {}
+        for block in blocks:
+            seen |= dict.fromkeys(block)
+        return cls(dict.fromkeys([*(EOS if name == "\n" else name for name in seen), EOS, UNK]))
 
     def encode(self, text: str, *, final_eos: bool = True) -> np.ndarray:  # noqa: D102 - as the base class
         if final_eos and text and not text.endswith("\n"):

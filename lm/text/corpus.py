@@ -1,15 +1,15 @@
-"""An encoded corpus: token ids of its three splits, the tokenizer that made them, and counts of the text."""
+"""An encoded corpus: token ids of its splits, the tokenizer that made them, and counts of the text."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lm.base.errors import CheckpointError
+from lm.base.errors import CheckpointError, CorpusError
 from lm.text.tokenizer import TextTokenizer
 
 
@@ -20,17 +20,25 @@ class Corpus:
     name: str  # "ptb", "wikitext-2", "pydocs", or the folder's name for a corpus of one's own
     source: str  # where the text came from: a folder, a hub repository, the interpreter
     tokenizer: TextTokenizer
-    splits: dict[str, np.ndarray]  # int32 (N,), read-only and memory-mapped, in memory where there is no cache
-    unk: dict[str, int]  # tokens that became `<unk>` because train lacks them; a literal `<unk>` is not counted
+    splits: dict[
+        str, np.ndarray
+    ]  # integers (N,), memory-mapped, in memory where there is no cache; test may be missing
+    unk: dict[str, int]  # tokens that became `<unk>`, as the vocabulary lacks them; a literal `<unk>` is not counted
     lines: dict[str, int]
     words: dict[str, int]  # tokens that the text has at the word level: its words and one `<eos>` a line
     sha256: dict[str, str]  # of the text
-    path: Path | None  # the cache folder: {train,valid,test}.bin and tokenizer.json; None if it could not be written
+    path: Path | None  # the cache folder: {train,valid,test}.bin, tokenizer.json; None if it could not be written
 
     @property
     def vocab_size(self) -> int:
         """Number of types, `<eos>` and `<unk>` included."""
         return self.tokenizer.vocab_size
+
+    def scored_splits(self, wanted: Sequence[str] | None) -> list[str]:
+        """The splits `wanted`, by default valid and, if it is there, test. Raises CorpusError for one that is not."""
+        if missing := [split for split in wanted or () if split not in self.splits]:
+            raise CorpusError(f"{self.source}: has no {missing[0]} split")
+        return list(wanted or [split for split in ("valid", "test") if split in self.splits])
 
     def check_vocabulary(self, checkpoint: Mapping[str, Any]) -> None:
         """Raise CheckpointError unless the checkpoint's model knows the same types by the same ids."""

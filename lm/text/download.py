@@ -5,17 +5,23 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from lm.text.cards import SPLITS, CorpusCard, published_layout
+from lm.text.cards import CorpusCard, published_layout
+from lm.text.layout import SPLITS
+from lm.text.sources import FileText, Text
 
 HUB_TIMEOUT_S = 10
 
 
-def download(card: CorpusCard) -> dict[str, bytes]:
+@contextmanager
+def downloaded(card: CorpusCard) -> Iterator[dict[str, Text]]:
     """Text of the parquet files of the card's hub repository, in the published layout and not yet verified.
 
-    An absolute path as `hub.id` is a folder in the layout of a repository. Any exception may come out of the network.
+    It lies in a temporary folder. An absolute path as `hub.id` is a folder in the layout of a repository. Any exception
+    may come out of the network.
     """
     import datasets  # takes most of a second, and only a download needs it
     import huggingface_hub
@@ -39,4 +45,12 @@ def download(card: CorpusCard) -> dict[str, bytes]:
             raise FileNotFoundError(f"{repo} has no parquet file for {hub_split} in {folder}")
     with tempfile.TemporaryDirectory() as scratch:
         rows = datasets.load_dataset("parquet", data_files=files, columns=[column], cache_dir=scratch)
-        return {split: published_layout(rows[split][column]) for split in SPLITS}
+        texts: dict[str, Text] = {}
+        for split in SPLITS:
+            path = Path(scratch, f"{split}.txt")
+            with path.open("w", encoding="utf-8", newline="") as file:
+                for batch in rows[split].iter(1000):
+                    # WikiText's rows are its lines as they stand, but for blank ones; PTB's are without their spaces.
+                    file.writelines(row if row.endswith("\n") else published_layout([row]) for row in batch[column])
+            texts[split] = FileText.of([path])
+        yield texts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from lm.base.errors import CorpusError
@@ -13,6 +14,12 @@ from lm.base.files import check_regular
 _WHITE_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _WORD = re.compile(f"[^{_WHITE_SPACE}]+")
 split_words = _WORD.findall
+find_word = _WORD.search
+
+
+def find_whole(word: str) -> Callable[[str], list[str]]:
+    """What finds a word in a text each time that it stands between white space, much faster than `split_words`."""
+    return re.compile(f"{re.escape(word)}(?<![^{_WHITE_SPACE}]{re.escape(word)})(?![^{_WHITE_SPACE}])").findall
 
 
 def word_spans(line: str) -> list[tuple[int, int]]:

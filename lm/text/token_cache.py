@@ -1,8 +1,8 @@
 """The cache of an encoded corpus: a folder that is complete or not there, so that a text is encoded once.
 
-    train.bin, valid.bin, test.bin    token ids, int32, read by memory map
+    train.bin, valid.bin, test.bin    token ids, read by memory map: never more of them than is used is in memory
     tokenizer.json                    the tokenizer, in the format of the `tokenizers` library
-    meta.json                         counts of the corpus, SHA-256 of the files above, and its own
+    meta.json                         splits, type of their ids, counts, SHA-256 of the files above, and its own
 
 Every checksum is verified on reading. A damaged folder is reported and replaced.
 """
@@ -14,18 +14,20 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lm.base.errors import CorpusError
 from lm.base.files import check_regular, read_file, scratch_folder
-from lm.text.cards import SPLITS
 from lm.text.corpus import Corpus
+from lm.text.encoding import Encoding
 from lm.text.tokenization import Tokenization
 
 logger = logging.getLogger(__name__)
+# In meta.json.
+_COUNTS = ("unk", "lines", "words", "sha256")
 
 
 def read_cache(folder: Path, name: str, source: str, tokenization: Tokenization) -> Corpus | None:
@@ -36,17 +38,15 @@ def read_cache(folder: Path, name: str, source: str, tokenization: Tokenization)
         meta = json.loads(read_file(folder / "meta.json"))
         if meta.pop("sha256") != hashlib.sha256(json.dumps(meta).encode()).hexdigest():
             raise ValueError("meta.json is not as it was written")
-        for split in SPLITS:
-            check_regular(folder / f"{split}.bin")
-        splits: dict[str, np.ndarray] = {
-            split: np.memmap(folder / f"{split}.bin", np.int32, mode="r") for split in SPLITS
-        }
-        contents: dict[str, bytes | memoryview] = {f"{split}.bin": ids.data for split, ids in splits.items()}
-        contents["tokenizer.json"] = read_file(folder / "tokenizer.json")
-        for file, content in contents.items():
-            if hashlib.sha256(content).hexdigest() != meta["checksums"][file]:
+        for file, checksum in meta["checksums"].items():
+            if _file_sha256(folder / file) != checksum:
                 raise ValueError(f"{file} is not as it was written")
         tokenizer = tokenization.load(folder / "tokenizer.json")
+        dtype = np.dtype(meta.get("dtype", "int32"))  # older caches do not say
+        # Copy on write, as PyTorch warns of arrays that cannot be written; nobody writes.
+        splits: dict[str, np.ndarray] = {
+            split: np.memmap(folder / f"{split}.bin", dtype, mode="c") for split in meta["corpus"]["sha256"]
+        }
         counts = {"words": {split: len(ids) for split, ids in splits.items()}} | meta["corpus"]  # older: words alone
         return Corpus(name, source, tokenizer, splits, **counts, path=folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, CorpusError) as error:
@@ -54,18 +54,33 @@ def read_cache(folder: Path, name: str, source: str, tokenization: Tokenization)
         return None
 
 
-def write_cache(folder: Path, corpus: Corpus) -> None:
-    """Put a corpus into a cache folder, which appears complete or not at all; raises `OSError`."""
+def _file_sha256(path: Path) -> str:
+    """Checksum of a file, read in blocks: a memory map's pages would count as memory of this process."""
+    check_regular(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_cache(folder: Path, encoding: Encoding, check: Callable[[], None]) -> None:
+    """Encode a corpus into a cache folder, which appears complete or not at all.
+
+    Raises `OSError` where it cannot be written, and what `check` raises, which is called when all is counted.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with scratch_folder(folder.parent) as scratch:
         new = scratch / "new"
         new.mkdir()
-        for split, ids in corpus.splits.items():
-            (new / f"{split}.bin").write_bytes(ids.tobytes())
-        corpus.tokenizer.save(new / "tokenizer.json")
-        checksums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(new.iterdir())}
-        counts = {name: getattr(corpus, name) for name in ("unk", "lines", "words", "sha256")}
-        meta: dict[str, Any] = {"corpus": counts, "checksums": checksums}
+        for split in encoding.splits:
+            with (new / f"{split}.bin").open("wb") as file:
+                for ids in encoding.ids(split):
+                    file.write(ids.data)
+        check()
+        encoding.tokenizer.save(new / "tokenizer.json")
+        meta = {
+            "dtype": np.dtype(encoding.dtype).name,
+            "corpus": {name: getattr(encoding.counts, name) for name in _COUNTS},
+            "checksums": {path.name: _file_sha256(path) for path in sorted(new.iterdir())},
+        }
         meta["sha256"] = hashlib.sha256(json.dumps(meta).encode()).hexdigest()
         (new / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
         for path in new.iterdir():

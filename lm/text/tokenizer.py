@@ -30,6 +30,8 @@ class TextTokenizer(ABC):
     """as `--tokenizer` names it"""
     DEFINITION: ClassVar[str]
     """changes whenever the same text would get other ids"""
+    decoding_errors: ClassVar[str] = "replace"
+    """what becomes of bytes that are no UTF-8, in a text that was cut within a character"""
 
     def __init__(self, types: Iterable[str]) -> None:
         """Number `types` in their order. Raises ValueError if one is repeated or `<eos>` is missing."""
@@ -55,6 +57,26 @@ class TextTokenizer(ABC):
         """Id of the token for what is unknown; None where nothing is."""
         return self.vocab.get(UNK)
 
+    @property
+    @abstractmethod
+    def bits(self) -> str:
+        """The unit that the nats of a token have in bits, `bits_per_char` or `bits_per_byte`; empty: it has none."""
+
+    @classmethod
+    @abstractmethod
+    def from_blocks(cls, blocks: Iterable[str], vocab_size: int = 0) -> Self:
+        """The tokenizer that a training text gives.
+
+        Args:
+            blocks: the text, as `Text.blocks` hands it out.
+            vocab_size: types at most; 0: what the text holds.
+        """
+
+    @classmethod
+    def from_text(cls, text: str, vocab_size: int = 0) -> Self:
+        """The same of a text in memory."""
+        return cls.from_blocks([text], vocab_size)
+
     @abstractmethod
     def encode(self, text: str, *, final_eos: bool = True) -> np.ndarray:
         r"""Token ids of `text`, int32 (N,), with `<eos>` for the end of every line.
@@ -74,6 +96,10 @@ class TextTokenizer(ABC):
     @abstractmethod
     def unknown(self, text: str) -> Counter[str]:
         """What of `text` becomes `<unk>` because the vocabulary lacks it, and how often each occurs."""
+
+    def count_unknown(self, text: str, ids: np.ndarray) -> int:
+        """`unknown(text).total()`, where `ids` is what `encode` made of `text`."""
+        return 0 if self.unk_id is None else int(np.count_nonzero(ids == self.unk_id))
 
     def text(self, ids: Iterable[int]) -> str:
         r"""Text of token ids, a \n for every `<eos>`.

@@ -1,7 +1,7 @@
-"""Loss in units that do not depend on the tokenizer: nats per word as perplexity, and bits per character.
+"""Loss in units that do not depend on the tokenizer: nats per word as perplexity, bits per character or byte.
 
-A model of characters or of BPE pieces predicts other tokens than one of words, so its perplexity per token is another
-quantity. All of them predict the same text, and the nats of a text can be shared out among its words:
+A model of characters, bytes or BPE pieces predicts other tokens than one of words, so its perplexity per token is
+another quantity. All of them predict the same text, and the nats of a text can be shared out among its words:
 
     word_ppl = exp(loss * tokens / words)        bits_per_char = loss / ln 2
 
@@ -18,30 +18,35 @@ from typing import Any
 
 from lm.base.numbers import perplexity
 from lm.text.corpus import Corpus
+from lm.text.tokenizer import TextTokenizer
 
 # What figures are called in text.
-NAMES = {"ppl": "perplexity", "word_ppl": "perplexity per word", "bits_per_char": "bits per character"}
-_FORMATS = {"ppl": ".2f", "word_ppl": ".2f", "bits_per_char": ".4f"}
+NAMES = {
+    "bits_per_char": "bits per character",
+    "bits_per_byte": "bits per byte",
+    "word_ppl": "perplexity per word",
+    "ppl": "perplexity",
+}
+_FORMATS = {"bits_per_char": ".4f", "bits_per_byte": ".4f", "word_ppl": ".2f", "ppl": ".2f"}
 
 
-def comparable(kind: str, loss: float, tokens: int, words: int) -> dict[str, float]:
+def comparable(tokenizer: TextTokenizer, loss: float, tokens: int, words: int) -> dict[str, float]:
     """Figures for the loss of a text, empty at the word level, where `ppl` is per word as it is.
 
     Args:
-        kind: of the tokenizer. Only at `char` there are bits per character, `<eos>` counted as one.
+        tokenizer: where a token is a character or a byte there are bits, `<eos>` counted as one; so there are where
+            every word is one character, and then none per word.
         loss: nats per target.
         tokens: of the text that the loss stands for.
         words: of the same text, at the word level.
     """
-    if kind == "word":
-        return {}
-    figures = {"word_ppl": perplexity(loss * tokens / words)}
-    return figures if kind == "bpe" else {"bits_per_char": loss / math.log(2)} | figures
+    figures = {tokenizer.bits: loss / math.log(2)} if tokenizer.bits else {}
+    return figures if tokenizer.kind == "word" else figures | {"word_ppl": perplexity(loss * tokens / words)}
 
 
 def split_units(corpus: Corpus, split: str, loss: float) -> dict[str, float]:
     """`comparable` for a split, or for a part of it, which is taken to have as many tokens a word."""
-    return comparable(corpus.tokenizer.kind, loss, len(corpus.splits[split]), corpus.words[split])
+    return comparable(corpus.tokenizer, loss, len(corpus.splits[split]), corpus.words[split])
 
 
 def units_text(figures: dict[str, float]) -> str:
@@ -51,7 +56,7 @@ def units_text(figures: dict[str, float]) -> str:
 
 def summary(result: dict[str, Any]) -> str:
     """The line that training prints of a result.json; the first figures are those to compare."""
-    units = [name for name in ("bits_per_char", "word_ppl", "ppl") if f"valid_{name}" in result]
+    units = [name for name in NAMES if f"valid_{name}" in result]
     parts: list[str] = []
     for unit in units:
         values = {split: result.get(f"{split}_{unit}") for split in ("train", "valid", "test")}

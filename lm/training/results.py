@@ -14,6 +14,7 @@ from lm.base.rundir import RunDir
 from lm.config.schema import RunOptions, TrainConfig
 from lm.config.values import as_plain, config_id, run_name, with_defaults
 from lm.text.finding import known_text
+from lm.text.layout import SPLITS
 from lm.text.units import NAMES, summary
 from lm.training.places import check_copy, check_new
 
@@ -98,7 +99,9 @@ def finished_result(run_dir: RunDir, config: TrainConfig, *, tested: bool) -> di
     """The result in the directory, if the run is complete, and scored on test where `tested` asks for it."""
     result = read_result(run_dir, config)
     try:
-        if result is None or result["status"] != "completed" or (result["test_loss"] is None and tested):
+        if result is None or result["status"] != "completed":
+            return None
+        if tested and result["test_loss"] is None and "test" in (result.get("corpus_sha256") or SPLITS):
             return None
         summary(result)  # needs the figures that a damaged one lacks
     except (LookupError, TypeError):  # it is computed again

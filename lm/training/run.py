@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,11 @@ from lm.base.names import flag
 from lm.base.provenance import versions
 from lm.base.ranks import ALONE, Ranks, reachable
 from lm.config.schema import TrainConfig
-from lm.config.values import as_plain, resume_conflicts, with_defaults
+from lm.config.values import as_plain, resume_conflicts, vectors_digest, with_defaults
 from lm.nn.model import AWDLSTM, carry_state
 from lm.text.batching import BPTTWindows, batchify, check_columns
 from lm.text.corpus import Corpus
+from lm.text.vectors import read_vectors
 from lm.training.averaging import NTASGD
 from lm.training.cudagraphs import CUDAGraphs
 from lm.training.means import IntervalMeans
@@ -53,6 +55,8 @@ class Progress:
     """validations since the best"""
     changes: list[str] = field(default_factory=list)
     """what was changed when the run was continued"""
+    from_vectors: dict[str, float] = field(default_factory=dict)
+    """--init-vectors: `types` that the file has, their share of all, and the share of train's tokens"""
 
 
 class Run:
@@ -83,9 +87,13 @@ class Run:
         self._check_columns()
         columns_NB = batchify(self.text("train"), config.batch_size, device)
         self.windows = BPTTWindows(
-            columns_NB[:, self.columns.place], config.bptt,
-            variable=config.variable_bptt, max_delta=config.max_seq_len_delta, seed=config.seed,
-        )  # fmt: skip
+            columns_NB[:, self.columns.place],
+            config.bptt,
+            variable=config.variable_bptt,
+            max_delta=config.max_seq_len_delta,
+            seed=config.seed,
+            device=device,
+        )
         self.targets_per_epoch = (len(columns_NB) - 1) * config.batch_size
         self.hidden = self.model.initial_state(self.columns.count)
         self.means = IntervalMeans(device)
@@ -105,7 +113,9 @@ class Run:
         if config.batch_size < self.ranks.size:
             raise ConfigError(f"--batch-size: {config.batch_size} columns are too few for {self.ranks.size} processes")
         columns = [("train", "batch_size"), ("train", "eval_batch_size"), ("valid", "eval_batch_size")]
-        for split, field_name in [*columns, ("test", "test_batch_size")]:
+        if "test" in corpus.splits:
+            columns.append(("test", "test_batch_size"))
+        for split, field_name in columns:
             where = f"{corpus.source}, {split}"
             check_columns(len(self.text(split)), getattr(config, field_name), where, flag(field_name))
         if 0 < config.eval_train_tokens < 2 * config.eval_batch_size:
@@ -173,7 +183,8 @@ class Run:
             CheckpointError: it was trained on another text, or with another vocabulary of it.
         """
         before, now = with_defaults(checkpoint["config"]), as_plain(self.config)
-        fixed = ("model", "emsize", "nhid", "nlayers", "tied", "tokenizer", "bpe_vocab_size")
+        vocabulary = ("tokenizer", "bpe_vocab_size", "vocab_size", "min_count", "lowercase")
+        fixed = ("model", "emsize", "nhid", "nlayers", "tied", *vocabulary)
         if changed := [n for n in fixed if now[n] != before[n]]:
             differences = ", ".join(f"{flag(name)} {before[name]} (now {now[name]})" for name in changed)
             raise ConfigError(f"--finetune: the model there was made with {differences}")
@@ -182,6 +193,29 @@ class Run:
         self.corpus.check_vocabulary(checkpoint)
         self.model.load_state_dict(checkpoint["model"])
         self.averaging.start(self.model)
+
+    def start_from_vectors(self) -> None:
+        """Overwrite the embedding's rows of those types that the file of `--init-vectors` has.
+
+        Raises ConfigError if the file is not the one of the configuration's checksum, or holds no usable vectors.
+        """
+        config = self.config
+        if vectors_digest(config.init_vectors) != config.init_vectors_sha256:
+            raise ConfigError(f"--init-vectors: {config.init_vectors} has another checksum than --init-vectors-sha256")
+        vectors = read_vectors(Path(config.init_vectors), self.corpus.tokenizer.vocab, config.emsize)
+        with torch.no_grad():
+            for index, vector in vectors.items():
+                self.model.encoder.weight[index] = torch.from_numpy(vector)
+        counts = np.bincount(self.corpus.splits["train"], minlength=self.corpus.vocab_size)
+        self.progress.from_vectors = {
+            "types": len(vectors),
+            "share_of_types": len(vectors) / self.corpus.vocab_size,
+            "share_of_tokens": float(counts[list(vectors)].sum() / counts.sum()),
+        }
+        logger.info(
+            "--init-vectors: %s of %s types, %.1f %% of the tokens of train",
+            f"{len(vectors):,}", f"{self.corpus.vocab_size:,}", 100 * self.progress.from_vectors["share_of_tokens"],
+        )  # fmt: skip
 
     def state_dict(self, log_position: int) -> dict[str, Any]:
         """All state, as tensors and plain values; `log_position` is how much of metrics.jsonl belongs to it."""

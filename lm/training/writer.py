@@ -167,7 +167,9 @@ class RunWriter:
             "averaged": progress.best_averaged, "seconds": round(progress.seconds, 2),
             "tokens_per_s": round(progress.tokens / max(progress.seconds, 1e-9)), "peak_rss_mb": round(peak_rss_mb()),
             "versions": run.versions(), "git": git_state(),
-            "corpus_sha256": run.corpus.sha256, **({"changes": progress.changes} if progress.changes else {}),
+            "corpus_sha256": run.corpus.sha256,
+            **({"init_vectors": progress.from_vectors} if progress.from_vectors else {}),
+            **({"changes": progress.changes} if progress.changes else {}),
         }  # fmt: skip
 
     def _stamp(self) -> tuple[int, ...]:

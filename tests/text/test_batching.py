@@ -27,12 +27,24 @@ def test_columns_joined_are_the_text_without_its_remainder(tokens, batch):
     assert result.t().flatten().tolist() == list(range(tokens // batch * batch))
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.int32])
+def test_columns_are_the_text_where_it_lies_and_windows_are_the_same_whatever_its_type(tmp_path, dtype):
+    np.arange(1000).astype(dtype).tofile(tmp_path / "train.bin")
+    ids = np.memmap(tmp_path / "train.bin", dtype, mode="c")
+    found = batchify(ids, 3, CPU)
+    assert found.data_ptr() == ids.ctypes.data
+    for window, expected in zip(BPTTWindows(found, 7), BPTTWindows(columns(333, 3), 7), strict=True):
+        assert torch.equal(window.tokens_TB, expected.tokens_TB)
+        assert torch.equal(window.targets_TB, expected.targets_TB)
+
+
 @given(rows=st.integers(2, 400), bptt=st.integers(1, 90), variable=st.booleans(), delta=st.integers(0, 30))
 def test_every_token_but_the_first_of_a_column_is_a_target_once_and_follows_its_input(rows, bptt, variable, delta):
     data = columns(rows)
     windows = list(BPTTWindows(data, bptt, variable=variable, max_delta=delta, seed=rows))
-    assert torch.equal(torch.cat([w.targets_TB for w in windows]), data[1:])
-    assert torch.equal(torch.cat([w.tokens_TB for w in windows]), data[:-1])
+    assert torch.equal(torch.cat([w.targets_TB for w in windows]), data[1:].long())
+    assert torch.equal(torch.cat([w.tokens_TB for w in windows]), data[:-1].long())
+    assert all(w.tokens_TB.dtype == torch.int64 and w.tokens_TB.is_contiguous() for w in windows)
     assert all(1 <= len(w.tokens_TB) <= bptt + delta for w in windows)
 
 

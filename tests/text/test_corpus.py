@@ -21,8 +21,9 @@ from tokenizers import Tokenizer
 
 from lm.base.errors import ConfigError, CorpusError
 from lm.text import cards
-from lm.text.cards import SPLITS, known_corpora
+from lm.text.cards import known_corpora
 from lm.text.finding import corpus_name, load_corpus
+from lm.text.layout import SPLITS
 from lm.text.tokenization import Tokenization
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -132,7 +133,7 @@ def test_the_saved_tokenizer_and_arrays_can_be_read_without_this_project(tmp_pat
     corpus = load_corpus(None, write(tmp_path / "own", TOY))
     library = Tokenizer.from_file(str(corpus.path / "tokenizer.json"))
     for split, text in TOY.items():
-        ids = np.fromfile(corpus.path / f"{split}.bin", dtype=np.int32)
+        ids = np.fromfile(corpus.path / f"{split}.bin", dtype=np.uint16)
         assert ids.tolist() == library.encode(text.replace("\n", " <eos>\n")).ids
 
 
@@ -442,9 +443,9 @@ def test_a_file_without_read_permission_is_refused_by_name(tmp_path):
 
 def test_a_folder_with_a_part_of_a_corpus_is_refused_with_what_is_missing(tmp_path):
     folder = write(tmp_path / "own", TOY, "wiki.train.tokens")
-    (folder / "wiki.test.tokens").unlink()
+    (folder / "wiki.valid.tokens").unlink()
     (folder / "train.txt").write_text("a file of another naming\n")
-    with pytest.raises(CorpusError, match=r"wiki\.test\.tokens missing"):
+    with pytest.raises(CorpusError, match=r"wiki\.valid\.tokens missing"):
         load_corpus(None, folder)
 
 
@@ -460,12 +461,14 @@ def test_a_link_loop_given_for_a_folder_is_refused(tmp_path):
         load_corpus(None, tmp_path / "loop")
 
 
-def test_splits_are_read_only_memory_maps_of_int32(tmp_path):
+def test_splits_are_memory_maps_of_the_smallest_type_and_never_written_back(tmp_path):
     for corpus in (load_corpus(None, write(tmp_path / "own", TOY)), load_corpus(None, tmp_path / "own")):
         assert corpus.path.parent == Path("data/cache")
         for ids in corpus.splits.values():
             assert isinstance(ids, np.memmap)
-            assert (ids.dtype, ids.ndim, ids.flags.writeable) == (np.int32, 1, False)
+            assert (ids.dtype, ids.ndim, ids.mode) == (np.uint16, 1, "c")
+    write(tmp_path / "many", TOY | {"train": "".join(f"w{i}\n" for i in range(1 << 16))})
+    assert load_corpus(None, tmp_path / "many").splits["train"].dtype == np.uint32
 
 
 def test_the_second_load_is_from_the_cache_and_equal(tmp_path, caplog):
@@ -548,7 +551,7 @@ def test_a_damaged_cache_is_rebuilt_with_one_warning(tmp_path, warnings_logged, 
     assert [message for message in warnings_logged() if "is damaged" in message] == warnings_logged()
     assert len(warnings_logged()) == 1
     assert {path.name: path.read_bytes() for path in after.path.iterdir()} == expected
-    assert np.array_equal(after.splits["train"], np.frombuffer(expected["train.bin"], np.int32))
+    assert np.array_equal(after.splits["train"], np.frombuffer(expected["train.bin"], np.uint16))
     assert [path.name for path in before.path.parent.iterdir()] == [before.path.name]
     load_corpus(None, folder)
     assert len(warnings_logged()) == 1
@@ -671,4 +674,4 @@ def test_the_real_corpora_survive_the_hub_s_row_format(environment):
             stored = (
                 [line.strip() for line in lines] if strip else [f"{line}\n" if line.strip() else "" for line in lines]
             )
-            assert hashlib.sha256(cards.published_layout(stored)).hexdigest() == published
+            assert hashlib.sha256(cards.published_layout(stored).encode()).hexdigest() == published

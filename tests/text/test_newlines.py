@@ -51,7 +51,7 @@ def test_a_corpus_gives_the_same_tokens_and_vocabulary(tokenization, end, tmp_pa
 @pytest.mark.parametrize("independent", [False, True])
 def test_a_text_has_the_same_score(tokenization, end, independent):
     text = "the cat sat\nthe dog ran\n"
-    tokenizer = tokenization.train(text * 5)
+    tokenizer = tokenization.learn([text * 5])
     torch.manual_seed(1)
     model = AWDLSTM(tokenizer.vocab_size, make_config(emsize=8, nhid=8, nlayers=1)).eval()
     assert score_text(model, tokenizer, text.replace("\n", end), independent=independent) == score_text(
