@@ -128,6 +128,10 @@ def parse_args(description: str, arguments: list[str] | None) -> argparse.Namesp
         "--jobs", type=int, default=0, metavar="N", help="runs at a time (default: one a GPU, or what the CPUs carry)"
     )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads of a run (default: 1)")
+    parser.add_argument(
+        "--processes-per-run", type=int, default=1, metavar="N",
+        help="processes of a run, which split its batch: each has a GPU, or --threads CPU threads (default: 1)",
+    )  # fmt: skip
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="as in lm.train")
     parser.add_argument("--executor", choices=("local", "ray"), default="local", help="where to compute")
     parser.add_argument(
@@ -164,6 +168,8 @@ def parse_args(description: str, arguments: list[str] | None) -> argparse.Namesp
     args.refine = args.refine and names.field(args.refine)
     if not (0 <= args.jobs <= 4096 and 1 <= args.threads <= 1024):
         parser.error("--jobs: at least 0 and at most 4096; --threads: at least 1 and at most 1024")
+    if not 1 <= args.processes_per_run <= 1024:
+        parser.error("--processes-per-run: at least 1 and at most 1024")
     return args
 
 

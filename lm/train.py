@@ -25,6 +25,7 @@ from torch import Tensor
 from lm.base.device import keep_freed_memory, pick_device
 from lm.base.errors import CorpusError, DivergedError, Interrupted, run_cli
 from lm.base.process import show
+from lm.base.ranks import ALONE, RankLost, Ranks
 from lm.base.signals import StopSignals
 from lm.base.threads import choose_threads
 from lm.config.flags import parse_train_args
@@ -34,12 +35,13 @@ from lm.nn.kernels.choose import check_device
 from lm.nn.model import carry_state, count_parameters
 from lm.nn.regularization import regularization_terms
 from lm.scoring.opening import open_run
-from lm.scoring.validation import final_scores, log_epoch, validate
+from lm.scoring.validation import final_scores, log_valid, validate
 from lm.text.batching import Window, windows_warning
 from lm.text.finding import corpus_name
 from lm.text.units import summary
+from lm.training.distributed import SilentWriter, joined, run_log
 from lm.training.divergence import check_update, check_weights
-from lm.training.log import RunLog, log_to, record_step
+from lm.training.log import RunLog, record_step
 from lm.training.optim import clip, set_beta1, set_rate
 from lm.training.results import check_text, choose_run_dir, finished_result
 from lm.training.run import Run
@@ -53,22 +55,21 @@ SMALLER = "--batch-size, --bptt, --emsize, --nhid or --nlayers"
 def gradient_step(run: Run, tokens_TB: Tensor, targets_TB: Tensor) -> None:
     """Loss + AR + TAR of one window, their gradient, and the step it makes; all of it on the run's device."""
     config = run.config
-    model = run.model
-    output = model(tokens_TB, run.hidden)
-    loss = model.loss(output, targets_TB)
+    output = run.forward(tokens_TB, run.hidden)
+    loss = run.model.loss(output, targets_TB)
     terms = regularization_terms(
         output.raw, output.after_dropout, config.alpha, config.beta, config.ar_norm, config.ar_layers
     )
-    total = sum(terms.values(), start=loss)
 
     run.optimizer.zero_grad(set_to_none=run.step_in_graph)  # else every graph leaves its gradients in one place
-    total.backward()
+    run.backward(sum(terms.values(), start=loss))
+    loss, *penalties = run.ranks.mean([loss, *terms.values()], run.columns)
     norm = clip(run.optimizer, config.clip)
     if run.step_in_graph:
         run.optimizer.step()
     if run.device.type == "cpu":  # on a GPU this would wait for the device: `check_run` looks now and then
-        check_update(total.item(), norm.item(), run.progress.step + 1)
-    run.means.add(loss, terms, norm, config.clip, targets_TB.numel())
+        check_update(sum(penalties, start=loss).item(), norm.item(), run.progress.step + 1)
+    run.means.add(loss, dict(zip(terms, penalties, strict=True)), norm, config.clip, run.targets(targets_TB))
     carry_state(run.hidden, output.state)
 
 
@@ -84,9 +85,9 @@ def update(run: Run, window: Window) -> None:
         set_beta1(run.optimizer, run.momentum.beta1(fraction))
         run.optimizer.step()
     run.averaging.after_update(run.model)
-    run.means.count(window.targets_TB.numel())
+    run.means.count(run.targets(window.targets_TB))
     run.progress.step += 1
-    run.progress.tokens += window.targets_TB.numel()
+    run.progress.tokens += run.targets(window.targets_TB)
 
 
 def train_epoch(
@@ -99,7 +100,15 @@ def train_epoch(
     log.start_epoch(progress.epoch, run.config.epochs, run.targets_per_epoch, done)
     logged_tokens = progress.tokens
     logged_seconds = progress.seconds
-    while progress.step < max_steps and (window := next(run.windows, None)) is not None:
+    while progress.step < max_steps:
+        if run.validation_due():
+            score_valid(run, writer, log, stop, in_epoch=True)
+            if run.has_stalled():
+                progress.finished = True
+                writer.save_last(run, log.sync())
+                return
+        if (window := next(run.windows, None)) is None:
+            return
         started = time.perf_counter()
         update(run, window)
         due = run.means.updates >= options.log_interval
@@ -108,7 +117,7 @@ def train_epoch(
         if due or save or stopped:  # what is saved must be good; waits for a GPU, whose work is in the time then
             check_run(run)
         progress.seconds += time.perf_counter() - started
-        log.progress(window.targets_TB.numel())
+        log.progress(run.targets(window.targets_TB))
         if due:
             record_step(run, log, (progress.tokens - logged_tokens) / (progress.seconds - logged_seconds))
             logged_tokens = progress.tokens
@@ -125,32 +134,44 @@ def check_run(run: Run) -> None:
     check_weights(run.model.parameters(), run.means.finite(), run.progress.step)
 
 
-def end_epoch(run: Run, writer: RunWriter, log: RunLog, stop: StopSignals, saves: SaveTimes) -> None:
-    """Validate, keep the best, and let the validation loss steer learning rate and averaging."""
-    config = run.config
+def score_valid(
+    run: Run, writer: RunWriter, log: RunLog, stop: StopSignals, *, in_epoch: bool, save: bool = False
+) -> None:
+    """Validate, keep the best (`save`: at once on the disk), and let the loss steer learning rate and averaging."""
     progress = run.progress
     started = time.perf_counter()
     check_run(run)
     writer.save_first(run, log)
-    evaluations = validate(run, f"valid after epoch {progress.epoch}", stop)
+    after = f"update {progress.step}" if in_epoch else f"epoch {progress.epoch}"
+    evaluations = validate(run, f"valid after {after}", stop)
     progress.seconds += time.perf_counter() - started
-    log_epoch(run, log, evaluations)
+    log_valid(run, log, evaluations, in_epoch=in_epoch)
     better, valid = next(iter(evaluations.items()))
+    progress.validated = progress.step
+    progress.waited += 1
     if valid.loss < progress.best_loss:
+        progress.waited = 0
         progress.best_epoch = progress.epoch
         progress.best_loss = valid.loss
         progress.best_activation = valid.activation
         progress.best_averaged = better == "averaged"
-        keep = writer.save_best if saves.at_epochs else writer.keep_best
+        keep = writer.save_best if save else writer.keep_best
         keep(run, run.candidates()[better])
-    run.learning_rate.end_epoch(progress.epoch, valid.loss)
-    if run.averaging.end_epoch(valid.loss) and not config.finetune:
+    run.learning_rate.after_validation(valid.loss)
+    if run.averaging.after_validation(valid.loss) and not run.config.finetune:
         run.averaging.start(run.model)
         log.message(f"NT-ASGD: averaging from here on (best valid loss {progress.best_loss:.4f})")
+
+
+def end_epoch(run: Run, writer: RunWriter, log: RunLog, stop: StopSignals, saves: SaveTimes) -> None:
+    """Validate, and go to the top of the text."""
+    score_valid(run, writer, log, stop, in_epoch=False, save=saves.at_epochs)
+    progress = run.progress
+    run.learning_rate.end_epoch(progress.epoch)
     progress.epoch += 1
     progress.finished = run.is_over()
     run.windows.rewind()
-    carry_state(run.hidden, run.model.initial_state(config.batch_size))
+    carry_state(run.hidden, run.model.initial_state(run.columns.count))
     if saves.at_epochs or saves.due(progress.step) or progress.finished:
         writer.save_last(run, log.sync())
         saves.start()
@@ -167,33 +188,37 @@ def keep_starting_point(run: Run, writer: RunWriter, log: RunLog, stop: StopSign
     log.message(f"fine-tuning {run.config.finetune}: valid {valid.loss:.4f}  ppl {valid.perplexity:8.2f} at the start")
 
 
-def prepare_device(config: TrainConfig, options: RunOptions) -> torch.device:
+def prepare_device(config: TrainConfig, options: RunOptions, ranks: Ranks) -> torch.device:
     """The device to train on, with this process set up for it. Raises ConfigError where the kernel cannot run on it."""
     keep_freed_memory()
     if options.threads:
         torch.set_num_threads(options.threads)
-    device = pick_device(options.device)
+    device = pick_device(options.device, ranks)
     check_device(config.kernel, device)
     return device
 
 
-def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
+def train(config: TrainConfig, options: RunOptions, ranks: Ranks = ALONE) -> dict[str, Any]:
     """One run, from a configuration to the content of its result.json ({} for a dry run).
+
+    All processes that share a run call this, and the first of them writes its files.
 
     Raises:
         ConfigError, CorpusError, CheckpointError: nothing was started.
         DivergedError: a non-finite loss or gradient; result.json says `diverged`, checkpoints are the last good ones.
         Interrupted: SIGINT, SIGTERM, SIGHUP or --max-minutes; everything is saved, `--resume auto` continues.
+        RankLost: another process of the run has ended; `--resume auto` continues from the last checkpoint.
     """
-    run_dir = choose_run_dir(config, options)
-    writer = RunWriter(run_dir, options.save)
-    if result := finished_result(run_dir, config, tested=options.eval_test):
-        check_text(run_dir, result, config)
-        logger.info("%s is complete: nothing to do", run_dir)
-        writer.copy_best()
-        return result
-    device = prepare_device(config, options)
-    run, log_position = open_run(config, options, device, run_dir)
+    with ranks.agreed():
+        run_dir = choose_run_dir(config, options)
+        writer = RunWriter(run_dir, options.save) if ranks.first else SilentWriter()
+        if result := finished_result(run_dir, config, tested=options.eval_test):
+            check_text(run_dir, result, config)
+            logger.info("%s is complete: nothing to do", run_dir)
+            writer.copy_best()
+            return result
+        device = prepare_device(config, options, ranks)
+        run, log_position = open_run(config, options, device, run_dir, ranks)
     logger.info(
         "%s: %s tokens, %s types; %s parameters; %s, %s, %d threads; %s",
         run.corpus.name, f"{len(run.corpus.splits['train']):,}", f"{run.corpus.vocab_size:,}",
@@ -201,20 +226,23 @@ def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
     )  # fmt: skip
     if options.dry_run:
         return {}
+    run.connect()
     with (
-        StopSignals(options.max_minutes) as stop,
+        StopSignals(options.max_minutes, ranks) as stop,
         writer.locked(),
-        log_to(run_dir.log),
-        RunLog(run_dir, position=log_position, step=run.progress.step, tensorboard=options.tensorboard) as log,
+        run_log(run_dir, run, log_position, tensorboard=options.tensorboard) as log,
     ):
         try:
             writer.prepare(run)
+            for change in run.progress.changes:
+                log.message(change)
             if config.finetune and run.progress.step == 0:
                 keep_starting_point(run, writer, log, stop)
-            saves = SaveTimes(options)
+            saves = SaveTimes(options, ranks)
             while not run.progress.finished:
                 train_epoch(run, writer, options, log, stop, saves)
-                end_epoch(run, writer, log, stop, saves)
+                if not run.progress.finished:
+                    end_epoch(run, writer, log, stop, saves)
             writer.copy_best()
             result = writer.write_result(run, "completed", final_scores(run, run_dir, options, stop))
         except Interrupted as interruption:
@@ -223,6 +251,8 @@ def train(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
             writer.write_result(run, "interrupted", {})
             text = f"{interruption}; saved: --resume auto continues {run_dir}"
             raise Interrupted(text, interruption.exit_code) from None
+        except RankLost as lost:  # with the hidden state of its columns
+            raise RankLost(f"{lost}: --resume auto continues {run_dir} from its last checkpoint") from None
         except DivergedError:
             writer.save_kept()
             writer.write_result(run, "diverged", {})
@@ -251,17 +281,19 @@ def configure(argv: list[str] | None) -> tuple[TrainConfig, RunOptions]:
 
 def main() -> None:
     """Command line."""
-    config, options = configure(None)
-    if options.print_config:
-        show(json.dumps(as_plain(config), indent=2) + "\n")
-        return
-    if not options.threads:
-        choose_threads("--threads N")
-    result = train(config, options)
-    if options.json:
-        show(json.dumps(result) + "\n")
-    elif result:
-        show(summary(result))
+    with joined() as ranks:
+        with ranks.agreed():
+            config, options = configure(None)
+        if options.print_config:
+            show(json.dumps(as_plain(config), indent=2) + "\n")
+            return
+        if not options.threads:
+            choose_threads("--threads N")
+        result = train(config, options, ranks)
+        if options.json:
+            show(json.dumps(result) + "\n")
+        elif result:
+            show(summary(result))
 
 
 if __name__ == "__main__":

@@ -77,8 +77,8 @@ def faults():
 def cli(work_dir: Path, faults: Faults):
     """Run `python -m lm.MODULE ARGUMENTS` as a process of its own and return how it ended."""
 
-    def run(module: str, *arguments: object, folder: Path = work_dir, **variables: str) -> Ended:
-        return faults.run(module, *arguments, folder=folder, variables=variables)
+    def run(module: str, *arguments: object, folder: Path = work_dir, processes: int = 1, **variables: str) -> Ended:
+        return faults.run(module, *arguments, folder=folder, processes=processes, variables=variables)
 
     return run
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import builtins
 import errno
 import io
+import itertools
+import math
 import os
 import resource
 import signal
@@ -110,17 +112,34 @@ def _switch_after(epoch: int) -> None:
     """Make NT-ASGD with --nonmono 1 switch after this epoch: it is told of made-up losses, the last one worse."""
     from lm.training.averaging import NTASGD
 
-    real = NTASGD.end_epoch
-    NTASGD.end_epoch = lambda self, valid_loss: real(self, 2.0 if len(self.history) == epoch - 1 else 1.0)
+    real = NTASGD.after_validation
+    NTASGD.after_validation = lambda self, valid_loss: real(self, 2.0 if len(self.history) == epoch - 1 else 1.0)
+
+
+def _not_a_number_in(update: int) -> None:
+    """Make the activation penalties of this update no numbers."""
+    import lm.train
+
+    real = lm.train.regularization_terms
+    calls = itertools.count(1)
+
+    def terms(*arguments: Any) -> dict[str, Any]:
+        factor = math.nan if next(calls) == update else 1.0
+        return {name: term * factor for name, term in real(*arguments).items()}
+
+    lm.train.regularization_terms = terms
 
 
 def install(
-    folder: str, log: int, action: str | list[int] = "", at: int = 0, file_limit: int = 0, switch: int = 0
+    folder: str, log: int, action: str | list[int] = "", at: int = 0, file_limit: int = 0, switch: int = 0, nan: int = 0
 ) -> None:
     """Watch every call of this process that changes a file in `folder`, and every window; log them to a descriptor.
 
     `action` is done at call number `at`; no file grows beyond `file_limit`; NT-ASGD switches after epoch `switch`.
+    The penalties of update `nan` are not numbers.
     """
+    if nan:
+        _not_a_number_in(nan)
     if switch:
         _switch_after(switch)
     if file_limit:

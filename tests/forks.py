@@ -14,6 +14,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -63,11 +64,19 @@ class Forks:
             self._server.wait()
 
     def run(
-        self, module: str, *arguments: object, folder: Path, variables: dict[str, str] | None = None, **faults: Any
+        self,
+        module: str,
+        *arguments: object,
+        folder: Path,
+        variables: dict[str, str] | None = None,
+        processes: int = 1,
+        faulty: int = 0,
+        **faults: Any,
     ) -> Ended:
         """Run `python -m lm.MODULE ARGUMENTS` in a working directory, with `variables` in its environment.
 
-        `faults` are those of `tests.faults.install`.
+        `processes`: as torchrun would start so many; the exit code is that of the first, what all print is one text.
+        `faults` are those of `tests.faults.install`, in process number `faulty`.
         """
         if not self._server:
             command, pipe = [sys.executable, "-m", "tests.forks"], subprocess.PIPE
@@ -75,6 +84,7 @@ class Forks:
         request = {
             "module": module, "arguments": [str(argument) for argument in arguments], "folder": str(folder.resolve()),
             "environment": environment() | (variables or {}), "faults": faults,
+            "processes": processes, "faulty": faulty,
         }  # fmt: skip
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
@@ -115,7 +125,7 @@ def _fork_run(job: Any, environment: dict[str, str]) -> _Run:  # noqa: RET503
         return _Run(pid)
     log = os.open(job.run_dir.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.environ.update(environment)
-    sys.argv = ["lm.study.executors", parent, str(job.run_dir), *job.arguments]
+    sys.argv = ["lm.study.executors", parent, str(job.run_dir), str(job.processes), *job.arguments]
     _become(executors.main, log, log)
 
 
@@ -143,17 +153,30 @@ def _become(main: Callable[[], None], stdout: int, stderr: int) -> NoReturn:
     os._exit(code if isinstance(code, int) else 1)
 
 
+def _fork_ranks(processes: int) -> int:
+    """Become so many processes that know each other by the variables of torchrun; returns the number of this one."""
+    if processes == 1:
+        return 0
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    rank = next((rank for rank in range(1, processes) if not os.fork()), 0)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return rank
+
+
 def _child(request: dict[str, Any], pipes: list[int]) -> NoReturn:
     """Become the command that was asked for, with pipes for stdout, stderr and calls."""
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    rank = _fork_ranks(request["processes"])
     module = importlib.import_module(f"lm.{request['module']}")
     if request["module"] == "sweep":
         from lm.study import executors
 
         executors.launch = _fork_run
-    if request["faults"]:
+    if request["faults"] and rank == request["faulty"]:
         from tests import faults
 
         faults.install(request["folder"], pipes[2], **request["faults"])

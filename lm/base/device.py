@@ -11,20 +11,31 @@ from typing import Any
 import torch
 
 from lm.base.errors import ConfigError
+from lm.base.ranks import ALONE, Ranks
 
 # Parameters of glibc's mallopt (malloc.h).
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` -> device, its fp32 set to be fp32. Raises ConfigError for cuda where there is none."""
+def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+    """`auto`, `cpu` or `cuda` -> device, its fp32 set to be fp32; of several processes on a machine each has its GPU.
+
+    Raises ConfigError for cuda where there is none, or fewer than processes.
+    """
     # fp32 means fp32: cuDNN's LSTM would take TF32 (10 bits) by default, and bf16 is the faster way to be less exact.
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     torch.backends.cudnn.rnn.fp32_precision = "ieee"  # type: ignore[attr-defined]  # PyTorch adds it on import
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: PyTorch sees no CUDA device; use --device auto or cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if ranks.size == 1:
+        return torch.device("cuda")
+    if ranks.local >= (count := torch.cuda.device_count()):
+        raise ConfigError(f"--device: PyTorch sees {count} CUDA devices; start as many processes, or use --device cpu")
+    torch.cuda.set_device(ranks.local)
+    return torch.device("cuda", ranks.local)
 
 
 def has_native_bf16() -> bool:

@@ -9,6 +9,7 @@ from types import FrameType, TracebackType
 
 from lm.base.errors import Interrupted
 from lm.base.process import STOP_SIGNALS
+from lm.base.ranks import ALONE, Ranks
 
 
 class StopSignals:
@@ -19,9 +20,10 @@ class StopSignals:
     which has SIGHUP ignored, it stays so.
     """
 
-    def __init__(self, max_minutes: float = 0.0) -> None:
-        """`max_minutes`: ask to stop after this time as well; 0: never."""
+    def __init__(self, max_minutes: float = 0.0, ranks: Ranks = ALONE) -> None:
+        """`max_minutes`: ask to stop after this time as well; 0: never. `ranks`: stop where any process has to."""
         self.received: int | None = None
+        self._ranks = ranks
         self._minutes = max_minutes
         self._deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
 
@@ -46,12 +48,15 @@ class StopSignals:
 
     @property
     def asked(self) -> bool:
-        """Whether a signal has arrived or the time is up."""
-        return self.received is not None or time.monotonic() >= self._deadline
+        """Whether a signal has arrived or the time is up, here or in another process of the run."""
+        number, late = self._ranks.highest(self.received or 0, time.monotonic() >= self._deadline)
+        self.received = number or None
+        return bool(number or late)
 
     def check(self) -> None:
-        """Raise Interrupted if a signal has arrived or the time is up."""
+        """Raise Interrupted if a signal has arrived or the time is up, here or in another process of the run."""
+        if not self.asked:
+            return
         if self.received is not None:
             raise Interrupted(f"stopped by {signal.Signals(self.received).name}", 128 + self.received)
-        if self.asked:
-            raise Interrupted(f"stopped after {self._minutes:g} minutes (--max-minutes)", 0)
+        raise Interrupted(f"stopped after {self._minutes:g} minutes (--max-minutes)", 0)

@@ -129,9 +129,9 @@ class OptimConfig:
     wdecay: NonNegative = 1.2e-6
     """weight decay on all parameters"""
     nonmono: Count = 5
-    """NT-ASGD: averaging starts when the valid loss exceeds the best of all but the last N epochs; 0: never"""
+    """NT-ASGD: averaging starts when the valid loss exceeds the best of all but the last N validations; 0: never"""
     schedule: Literal["constant", "plateau", "linear", "onecycle", "trapezoid"] = "constant"
-    """learning rate over the run; plateau: divided by 4 after each epoch that does not improve valid;
+    """learning rate over the run; plateau: divided by 4 after each validation that is no better;
     trapezoid: up from lr/10, flat, down to lr/10, then along a cosine to 0"""
     trapezoid_rise: Probability = 1 / 12
     """trapezoid: part of the run in which the rate rises"""
@@ -155,6 +155,10 @@ class OptimConfig:
     """passes over the training text"""
     max_steps: Count = 0
     """end training, and the schedule, after this many updates; 0: no limit"""
+    validate_every: Count = 0
+    """updates between two validations within an epoch, beside the one at its end; 0: that one only"""
+    patience: Count = 0
+    """end training after this many validations in a row without a better one; 0: never"""
     seed: Count = 1111
     """seed of initial weights, masks and window lengths"""
     finetune: str = ""

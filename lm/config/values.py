@@ -133,13 +133,14 @@ def _joined_parts(text: bytes) -> bytes:
 def resume_conflicts(now: TrainConfig, before: Mapping[str, Any]) -> list[str]:
     """Flags whose values forbid that `now` continues a run configured as `before`, with both values.
 
-    `--epochs` may change where the learning rate does not depend on it, and `--min-lr` may fall: both only end a run.
-    Where the corpus lies, and its name, may change: a checkpoint has the checksums of its text.
+    `--epochs` and `--max-steps` may change where the learning rate does not depend on them, `--patience` may too, and
+    `--min-lr` may fall: they only end a run. `--lr` may change, which result.json tells. Where the corpus lies, and
+    its name, may change: a checkpoint has the checksums of its text.
     """
     values = as_plain(now)
     before = with_defaults(before)
     open_ended = now.schedule in ("constant", "plateau") and not now.average_last
-    free = (*_LABELS, "data", "dataset", *(("epochs",) if open_ended else ()))
+    free = (*_LABELS, "data", "dataset", "patience", "lr", *(("epochs", "max_steps") if open_ended else ()))
     free += ("min_lr",) if now.min_lr < before["min_lr"] else ()
     if before["finetune"] and values["finetune"] and same_place(before["finetune"], values["finetune"]):
         free += ("finetune",)

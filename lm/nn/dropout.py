@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lm.base.ranks import Columns
+
 # Random numbers are drawn as int64 words, see `keep_mask`.
 _WORD_BITS = 64
 
@@ -75,10 +77,18 @@ def drop_gradient(grad: Tensor, mask: Tensor | None, scale: float, dtype: torch.
     return grad.mul_(mask).to(dtype).mul_(scale)
 
 
-def locked_dropout(x_TBF: Tensor, p: float) -> Tensor:
-    """Multiply every time step by one scaled (1, B, F) mask (Gal & Ghahramani 2016)."""
-    mask, scale = keep_mask((1, *x_TBF.shape[1:]), p, x_TBF.device, x_TBF.dtype)
+def locked_dropout(x_TBF: Tensor, p: float, columns: Columns | None = None) -> Tensor:
+    """Multiply every time step by one scaled (1, B, F) mask (Gal & Ghahramani 2016); `columns` as in `_Dropout`."""
+    mask, scale = columns_mask(x_TBF, (1, *x_TBF.shape[1:]), p, columns)
     return x_TBF * mask.mul_(scale)
+
+
+def columns_mask(x: Tensor, shape: tuple[int, ...], p: float, columns: Columns | None) -> tuple[Tensor, float]:
+    """`keep_mask` with batch in dimension 1, like x in device and type; `columns` as in `_Dropout`."""
+    if columns is None:
+        return keep_mask(shape, p, x.device, x.dtype)
+    mask, scale = keep_mask((shape[0], columns.total, *shape[2:]), p, x.device, x.dtype)
+    return mask[:, columns.place], scale
 
 
 def embedding_dropout(tokens_TB: Tensor, weight_VE: Tensor, p: float) -> Tensor:
@@ -91,17 +101,24 @@ def embedding_dropout(tokens_TB: Tensor, weight_VE: Tensor, p: float) -> Tensor:
     return rows * mask.mul_(scale)[tokens_TB].unsqueeze(-1)
 
 
-def standard_dropout(x: Tensor, p: float) -> Tensor:
-    """Multiply every element by its own scaled mask entry."""
-    mask, scale = keep_mask(tuple(x.shape), p, x.device, x.dtype)
+def standard_dropout(x: Tensor, p: float, columns: Columns | None = None) -> Tensor:
+    """Multiply every element by its own scaled mask entry; `columns` as in `_Dropout`."""
+    mask, scale = columns_mask(x, tuple(x.shape), p, columns)
     return x * mask.mul_(scale)
 
 
 class _Dropout(nn.Module):
+    """`columns`: those of a batch that x holds, in dimension 1.
+
+    Masks are drawn for the whole batch then, so that processes with one seed go on drawing the same numbers, and
+    together do what one process does.
+    """
+
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
         keep_probability(p)
         self.p = p
+        self.columns: Columns | None = None
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
@@ -111,14 +128,14 @@ class LockedDropout(_Dropout):
     """`locked_dropout` in training, identity otherwise: x_TBF -> (T, B, F)."""
 
     def forward(self, x_TBF: Tensor) -> Tensor:
-        return locked_dropout(x_TBF, self.p) if self.training and self.p else x_TBF
+        return locked_dropout(x_TBF, self.p, self.columns) if self.training and self.p else x_TBF
 
 
 class StandardDropout(_Dropout):
     """`standard_dropout` in training, identity otherwise."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return standard_dropout(x, self.p) if self.training and self.p else x
+        return standard_dropout(x, self.p, self.columns) if self.training and self.p else x
 
 
 class EmbeddingDropout(_Dropout):

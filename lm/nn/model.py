@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lm.base.ranks import Columns
 from lm.config.schema import TrainConfig
 from lm.nn.adaptive import AdaptiveDecoder
 from lm.nn.dropout import EmbeddingDropout, LockedDropout, StandardDropout
@@ -82,6 +83,13 @@ class AWDLSTM(nn.Module):
         nn.init.zeros_(self.decoder.bias)
         if config.tied:
             self.decoder.weight = self.encoder.weight
+
+    def share_masks(self, columns: Columns) -> None:
+        """Take dropout masks in training from those of the whole batch, of which this model computes `columns`."""
+        if columns.count < columns.total:
+            zoned = [rnn for rnn in self.rnns if isinstance(rnn, WeightDropQRNN)]
+            for dropout in (self.input_dropout, *self.output_dropouts, *zoned):
+                dropout.columns = columns
 
     def initial_state(self, batch_size: int) -> State:
         """Zeros for every layer, on the model's device."""

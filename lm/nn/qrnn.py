@@ -16,7 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lm.nn.dropout import keep_mask, keep_probability
+from lm.base.ranks import Columns
+from lm.nn.dropout import columns_mask, keep_mask, keep_probability
 from lm.nn.kernels.choose import check_names, choose_kernel
 from lm.nn.kernels.qrnn import QRNNFunction
 from lm.nn.lstm import State
@@ -52,6 +53,7 @@ class WeightDropQRNN(nn.Module):
         self.window = window
         self.weight_drop = weight_drop
         self.zoneout = zoneout
+        self.columns: Columns | None = None  # of a batch that x holds, as of the other dropouts
         self.kernel = kernel
         self.precision = precision
         self.linear = nn.Linear(window * input_size, 3 * hidden_size)
@@ -79,7 +81,8 @@ class WeightDropQRNN(nn.Module):
         if self.training and self.weight_drop:
             mask, scale = keep_mask(tuple(weight.shape), self.weight_drop, weight.device, dtype)
         if self.training and self.zoneout:
-            zone = keep_mask((*x_TBI.shape[:2], self.hidden_size), self.zoneout, weight.device)[0] == 0
+            shape = (*x_TBI.shape[:2], self.hidden_size)
+            zone = columns_mask(weight, shape, self.zoneout, self.columns)[0] == 0
         elif self.zoneout:
             k = 1 - self.zoneout
         x = x_TBI

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +23,12 @@ import torch
 from torch import Tensor
 
 from lm.base.numbers import perplexity
+from lm.base.ranks import ALONE, Ranks
 from lm.config.schema import TrainConfig
 from lm.nn.model import AWDLSTM
 from lm.nn.regularization import INACTIVE
 from lm.scoring.reading import read
-from lm.text.batching import batchify
+from lm.text.batching import batchify, evaluation_rows
 from lm.text.corpus import Corpus
 from lm.text.units import split_units
 from lm.training.divergence import check_loss
@@ -75,15 +76,20 @@ class _ActivationSums:
         self._steps += (len(joined) - 1) * h_TBH[0].numel()
         self._last_BH = h_TBH[-1]
 
-    def means(self) -> dict[str, float]:
-        square, magnitude, small, zero, change = self._sums.tolist()
-        return {
-            "rms": math.sqrt(square / self._values),
-            "mean_abs": magnitude / self._values,
-            "frac_small": small / self._values,
-            "frac_zero": zero / self._values,
-            "temporal_rms": math.sqrt(change / max(self._steps, 1)),
-        }
+    def state(self) -> Tensor:
+        """Every sum and count, for `means`; those of parts of a text may be added."""
+        return torch.cat([self._sums, self._sums.new_tensor([self._values, self._steps])])
+
+
+def _means(sums: Sequence[float]) -> dict[str, float]:
+    square, magnitude, small, zero, change, values, steps = sums
+    return {
+        "rms": math.sqrt(square / values),
+        "mean_abs": magnitude / values,
+        "frac_small": small / values,
+        "frac_zero": zero / values,
+        "temporal_rms": math.sqrt(change / max(steps, 1)),
+    }
 
 
 @torch.no_grad()
@@ -95,6 +101,7 @@ def evaluate(
     window: int | None = None,
     between_windows: Callable[[], None] = lambda: None,
     watch: Callable[[Tensor, Tensor], None] = lambda h_TBH, nats_TB: None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Cross entropy of a text in fp32, hidden state carried from its start to its end.
 
@@ -105,11 +112,13 @@ def evaluate(
         window: rows a forward pass, which does not change the result; None: as many as run fast.
         between_windows: called before each window; may raise to stop.
         watch: shown each window's raw output of the last layer and the nats of its targets.
+        ranks: the processes that share the columns; each gets the result of all, with a sample of its own.
 
     Raises:
         CorpusError: the text is too short for `batch_size`.
     """
     device = model.decoder.bias.device
+    mine = ranks.columns(batch_size)
     nats = torch.zeros((), dtype=torch.float64, device=device)
     targets = 0
     sums = _ActivationSums(device)
@@ -117,7 +126,8 @@ def evaluate(
     model.eval()
     try:
         with model.exact():
-            for part, output in read(model, batchify(ids, batch_size, device), window, between_windows):
+            columns_NB = batchify(ids, batch_size, device)[:, mine.place]
+            for part, output in read(model, columns_NB, window or evaluation_rows(batch_size), between_windows):
                 nats_TB = model.token_loss(output, part.targets_TB)
                 nats += nats_TB.sum(dtype=torch.float64)
                 targets += part.targets_TB.numel()
@@ -125,7 +135,10 @@ def evaluate(
                 watch(output.raw[-1], nats_TB)
     finally:
         model.train(was_training)
-    return Evaluation(nats.item(), targets, sums.means(), output.raw[-1].float())
+    total = torch.cat([torch.stack([nats, nats.new_tensor(targets)]), sums.state()]) * bool(mine.count)
+    ranks.add(total)
+    all_nats, all_targets, *activation = total.tolist()
+    return Evaluation(all_nats, int(all_targets), _means(activation), output.raw[-1].float())
 
 
 def protocol_columns(config: TrainConfig, split: str) -> int:

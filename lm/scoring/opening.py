@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from lm.base.ranks import ALONE, Ranks
 from lm.base.rundir import RunDir
 from lm.base.threads import are_given, continue_with
 from lm.config.schema import RunOptions, TrainConfig
@@ -20,9 +21,11 @@ from lm.training.run import Run
 logger = logging.getLogger(__name__)
 
 
-def open_run(config: TrainConfig, options: RunOptions, device: torch.device, run_dir: RunDir) -> tuple[Run, int]:
+def open_run(
+    config: TrainConfig, options: RunOptions, device: torch.device, run_dir: RunDir, ranks: Ranks = ALONE
+) -> tuple[Run, int]:
     """Build the run, restored when resuming; returns it and how much of metrics.jsonl belongs to it."""
-    run = Run(config, configured_corpus(config), device)
+    run = Run(config, configured_corpus(config), device, ranks)
     state = None
     source = Path(options.resume)
     if options.resume == "auto":

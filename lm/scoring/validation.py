@@ -1,4 +1,4 @@
-"""How a training run is scored: valid after each epoch, and train and test at its end, from the best checkpoint.
+"""How a training run is scored: valid after each epoch and where --validate-every says, train and test at its end.
 
 Losses are nats per target as the run's protocol cuts the text (`lm.scoring.evaluation`). Perplexities, and the units
 that compare across tokenizers (`lm.text.units`), are derived from them.
@@ -26,27 +26,29 @@ def validate(run: Run, where: str, stop: StopSignals) -> dict[str, Evaluation]:
     columns = run.config.eval_batch_size
     found = {}
     for name, model in run.candidates().items():
-        found[name] = evaluate(model, ids, columns, between_windows=stop.check)
+        found[name] = evaluate(model, ids, columns, between_windows=stop.check, ranks=run.ranks)
         check_loss(found[name].loss, where, activation=found[name].activation)
     return dict(sorted(found.items(), key=lambda pair: pair[1].loss))
 
 
-def log_epoch(run: Run, log: RunLog, evaluations: dict[str, Evaluation]) -> None:
-    """Record an epoch's validation: the better of `evaluations`, which comes first, and the losses of both."""
+def log_valid(run: Run, log: RunLog, evaluations: dict[str, Evaluation], *, in_epoch: bool) -> None:
+    """Record a validation, a record `epoch` or, within one, `valid`: the better of `evaluations`, which comes first,
+    and the losses of both."""
     progress = run.progress
     better, valid = next(iter(evaluations.items()))
     averaged = better == "averaged"
     losses = {f"valid_loss_{name}": each.loss for name, each in evaluations.items()} if len(evaluations) > 1 else {}
-    rate = run.learning_rate.at(run.fraction(1.0))
+    rate = run.rate if in_epoch else run.learning_rate.at(run.fraction(1.0))
     figures = split_units(run.corpus, "valid", valid.loss)
     values = {
         "epoch": progress.epoch, "lr": rate, "valid_loss": valid.loss, "valid_ppl": valid.perplexity,
         "averaged": averaged, "activation": valid.activation, "seconds": round(progress.seconds, 2),
     } | losses | {f"valid_{name}": value for name, value in figures.items()}  # fmt: skip
-    log.record("epoch", progress.step, values)
+    log.record("valid" if in_epoch else "epoch", progress.step, values)
     log.histogram("activation", valid.sample_TBH, progress.step)
+    step = f"step {progress.step:7}  " if in_epoch else ""
     log.message(
-        f"epoch {progress.epoch:3}/{run.config.epochs}  lr {rate:<8.4g} valid {valid.loss:.4f}  "
+        f"epoch {progress.epoch:3}/{run.config.epochs}  {step}lr {rate:<8.4g} valid {valid.loss:.4f}  "
         f"ppl {valid.perplexity:8.2f}{'*' if valid.loss < progress.best_loss else ' '} "
         f"rms h {valid.activation['rms']:.3f}  rms dh {valid.activation['temporal_rms']:.3f}  "
         f"{progress.seconds:6.0f} s{'  (averaged)' if averaged else ''}{units_text(figures)}"
@@ -57,12 +59,15 @@ def final_scores(run: Run, run_dir: RunDir, options: RunOptions, stop: StopSigna
     """Perplexity of the best checkpoint on train (the generalisation gap) and, once, on test, if there is one."""
     config = run.config
     corpus = run.corpus
-    best = load_checkpoint(run_dir.best)
-    with fitting(run_dir.best):
-        run.model.load_state_dict(best["model"])
+    if run.ranks.first:
+        best = load_checkpoint(run_dir.best)
+        with fitting(run_dir.best):
+            run.model.load_state_dict(best["model"])
+    run.ranks.tell(run.model.parameters())
 
     def score(split: str, columns: int, tokens: int | None = None) -> float:
-        found = evaluate(run.model, run.text(split)[:tokens], columns, between_windows=stop.check)
+        ids = run.text(split)[:tokens]
+        found = evaluate(run.model, ids, columns, between_windows=stop.check, ranks=run.ranks)
         check_loss(found.loss, split, activation=found.activation)
         return found.loss
 

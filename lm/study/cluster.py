@@ -15,7 +15,7 @@ from lm.base.process import STOP_SIGNALS
 from lm.study.executors import Executor, Job, LocalExecutor, Outcome, launch, outcome_of, visible_gpus
 
 # Exit codes of a run that was ended from outside.
-_STOPPED = {-signal.SIGKILL, *(code for number in STOP_SIGNALS for code in (-number, 128 + number))}
+_STOPPED = {code for number in (signal.SIGKILL, *STOP_SIGNALS) for code in (-number, 128 + number)}
 # Settings that a process on another machine needs as well.
 _PASSED_ON = ("LM_", "HF_", "OMP_", "GOMP_")
 
@@ -63,8 +63,8 @@ class RayExecutor:
     between the nodes or each node's own; then a run that moves to another node begins anew.
     """
 
-    def __init__(self, address: str, jobs: int, threads: int, device: str) -> None:
-        """Connect. Raises ConfigError if Ray is not installed or the cluster does not answer."""
+    def __init__(self, address: str, jobs: int, threads: int, device: str, processes: int = 1) -> None:
+        """Connect. Raises ConfigError if Ray is not installed, the cluster does not answer, or no node is enough."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             import ray
@@ -84,14 +84,20 @@ class RayExecutor:
         self._jobs = jobs
         self._running: dict[Any, Job] = {}
         self._gpu = device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
-        self._need = 1 if self._gpu else threads
+        self._kind = "GPU" if self._gpu else "CPU"
+        self._need = processes if self._gpu else threads * processes
+        largest = max((node["Resources"].get(self._kind, 0) for node in ray.nodes() if node["Alive"]), default=0)
+        if processes > 1 and largest < self._need:
+            ray.shutdown()
+            need = f"{self._need} {self._kind}s"
+            raise ConfigError(f"--processes-per-run: a run needs {need} of one node; none has more than {largest:g}")
         self._task = ray.remote(run_task).options(
-            num_cpus=threads, num_gpus=int(self._gpu), max_retries=5, retry_exceptions=[RunStopped]
+            num_cpus=threads * processes, num_gpus=processes * self._gpu, max_retries=5, retry_exceptions=[RunStopped]
         )
 
     def room(self) -> bool:
         """Whether the cluster, as large as it is at this moment, carries another run."""
-        capacity = self._ray.cluster_resources().get("GPU" if self._gpu else "CPU", 0) // self._need
+        capacity = self._ray.cluster_resources().get(self._kind, 0) // self._need
         return len(self._running) < min(self._jobs or capacity, capacity)
 
     def start(self, job: Job) -> None:
@@ -126,5 +132,5 @@ class RayExecutor:
 def make_executor(args: argparse.Namespace) -> Executor:
     """The place to compute that the flags name."""
     if args.executor == "ray":
-        return RayExecutor(args.ray_address, args.jobs, args.threads, args.device)
-    return LocalExecutor(args.jobs, args.threads, visible_gpus(args.device))
+        return RayExecutor(args.ray_address, args.jobs, args.threads, args.device, args.processes_per_run)
+    return LocalExecutor(args.jobs, args.threads, visible_gpus(args.device), args.processes_per_run)

@@ -1,8 +1,9 @@
 """How the runs of a sweep are computed: as processes of this machine here, as tasks of a cluster in `lm.study.cluster`.
 
-Either way a run is a process of its own, `python -m lm.study.executors PARENT RUN_DIR ARGUMENTS...`. It waits until
-no other process works in the run directory, trains as `python -m lm.train ARGUMENTS...` does, and saves and stops when
-the process that started it is gone, so that a killed sweep leaves nothing behind but checkpoints.
+Either way a run is a process of its own, `python -m lm.study.executors PARENT RUN_DIR PROCESSES ARGUMENTS...`. It waits
+until no other process works in the run directory, trains as `python -m lm.train ARGUMENTS...` does, in as many
+processes, and saves and stops when the process that started it is gone, so that a killed sweep leaves nothing behind
+but checkpoints.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from lm.base.errors import run_cli
+from lm.base.errors import ConfigError, run_cli
 from lm.base.files import check_regular, import_path, read_file
 from lm.base.locks import take_lock
 from lm.base.names import flag
@@ -36,6 +37,7 @@ from lm.base.threads import usable_cpus
 from lm.config.schema import TrainConfig
 from lm.config.values import make_config
 from lm.study.records import word_ppl
+from lm.study.together import train_together
 from lm.training.results import read_result
 
 
@@ -49,6 +51,7 @@ class Job:
     arguments: tuple[str, ...]
     run_dir: RunDir
     rung: bool = False
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,8 @@ def launch(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start the process of a run; only its parent hears the terminal's Ctrl-C, and passes it on."""
     job.run_dir.path.mkdir(parents=True, exist_ok=True)
     # -P: this package, even where the working directory holds another one of its name
-    command = [sys.executable, "-P", "-m", "lm.study.executors", str(os.getpid()), str(job.run_dir), *job.arguments]
+    words = [str(os.getpid()), str(job.run_dir), str(job.processes), *job.arguments]
+    command = [sys.executable, "-P", "-m", "lm.study.executors", *words]
     with open(job.run_dir.output, "ab") as log:
         return subprocess.Popen(
             command,
@@ -163,15 +167,18 @@ def visible_gpus(device: str) -> list[str]:
 
 
 class LocalExecutor:
-    """Processes of this machine: `jobs` at a time, each with `threads` threads and, where there are GPUs, one GPU.
+    """Runs on this machine: `jobs` at a time, each of `processes` with `threads` threads and, where there are, a GPU.
 
-    By default as many as the CPUs carry, or one per GPU.
+    By default as many as the CPUs or the GPUs carry.
     """
 
-    def __init__(self, jobs: int, threads: int, gpus: Sequence[str]) -> None:
-        self._slots = list(range(jobs or len(gpus) or max(1, usable_cpus() // threads)))
+    def __init__(self, jobs: int, threads: int, gpus: Sequence[str], processes: int = 1) -> None:
+        """`gpus`: their names. Raises ConfigError if they are fewer than `processes`."""
+        self._gpus = [",".join(gpus[end - processes : end]) for end in range(processes, len(gpus) + 1, processes)]
+        if gpus and not self._gpus:
+            raise ConfigError(f"--processes-per-run: {processes} processes need as many GPUs; there are {len(gpus)}")
+        self._slots = list(range(jobs or len(self._gpus) or max(1, usable_cpus() // (threads * processes))))
         self._threads = threads
-        self._gpus = gpus
         self._running: dict[subprocess.Popen[bytes], tuple[Job, int]] = {}
 
     def room(self) -> bool:
@@ -217,9 +224,12 @@ def _stop_when_orphaned(parent: int) -> None:
 
 def main() -> None:
     """The process of one run."""
-    parent, run_dir, *arguments = sys.argv[1:]
+    parent, run_dir, processes, *arguments = sys.argv[1:]
     threading.Thread(target=_stop_when_orphaned, args=(int(parent),), daemon=True).start()
     take_lock(Path(run_dir) / "run.lock", wait=True)
+    if int(processes) > 1:
+        train_together(int(processes), arguments)
+        return
     sys.argv = ["lm.train", *arguments]
     runpy.run_module("lm.train", run_name="__main__")
 

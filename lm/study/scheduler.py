@@ -30,11 +30,13 @@ from lm.study.executors import (
     outcome_of,
     train_arguments,
 )
+from lm.study.extend import begin_with_shorter
 from lm.study.ledger import append_ledger
 from lm.study.progress import LiveView
 from lm.study.records import configuration_name, curve_of, loss_of, word_ppl
 from lm.study.settled import Settled
 from lm.study.specification import Study
+from lm.study.together import torchrun
 from lm.text.finding import configured_corpus, corpus_name, known_text
 from lm.text.tokenization import tokenization_of
 from lm.training.results import finished_result, is_of_text, read_result
@@ -94,7 +96,7 @@ class Sweep:
             else f"seed {seed}"
         )
         run = (f"--out-dir={run_dir}", "--resume=auto")
-        return Job(config_id(config), name, config, (*arguments, *run), run_dir, rung)
+        return Job(config_id(config), name, config, (*arguments, *run), run_dir, rung, self.args.processes_per_run)
 
     def _of_this_text(self, record: Mapping[str, Any], config: TrainConfig) -> bool:
         """Whether a result is of the text that the run would read now."""
@@ -178,6 +180,7 @@ class Sweep:
                     view.end(job, text)
                 else:
                     running[job.id] = job
+                    begin_with_shorter(job)
                     view.start(job)
                     executor.start(job)
                     self.started += 1
@@ -237,7 +240,8 @@ class Sweep:
         """The command that repeats a run, from the repository's root; in `folder`, else where runs lie by default."""
         arguments = [a for a in job.arguments if not a.startswith(("--out-dir=", "--resume="))]
         place = (folder or Path("runs", self.study.name)) / job.run_dir.path.name
-        return shlex.join(["python", "-m", "lm.train", *arguments, f"--out-dir={place}"])
+        start = torchrun(job.processes) if job.processes > 1 else ["python"]
+        return shlex.join([*start, "-m", "lm.train", *arguments, f"--out-dir={place}"])
 
     def measure(self, configurations: Sequence[dict[str, Any]], epochs: int | None = None) -> list[float]:
         """Mean valid loss over the seeds of each configuration, in nats per word; infinite where a run diverged.

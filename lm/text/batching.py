@@ -133,7 +133,7 @@ class BPTTWindows:
 
     def __next__(self) -> Window:
         end = len(self._columns) - 1  # the last row is a target only
-        if self._position >= end:
+        if self.at_end:
             raise StopIteration
         drawn = self._draw_length()
         start, stop = self._position, min(self._position + drawn, end)
@@ -145,6 +145,11 @@ class BPTTWindows:
     def at_start(self) -> bool:
         """Whether the next window is the first of an epoch."""
         return self._position == 0
+
+    @property
+    def at_end(self) -> bool:
+        """Whether no window is left in this epoch."""
+        return self._position >= len(self._columns) - 1
 
     def rewind(self) -> None:
         """Go to the top of the text, for another epoch; lengths go on from where the generator is."""

@@ -15,11 +15,12 @@ from lm.nn.model import AWDLSTM
 class NTASGD:
     """Non-monotonically triggered averaged SGD (Merity et al. 2018, sec. 3, algorithm 1).
 
-    After each epoch of SGD, averaging starts when the validation loss is worse than the best of all but the last
-    `nonmono` epochs. (The paper's box prints another condition; the authors' code has this one.) From then on
-    `averaged` is the equal-weight mean of the iterates, and it is what is validated, kept and tested; training goes
-    on from the raw weights. `torch.optim.ASGD` steps with the previous step's learning rate, which is wrong where the
-    rate follows the window length, and `torch.optim.swa_utils.AveragedModel` waits for a GPU at every update.
+    After each validation, at the end of an epoch or within one, averaging starts when the loss is worse than the best
+    of all but the last `nonmono` validations. (The paper's box prints another condition; the authors' code has this
+    one.) From then on `averaged` is the equal-weight mean of the iterates, and it is what is validated, kept and
+    tested; training goes on from the raw weights. `torch.optim.ASGD` steps with the previous step's learning rate,
+    which is wrong where the rate follows the window length, and `torch.optim.swa_utils.AveragedModel` waits for a GPU
+    at every update.
     """
 
     nonmono: int
@@ -28,8 +29,8 @@ class NTASGD:
     averaged: AWDLSTM | None = None
     iterates: int = 0
 
-    def end_epoch(self, valid_loss: float) -> bool:
-        """Take an epoch's validation loss; True at the end of the one epoch after which it says: average now.
+    def after_validation(self, valid_loss: float) -> bool:
+        """Take a validation loss; True after the one validation where it says: average now.
 
         Fine-tuning averages from its start and ends there instead.
         """

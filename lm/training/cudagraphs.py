@@ -22,12 +22,12 @@ class CUDAGraphs:
     were: a graph repeats the kernels, not the Python, that was recorded. Random numbers go on as without graphs.
     """
 
-    def __init__(self, device: torch.device, *, record: bool = True) -> None:
-        """`record`: False calls the function as it is on CUDA too."""
-        self._record_calls = record
+    def __init__(self, device: torch.device, *, off: bool = False) -> None:
+        """`off`: call the function as it is on CUDA too."""
+        self._off = off or device.type != "cuda"
         # Shape -> a graph and the tensors that it reads its inputs from; None once the function has run as it is.
         self._graphs: dict[torch.Size, Recorded | None] = {}
-        if device.type == "cuda":
+        if not self._off:
             # Graphs share memory, as no two run at a time; what is recorded may not be on the default stream.
             self._stream = torch.cuda.Stream(device)
             self._pool = torch.cuda.graph_pool_handle()
@@ -35,7 +35,7 @@ class CUDAGraphs:
     def __call__(self, function: Callable[..., None], *inputs: Tensor) -> None:
         """Call the function with tensors of one shape."""
         shape = inputs[0].shape
-        if not (inputs[0].is_cuda and self._record_calls):
+        if self._off:
             function(*inputs)
         elif shape not in self._graphs:  # the libraries set themselves up in a first call, which cannot be recorded
             self._graphs[shape] = None

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from lm.base.device import pick_precision, rng_state, set_determinism, set_rng_state
 from lm.base.errors import CheckpointError, ConfigError
 from lm.base.names import flag
 from lm.base.provenance import versions
+from lm.base.ranks import ALONE, Ranks, reachable
 from lm.config.schema import TrainConfig
 from lm.config.values import as_plain, resume_conflicts, vectors_digest, with_defaults
 from lm.nn.model import AWDLSTM, carry_state
@@ -31,7 +33,7 @@ from lm.training.schedule import LearningRate, trapezoid_of
 
 logger = logging.getLogger(__name__)
 # What, with the configuration, decides how results are rounded, among `versions`.
-_DECIDE_BITS = ("torch", "cpu", "gpu", "device", "threads", "precision")
+_DECIDE_BITS = ("torch", "cpu", "gpu", "device", "threads", "processes", "precision")
 
 
 @dataclass
@@ -47,20 +49,34 @@ class Progress:
     best_loss: float = math.inf
     best_activation: dict[str, float] = field(default_factory=dict)
     best_averaged: bool = False
+    validated: int = 0
+    """updates before the last validation"""
+    waited: int = 0
+    """validations since the best"""
+    changes: list[str] = field(default_factory=list)
+    """what was changed when the run was continued"""
     from_vectors: dict[str, float] = field(default_factory=dict)
     """--init-vectors: `types` that the file has, their share of all, and the share of train's tokens"""
 
 
 class Run:
-    """The parts of a training run. Equal configurations and corpora build equal runs, to the bit."""
+    """The parts of a training run. Equal configurations and corpora build equal runs, to the bit.
 
-    def __init__(self, config: TrainConfig, corpus: Corpus, device: torch.device) -> None:
+    Of a run on several processes each has its columns of the batch and its rows of the hidden state; all else, and what
+    a checkpoint holds, is the same in every process.
+    """
+
+    def __init__(self, config: TrainConfig, corpus: Corpus, device: torch.device, ranks: Ranks = ALONE) -> None:
         self.config = config
         self.corpus = corpus
         self.device = device
+        self.ranks = ranks
+        self.columns = ranks.columns(config.batch_size)
         set_determinism(config.deterministic, config.seed)
         with device:
             self.model = AWDLSTM(corpus.vocab_size, config, pick_precision(config.precision, device))
+        self.model.share_masks(self.columns)
+        self.forward: nn.Module = self.model
         self.optimizer = build_optimizer(self.model, config)
         self.averaging = NTASGD(config.nonmono if config.optimizer == "sgd" or config.finetune else 0)
         trapezoid = trapezoid_of(config) if config.schedule == "trapezoid" else None
@@ -71,7 +87,7 @@ class Run:
         self._check_columns()
         columns_NB = batchify(self.text("train"), config.batch_size, device)
         self.windows = BPTTWindows(
-            columns_NB,
+            columns_NB[:, self.columns.place],
             config.bptt,
             variable=config.variable_bptt,
             max_delta=config.max_seq_len_delta,
@@ -79,9 +95,10 @@ class Run:
             device=device,
         )
         self.targets_per_epoch = (len(columns_NB) - 1) * config.batch_size
-        self.hidden = self.model.initial_state(config.batch_size)
+        self.hidden = self.model.initial_state(self.columns.count)
         self.means = IntervalMeans(device)
-        self.cuda_graphs = CUDAGraphs(device, record=not config.cutoffs)  # whose sizes depend on the targets
+        # Sizes of the adaptive softmax depend on the targets; several processes wait for each other.
+        self.cuda_graphs = CUDAGraphs(device, off=bool(config.cutoffs) or ranks.size > 1)
         self.progress = Progress()
         self.rate = config.lr  # of the last update, before its scaling by window length
 
@@ -94,6 +111,8 @@ class Run:
         """Raise CorpusError, naming split and flag, where a split is too short for what training will cut it into."""
         config = self.config
         corpus = self.corpus
+        if config.batch_size < self.ranks.size:
+            raise ConfigError(f"--batch-size: {config.batch_size} columns are too few for {self.ranks.size} processes")
         columns = [("train", "batch_size"), ("train", "eval_batch_size"), ("valid", "eval_batch_size")]
         if "test" in corpus.splits:
             columns.append(("test", "test_batch_size"))
@@ -102,6 +121,24 @@ class Run:
             check_columns(len(self.text(split)), getattr(config, field_name), where, flag(field_name))
         if 0 < config.eval_train_tokens < 2 * config.eval_batch_size:
             raise ConfigError(f"--eval-train-tokens: {config.eval_train_tokens} are less than 2 * --eval-batch-size")
+
+    def connect(self) -> None:
+        """Have gradients averaged over the processes during the backward pass; all call this, and none alone."""
+        if self.ranks.size > 1:
+            from torch.nn.parallel import DistributedDataParallel
+
+            with reachable():
+                self.forward = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
+
+    def backward(self, total: Tensor) -> None:
+        """Compute the gradient of a mean over this process's columns, so that all add up to that of the batch."""
+        weight = self.columns.count * self.ranks.size / self.columns.total  # 1 unless the columns differ in number
+        with reachable():
+            total.backward(total.new_full((), weight))
+
+    def targets(self, targets_TB: Tensor) -> int:
+        """Targets in a window of all columns, of which `targets_TB` are this process's."""
+        return len(targets_TB) * self.columns.total
 
     def fraction(self, of_epoch: float) -> float:
         """How much of the run (0 to 1) is over after `of_epoch` (0 to 1) of the current epoch, for the schedule."""
@@ -121,12 +158,23 @@ class Run:
         """Whether training ends at this end of an epoch."""
         config = self.config
         progress = self.progress
+        steps_done = config.max_steps > 0 and progress.step >= config.max_steps
+        return progress.epoch > config.epochs or steps_done or self.has_stalled()
+
+    def has_stalled(self) -> bool:
+        """Whether what valid said so far ends training."""
+        config = self.config
         return (
-            progress.epoch > config.epochs
-            or (config.max_steps > 0 and progress.step >= config.max_steps)
-            or self.learning_rate.base < config.min_lr
+            self.learning_rate.base < config.min_lr
+            or 0 < config.patience <= self.progress.waited
             or (config.finetune != "" and self.averaging.triggered)
         )
+
+    def validation_due(self) -> bool:
+        """Whether valid is to be scored within the epoch, before the next update."""
+        every = self.config.validate_every
+        step = self.progress.step
+        return every > 0 and step % every == 0 and step > self.progress.validated and not self.windows.at_end
 
     def finetune_from(self, checkpoint: dict[str, Any]) -> None:
         """Start from what `load_trained` read of another run, and average from the first update on.
@@ -178,10 +226,10 @@ class Run:
             "averaging": self.averaging.state_dict(),
             "learning_rate": self.learning_rate.state_dict(),
             "windows": self.windows.state_dict(),
-            "hidden": [list(layer) for layer in self.hidden],
+            "hidden": self._whole_state(),
             "means": self.means.state_dict(),
             "rng": rng_state(self.device),
-            "versions": versions(self.device, self.model.precision),
+            "versions": self.versions(),
             "log_position": log_position,
         }
 
@@ -208,19 +256,43 @@ class Run:
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": settings})
         self.averaging.load_state_dict(state["averaging"], self.model)
         self.learning_rate.load_state_dict(state["learning_rate"])
+        old_rate = state["config"]["lr"]
+        self.learning_rate.base *= self.config.lr / old_rate  # 1 unless it was changed
         self.windows.load_state_dict(state["windows"])
-        carry_state(self.hidden, state["hidden"])
+        mine = self.columns.place
+        carry_state(self.hidden, [tuple(whole[mine] for whole in layer) for layer in state["hidden"]])
         self.means.load_state_dict(state["means"])
         self.progress = Progress(**state["progress"])
         between_epochs = self.windows.at_start
         epoch = self.progress.epoch
         if (begun := epoch - between_epochs) > self.config.epochs:
             raise ConfigError(f"--epochs: this run is in epoch {begun} already; give at least as many")
-        self.progress.finished = between_epochs and self.is_over()
+        if 0 < self.config.max_steps < self.progress.step:
+            raise ConfigError(f"--max-steps: this run has made {self.progress.step} updates already; give as many")
+        if old_rate != self.config.lr:
+            self.progress.changes.append(
+                f"from update {self.progress.step} on with --lr {self.config.lr:g} (was {old_rate:g})"
+            )
+        self.progress.finished = self.has_stalled() or (between_epochs and self.is_over())
         set_rng_state(state["rng"], self.device)
-        now, before = versions(self.device, self.model.precision), state.get("versions", {})
+        now, before = self.versions(), {"processes": 1} | state.get("versions", {})
         if changed := [f"{n}={now[n]} (was {before[n]})" for n in _DECIDE_BITS if n in before and before[n] != now[n]]:
             logger.warning("resuming with %s: results will not be bit-identical", ", ".join(changed))
+
+    def versions(self) -> dict[str, Any]:
+        """What decides the bits and the speed of the run, next to its configuration."""
+        return versions(self.device, self.model.precision) | {"processes": self.ranks.size}
+
+    def _whole_state(self) -> list[list[Tensor]]:
+        """The hidden state of all columns, gathered from the processes."""
+        if self.ranks.size == 1:
+            return [list(layer) for layer in self.hidden]
+        state = self.model.initial_state(self.columns.total)
+        for layer, mine in zip(state, self.hidden, strict=True):
+            for whole, part in zip(layer, mine, strict=True):
+                whole[self.columns.place] = part
+                self.ranks.add(whole)
+        return [list(layer) for layer in state]
 
     def best_state(self, model: AWDLSTM) -> dict[str, Any]:
         """What `best.pt` holds: the validated weights and what is needed to use them."""

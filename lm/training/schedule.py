@@ -96,17 +96,20 @@ class LearningRate:
             return self.base * self.trapezoid.rate_factor(fraction)
         return self.base * schedule_factor(self.schedule, fraction)
 
-    def end_epoch(self, epoch: int, valid_loss: float) -> None:
-        """Divide by 4 without improvement (`plateau`, as pytorch/examples) and by 10 after the epochs in `when`."""
+    def after_validation(self, valid_loss: float) -> None:
+        """Divide by 4 without improvement (`plateau`, as pytorch/examples, which validates after each epoch)."""
         if valid_loss < self.best:
             self.best = valid_loss
         elif self.schedule == "plateau":
             self.base /= 4
+
+    def end_epoch(self, epoch: int) -> None:
+        """Divide by 10 after the epochs in `when`."""
         if epoch in self.when:
             self.base /= 10
 
     def state_dict(self) -> dict[str, Any]:
-        """What end_epoch changes."""
+        """What validations and ends of epochs change."""
         return {"base": self.base, "best": self.best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

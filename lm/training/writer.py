@@ -17,7 +17,8 @@ from lm.base.errors import CheckpointError, ConfigError, LMError
 from lm.base.files import naming, remove_temporaries, write_atomic, write_json
 from lm.base.locks import holds, take_lock
 from lm.base.numbers import perplexity
-from lm.base.provenance import git_state, versions
+from lm.base.provenance import git_state
+from lm.base.ranks import ALONE, Ranks
 from lm.base.rundir import RunDir
 from lm.config.schema import RunOptions
 from lm.config.values import as_plain, config_id
@@ -30,7 +31,8 @@ from lm.training.run import Run
 class SaveTimes:
     """When the next checkpoint is due: by the clock (--save-minutes), which goes on over epochs, else by updates."""
 
-    def __init__(self, options: RunOptions) -> None:
+    def __init__(self, options: RunOptions, ranks: Ranks = ALONE) -> None:
+        self._ranks = ranks
         self._every = options.save_every
         self._seconds = 60 * options.save_minutes
         self.start()
@@ -41,7 +43,7 @@ class SaveTimes:
 
     def due(self, step: int) -> bool:
         """Whether to save after update `step`."""
-        return time.monotonic() >= self._next if self._seconds else step % self._every == 0
+        return self._ranks.any(time.monotonic() >= self._next) if self._seconds else step % self._every == 0
 
     @property
     def at_epochs(self) -> bool:
@@ -99,20 +101,21 @@ class RunWriter:
         """Create the directory and write what describes the run."""
         self._directory.path.mkdir(parents=True, exist_ok=True)
         self._directory.result.unlink(missing_ok=True)
-        environment = versions(run.device, run.model.precision) | {"git": git_state(), "argv": sys.argv}
+        environment = run.versions() | {"git": git_state(), "argv": sys.argv}
         write_json(self._directory.environment, environment)
         run.corpus.tokenizer.save(self._directory.tokenizer)
         write_json(self._directory.config, as_plain(run.config))
 
     def save_last(self, run: Run, log_position: int) -> None:
         """Write last.pt, from which the run continues bit for bit; the one before stays as last.prev.pt."""
+        state = run.state_dict(log_position)
         self._check_owner()
         self.save_kept()
-        save_checkpoint(self._directory.last, run.state_dict(log_position), keep_previous=True)
+        save_checkpoint(self._directory.last, state, keep_previous=True)
 
     def save_first(self, run: Run, log: RunLog) -> None:
         """Write last.pt if there is none: a best.pt without one is that of a run that has lost it (`check_new`)."""
-        if not self._directory.last.exists():
+        if run.ranks.any(not self._directory.last.exists()):
             self.save_last(run, log.sync())
 
     def save_best(self, run: Run, model: AWDLSTM) -> None:
@@ -145,9 +148,15 @@ class RunWriter:
     def write_result(self, run: Run, status: str, scores: dict[str, Any]) -> dict[str, Any]:
         """Write result.json, the last file of a run, and return its content."""
         self._check_owner()
+        result = self.result(run, status, scores)
+        write_json(self._directory.result, result)
+        return result
+
+    def result(self, run: Run, status: str, scores: dict[str, Any]) -> dict[str, Any]:
+        """Content of result.json."""
         progress = run.progress
         known = math.isfinite(run.progress.best_loss)
-        result = {
+        return {
             "status": status, "id": config_id(run.config), "config": as_plain(run.config), "seed": run.config.seed,
             "dataset": run.corpus.name, "best_epoch": progress.best_epoch,
             "valid_loss": progress.best_loss if known else None,
@@ -157,11 +166,11 @@ class RunWriter:
             "epochs": progress.epoch - 1, "steps": progress.step, "tokens": progress.tokens,
             "averaged": progress.best_averaged, "seconds": round(progress.seconds, 2),
             "tokens_per_s": round(progress.tokens / max(progress.seconds, 1e-9)), "peak_rss_mb": round(peak_rss_mb()),
-            "versions": versions(run.device, run.model.precision), "git": git_state(),
+            "versions": run.versions(), "git": git_state(),
             "corpus_sha256": run.corpus.sha256,
-        } | ({"init_vectors": progress.from_vectors} if progress.from_vectors else {})  # fmt: skip
-        write_json(self._directory.result, result)
-        return result
+            **({"init_vectors": progress.from_vectors} if progress.from_vectors else {}),
+            **({"changes": progress.changes} if progress.changes else {}),
+        }  # fmt: skip
 
     def _stamp(self) -> tuple[int, ...]:
         """Another value after a process has written the checkpoint or the result of this run."""

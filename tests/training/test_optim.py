@@ -15,7 +15,7 @@ from lm.training.schedule import LearningRate, schedule_factor
 
 def switch_epoch(losses, nonmono):
     averaging = NTASGD(nonmono)
-    return next((epoch for epoch, loss in enumerate(losses, 1) if averaging.end_epoch(loss)), None)
+    return next((epoch for epoch, loss in enumerate(losses, 1) if averaging.after_validation(loss)), None)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_a_history_restored_after_every_epoch_switches_in_the_same_epoch():
         resumed = NTASGD(2)
         resumed.load_state_dict(copy.deepcopy(averaging.state_dict()), model)
         averaging = resumed
-        assert averaging.end_epoch(loss) == (epoch == 6)
+        assert averaging.after_validation(loss) == (epoch == 6)
 
 
 def test_the_mean_is_the_equal_weight_mean_of_the_iterates_after_the_switch():
@@ -129,16 +129,19 @@ def test_plateau_divides_by_four_without_improvement_and_when_by_ten():
     rate = LearningRate("plateau", 20.0)
     bases = []
     for epoch, loss in enumerate([5.0, 4.0, 4.0, 4.5, 3.0], 1):
-        rate.end_epoch(epoch, loss)
+        rate.after_validation(loss)
+        rate.end_epoch(epoch)
         bases.append(rate.base)
     assert bases == [20, 20, 5, 1.25, 1.25]
     constant = LearningRate("constant", 30.0, when=(2,))
     for epoch in (1, 2, 3):
-        constant.end_epoch(epoch, 1.0)
+        constant.after_validation(1.0)
+        constant.end_epoch(epoch)
     assert constant.base == 3
     improving = LearningRate("plateau", 40.0, when=(1, 3))
     for epoch, loss in enumerate([3.0, 3.0, 2.0], 1):  # by 10, by 4, by 10
-        improving.end_epoch(epoch, loss)
+        improving.after_validation(loss)
+        improving.end_epoch(epoch)
     assert improving.base == pytest.approx(0.1)
 
 

@@ -1,0 +1,125 @@
+"""Long training: validation within an epoch, patience, and what may change when a run is continued."""
+
+import dataclasses
+import json
+
+import pytest
+
+import lm.train
+from lm.base.errors import ConfigError, Interrupted
+from lm.config.schema import TrainConfig
+from lm.config.values import config_id
+from tests.conftest import TINY
+from tests.rundir import records, same, weights
+
+FLAGS = [*TINY, "--no-tensorboard", "--no-eval-test", "--eval-train-tokens=20", "--log-interval=1", "--save-every=5"]
+
+
+@pytest.fixture
+def run_with(train_here, small_dir, tmp_path):
+    """Train a run of this name under tmp_path, resumed if it is there."""
+
+    def run(name, *flags):
+        return train_here("--data", small_dir, *FLAGS, *flags, "--out-dir", tmp_path / name, "--resume=auto")
+
+    return run
+
+
+@pytest.fixture
+def losses(monkeypatch):
+    """Replace the losses that training sees on valid by others."""
+
+    real = lm.train.validate
+
+    def script(*values):
+        coming = iter(values)
+
+        def scripted(*arguments):
+            loss = next(coming)
+            return {k: dataclasses.replace(v, nats=loss * v.targets) for k, v in real(*arguments).items()}
+
+        monkeypatch.setattr(lm.train, "validate", scripted)
+
+    return script
+
+
+def validations(run):
+    """Kind and update of every validation."""
+    return [(record["kind"], record["step"]) for record in records(run) if record["kind"] != "step"]
+
+
+def test_valid_is_scored_every_n_updates_and_at_each_end_of_an_epoch_without_a_change_of_the_training(
+    run_with, tmp_path
+):
+    run_with("often", "--epochs=2", "--validate-every=4", "--nonmono=0")
+    run_with("seldom", "--epochs=2", "--nonmono=0")
+    end, last = (step for kind, step in validations(tmp_path / "seldom"))
+    expected = [("valid", step) for step in range(4, last, 4) if step != end] + [("epoch", end), ("epoch", last)]
+    assert validations(tmp_path / "often") == sorted(expected, key=lambda pair: pair[1])
+    assert same(weights(tmp_path / "often"), weights(tmp_path / "seldom"))
+
+
+def test_nonmono_and_plateau_count_validations_within_an_epoch_too(run_with, losses, tmp_path):
+    losses(3.0, 3.1, 3.2, 3.3, 3.4)
+    run_with("sgd", "--epochs=1", "--max-steps=9", "--validate-every=2", "--nonmono=1")
+    text = (tmp_path / "sgd/train.log").read_text()
+    assert text.index("step       6") < text.index("NT-ASGD: averaging from here on") < text.index("step       7")
+    losses(3.0, 3.1, 3.0, 2.9)
+    run_with("plateau", "--epochs=1", "--max-steps=7", "--validate-every=2", "--nonmono=0", "--schedule=plateau")
+    rates = {record["step"]: record["lr"] for record in records(tmp_path / "plateau") if record["kind"] == "step"}
+    ratios = [rates[step] / rates[1] for step in (4, 5, 7)]  # but for what the windows' lengths make of it
+    assert ratios == [1, 1 / 4, 1 / 16]
+
+
+def test_patience_ends_training_within_an_epoch_and_a_longer_one_continues_it(run_with, losses, tmp_path):
+    flags = ("--epochs=1", "--validate-every=2", "--nonmono=0")
+    losses(3.0, 3.1, 3.2, 2.0)
+    ended = run_with("run", *flags, "--patience=2")
+    assert (ended["steps"], ended["epochs"], ended["valid_loss"]) == (6, 0, pytest.approx(3.0))
+    losses(*[2.5, 2.6] * 5)
+    went_on = run_with("run", *flags, "--patience=4")
+    assert went_on["steps"] > 8
+    assert went_on["valid_loss"] == pytest.approx(2.5)
+
+
+def test_a_run_stopped_before_a_validation_within_an_epoch_ends_in_the_same_bits(run_with, monkeypatch, tmp_path):
+    flags = ("--epochs=2", "--validate-every=4", "--nonmono=1")
+    run_with("straight", *flags)
+    real = lm.train.validate
+
+    def stopped(run, where, stop):
+        monkeypatch.setattr(lm.train, "validate", real)
+        raise Interrupted("stopped", 143)
+
+    monkeypatch.setattr(lm.train, "validate", stopped)
+    with pytest.raises(Interrupted):
+        run_with("stopped", *flags)
+    run_with("stopped", *flags)
+    assert records(tmp_path / "stopped") == records(tmp_path / "straight")
+    assert same(weights(tmp_path / "stopped"), weights(tmp_path / "straight"))
+
+
+def test_another_learning_rate_is_taken_from_where_the_run_is_and_told(run_with, tmp_path):
+    flags = ("--nonmono=0", "--no-variable-bptt", "--when", "1")
+    run_with("run", *flags, "--epochs=1")
+    result = run_with("run", *flags, "--epochs=2", "--lr=3")
+    rates = {r["epoch"]: r["lr"] for r in records(tmp_path / "run") if r["kind"] == "step"}
+    assert rates == pytest.approx({1: 5, 2: 0.3})  # what --when made of it stays
+    assert result["changes"] == [f"from update {result['steps'] // 2} on with --lr 3 (was 5)"]
+    assert result["changes"][0] in (tmp_path / "run/train.log").read_text()
+    assert json.loads((tmp_path / "run/config.json").read_text())["lr"] == 3
+
+
+def test_more_updates_may_be_asked_for_but_not_fewer_nor_under_a_schedule_that_they_scale(run_with):
+    run_with("run", "--epochs=3", "--max-steps=5", "--nonmono=0")
+    assert run_with("run", "--epochs=3", "--max-steps=9", "--nonmono=0")["steps"] == 9
+    with pytest.raises(ConfigError, match="--max-steps: this run has made 9 updates"):
+        run_with("run", "--epochs=3", "--max-steps=6", "--nonmono=0")
+    run_with("linear", "--max-steps=5", "--nonmono=0", "--schedule=linear")
+    with pytest.raises(ConfigError, match=r"--max-steps 5 \(now 9\)"):
+        run_with("linear", "--max-steps=9", "--nonmono=0", "--schedule=linear")
+
+
+def test_the_new_fields_change_no_identity_at_their_defaults():
+    assert config_id(TrainConfig()) == config_id(TrainConfig(patience=0, validate_every=0))
+    assert config_id(TrainConfig()) != config_id(TrainConfig(patience=1))
