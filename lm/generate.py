@@ -50,6 +50,9 @@ def _score(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextTokeniz
         text = check_text(sys.stdin.buffer.read(), "standard input")
     else:
         text = text_of(read_text(Path(arguments.score)))
+    if unknown := tokenizer.unknown(text):
+        some = ", ".join([*unknown][:10]) + (", ..." if len(unknown) > 10 else "")
+        logger.warning("--score: not in the vocabulary, read as <unk>: %s (%d in all)", some, unknown.total())
     mode = "independent" if arguments.independent else "continuous"
     head = {"run": str(arguments.run_dir), "file": arguments.score, "mode": mode}
     if arguments.per_token or arguments.per_word:
