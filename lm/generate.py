@@ -50,14 +50,12 @@ def _score(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextTokeniz
         text = check_text(sys.stdin.buffer.read(), "standard input")
     else:
         text = text_of(read_text(Path(arguments.score)))
-    if unknown := tokenizer.unknown(text):
-        some = ", ".join([*unknown][:10]) + (", ..." if len(unknown) > 10 else "")
-        logger.warning("--score: not in the vocabulary, read as <unk>: %s (%d in all)", some, unknown.total())
     mode = "independent" if arguments.independent else "continuous"
     head = {"run": str(arguments.run_dir), "file": arguments.score, "mode": mode}
     if arguments.per_token or arguments.per_word:
         _surprisal(arguments, head, text, model, tokenizer)
         return
+    _warn_of_unknown(tokenizer, text)
     scores = score_text(model, tokenizer, text, independent=arguments.independent)
     if arguments.json:
         show(json.dumps(head | scores) + "\n")
@@ -68,6 +66,13 @@ def _score(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextTokeniz
         show("\t".join(["" if value is None else str(value) for value in (name, *values)]) + "\n")
 
 
+def _warn_of_unknown(tokenizer: TextTokenizer, text: str) -> None:
+    """Name what the vocabulary lacks: scores of untokenized sentences are largely those of `<unk>`."""
+    if unknown := tokenizer.unknown(text):
+        some = ", ".join([*unknown][:10]) + (", ..." if len(unknown) > 10 else "")
+        logger.warning("--score: not in the vocabulary, read as <unk>: %s (%d in all)", some, unknown.total())
+
+
 def _surprisal(
     arguments: argparse.Namespace, head: dict[str, Any], text: str, model: AWDLSTM, tokenizer: TextTokenizer
 ) -> None:
@@ -75,6 +80,7 @@ def _surprisal(
     ids: list[str] | None = None
     if arguments.ids:
         ids, lines = _split_ids(arguments.score, lines)
+    _warn_of_unknown(tokenizer, "\n".join(lines))
     found = surprisal(
         model, tokenizer, lines, independent=arguments.independent, per_word=arguments.per_word,
         bits=arguments.base == "2", top=arguments.top,

@@ -143,6 +143,7 @@ def test_ids_and_utf8_by_the_command_line_in_a_locale_without_it(cli, tiny_run, 
     flags = [tiny_run, "--score", tmp_path / "lines.tsv", "--independent", "--per-word", "--ids"]
     done = cli("generate", *flags, LC_ALL="C", PYTHONUTF8="0")
     assert done.returncode == 0, done.stderr
+    assert "read as <unk>: caf" in done.stderr and "(1 in all)" in done.stderr  # the ids are not text
     rows = table(done.stdout)
     assert [(row["id"], row["word"], row["start"], row["end"], row["unknown"]) for row in rows] == [
         ("a1", "w1", "0", "2", "0"), ("a1", "caf\xe9", "3", "7", "1"), ("a1", "<eos>", "7", "7", "0"),
