@@ -152,7 +152,7 @@ def _parse() -> argparse.Namespace:
         metavar="DIR",
         help="folder of the corpus, if it has moved since training: its text decides",
     )
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if there is one")
     add_adaptation_flags(parser)
     inside = parser.add_argument_group("looking inside")
     inside.add_argument("--activations", type=Path, metavar="PNG", help="draw what the last layer does on a split")

@@ -184,7 +184,10 @@ def _build_parser() -> Parser:
     )
     score = parser.add_argument_group("scoring")
     score.add_argument(
-        "--score", metavar="FILE", action="append", help="score the lines of FILE (- for standard input), as TSV"
+        "--score",
+        metavar="FILE",
+        action="append",
+        help="score the lines of FILE (-: standard input) as they stand; TSV",
     )
     score.add_argument("--independent", action="store_true", help="score each line alone, not as one text")
     score.add_argument("--per-token", action="store_true", help="a row for each token: surprisal, rank, entropy")
@@ -197,7 +200,7 @@ def _build_parser() -> Parser:
     )
     score.add_argument("--ids", action="store_true", help="each line begins with its id and a tab")
     add_vector_flags(parser)
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if there is one")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return parser
 
