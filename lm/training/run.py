@@ -89,6 +89,8 @@ class Run:
         corpus = self.corpus
         if config.batch_size < self.ranks.size:
             raise ConfigError(f"--batch-size: {config.batch_size} columns are too few for {self.ranks.size} processes")
+        if 0 < config.train_tokens < 2 * (most := max(config.batch_size, config.eval_batch_size)):
+            raise ConfigError(f"--train-tokens: {config.train_tokens} are less than two a column, {2 * most}")
         columns = [("train", "batch_size"), ("train", "eval_batch_size"), ("valid", "eval_batch_size")]
         if "test" in corpus.splits:
             columns.append(("test", "test_batch_size"))
