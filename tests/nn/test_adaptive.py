@@ -164,9 +164,17 @@ def test_dynamic_evaluation_learns_by_the_gradient_of_the_distribution(model):
 
 def test_words_are_numbered_by_frequency_and_only_where_it_is_asked_for():
     text = "c a b a\na b d\n"
-    assert Tokenization(by_frequency=True).train(text).types == ["a", "b", EOS, "c", "d", "<unk>"]
-    assert Tokenization().train(text).types == ["c", "a", "b", EOS, "d", "<unk>"]
+    assert Tokenization(by_frequency=True).learn([text]).types == ["a", "b", EOS, "c", "d", "<unk>"]
+    assert Tokenization().learn([text]).types == ["c", "a", "b", EOS, "d", "<unk>"]
     assert Tokenization(by_frequency=True).definition != Tokenization().definition
+
+
+def test_unk_is_numbered_by_all_the_words_that_it_stands_for():
+    text = "a b c d e <unk>\na a b f g\n"
+    assert Tokenization(by_frequency=True, vocab_size=4).learn([text]).types == ["<unk>", "a", "b", EOS]
+    assert Tokenization(by_frequency=True, min_count=2).learn([text]).types == ["<unk>", "a", "b", EOS]
+    assert Tokenization(by_frequency=True, vocab_size=9).learn([text]).types[-1] == "g"
+    assert Tokenization(vocab_size=4).learn([text]).types == ["a", "b", "<unk>", EOS]
 
 
 @pytest.mark.parametrize(
