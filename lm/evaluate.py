@@ -40,12 +40,12 @@ SMALLER = "--columns, --cache-window or text"
 
 # What --export, --activations and --pairs do instead of the table, and the flags that they read.
 _INSTEAD = {
-    "export": {"format", "json"},
+    "export": {"format", "bf16", "json"},
     "activations": {"beside", "words", "split", "columns", "data", "device", "json"},
     "pairs": {"plot", "sentences", "device", "json"},
 }
 # Flags that are for another one alone.
-_FOR = {"activations PNG": {"beside", "words"}, "pairs PATH": {"plot", "sentences"}, "export DIR": {"format"}}
+_FOR = {"activations PNG": {"beside", "words"}, "pairs PATH": {"plot", "sentences"}, "export DIR": {"format", "bf16"}}
 
 
 def table(reports: list[dict[str, Any]]) -> str:
@@ -179,6 +179,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--export", type=RunDir, metavar="DIR", help="write the model for use without this program")
     text = "pytorch: safetensors for plain PyTorch and this program (default); transformers: for AutoModelForCausalLM"
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help=f"{text}; onnx: a graph")
+    parser.add_argument("--bf16", action="store_true", help="with --export: round the weights, for half the size")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     arguments = parser.parse_args()
     given = {name for name, value in vars(arguments).items() if value != parser.get_default(name)}
@@ -188,6 +189,8 @@ def _parse() -> argparse.Namespace:
     for owner, names in _FOR.items():
         if not instead and (unread := given & names):
             raise ConfigError(f"{flag(min(unread))}: is for --{owner}")
+    if arguments.bf16 and arguments.format != FORMATS[0]:
+        raise ConfigError(f"--bf16: not with --format {arguments.format}, which is for fp32")
     check_adaptation_flags(given, arguments)
     if arguments.columns is not None and arguments.columns < 1:
         raise ConfigError(f"--columns: must be at least 1; got {arguments.columns}")
@@ -206,7 +209,7 @@ def main() -> None:
     """Command line."""
     arguments = _parse()
     if arguments.export:
-        export_run(arguments.run_dir, arguments.export, arguments.format)
+        export_run(arguments.run_dir, arguments.export, arguments.format, bf16=arguments.bf16)
         report = {"run": str(arguments.run_dir), "export": str(arguments.export)}
         show(json.dumps(report) + "\n" if arguments.json else f"{arguments.export}\n")
         return

@@ -63,6 +63,14 @@ def values_of(name):
     return st.one_of(usual, usual, usual, anywhere)
 
 
+def of_others(drawn):
+    """Fields that are for another tokenizer or model than the one drawn."""
+    kind, model = drawn.get("tokenizer", "word"), drawn.get("model", "LSTM")
+    of_words = ("vocab_size", "min_count", "lowercase", "cutoffs")
+    found = of_words if kind != "word" else ()
+    return found + ("bpe_vocab_size",) * (kind != "bpe") + ("zoneout",) * (model != "QRNN")
+
+
 @st.composite
 def configurations(draw):
     """Any configuration that is valid; half of the fields stand at a usual value, so that most runs converge."""
@@ -71,8 +79,11 @@ def configurations(draw):
         if name not in PLACES and draw(st.booleans()):
             drawn[name] = draw(values_of(name))
     drawn |= {"max_steps": 2, "epochs": min(drawn.get("epochs", 2), 3)}
-    if drawn.get("tokenizer") != "bpe":
-        drawn.pop("bpe_vocab_size", None)
+    for name in of_others(drawn):
+        drawn.pop(name, None)
+    if drawn.get("vocab_size") or "cutoffs" in drawn:  # more words than any cutoff
+        drawn |= {"vocab_size": max(drawn.get("vocab_size", 0), 6), "min_count": 1}
+        drawn["cutoffs"] = tuple(sorted(set(drawn.get("cutoffs", ()))))
     for name in ("train_tokens", "eval_train_tokens"):
         if drawn.get(name):
             drawn[name] = max(drawn[name], 2 * drawn["eval_batch_size"], 2 * drawn["batch_size"])

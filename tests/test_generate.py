@@ -127,7 +127,7 @@ def test_a_continuation_has_the_log_probability_that_scoring_gives_it(model, way
 
 
 def test_counts_of_words_and_unknown_words_and_an_empty_line():
-    tokenizer = WordTokenizer.from_text("a b c\n")
+    tokenizer = WordTokenizer.from_text("a b cd\n")
     model = tiny_model(tokenizer.vocab_size)
     scores = score_text(model, tokenizer, "\na zork <unk>\n\nb", independent=True)
     counts = [(row["tokens"], row["words"], row["unknown"]) for row in [*scores["lines"], scores["total"]]]

@@ -13,8 +13,9 @@ from typing import Any
 from lm.base.errors import ConfigError
 from lm.base.files import check_regular, same_place
 from lm.base.names import flag
+from lm.config.bounds import checked_value, field_types
 from lm.config.presets import preset_values
-from lm.config.schema import TrainConfig, checked_value, field_types
+from lm.config.schema import TrainConfig
 
 # Values that label a run without changing what it computes; of word vectors the checksum decides.
 _LABELS = ("preset", "init_vectors")

@@ -31,7 +31,7 @@ from lm.training.checkpoint import fitting
 FORMATS = ("pytorch", "transformers", "onnx")
 
 
-def export_run(run_dir: RunDir, directory: RunDir, layout: str = "pytorch") -> None:
+def export_run(run_dir: RunDir, directory: RunDir, layout: str = "pytorch", *, bf16: bool = False) -> None:
     """Write the best model of a finished run into `directory`; it is made, or overwritten where it holds an export.
 
     No file changes before all can be written. Killed after that, it leaves an export that is refused as incomplete.
@@ -40,6 +40,7 @@ def export_run(run_dir: RunDir, directory: RunDir, layout: str = "pytorch") -> N
         run_dir: the run.
         directory: where to.
         layout: one of FORMATS.
+        bf16: round the weights to bfloat16, which halves the file.
 
     Raises:
         ConfigError: `directory` holds something else, or an export of another format; a package is missing.
@@ -62,6 +63,8 @@ def export_run(run_dir: RunDir, directory: RunDir, layout: str = "pytorch") -> N
         del weights["decoder.weight"]
     if layout != "pytorch" and config.model == "QRNN":
         raise ConfigError(f"--format {layout}: not for --model QRNN; leave --format out")
+    if bf16:
+        weights = {name: tensor.bfloat16() for name, tensor in weights.items()}
     files, use = _files(layout, run_dir, config, weights, trained)
     with fitting(run_dir.path):
         card = model_card(place.resolve().name, config, weights, result, environment, use)

@@ -81,6 +81,7 @@ def _read_export(directory: RunDir) -> dict[str, Any]:
     beside = text.pop("beside", {})  # older exports have none
     config = _fitting_config(directory.config, weights, beside.get("config"))
     _check_tokenizer(directory.tokenizer, beside.get("tokenizer"))
+    weights = {name: tensor.float() for name, tensor in weights.items()}  # some are rounded to bf16
     if config.tied:
         weights["decoder.weight"] = weights["encoder.weight"]
     return text | {"config": as_plain(config), "model": weights}
@@ -97,7 +98,7 @@ def weights_digest(weights: dict[str, Tensor], text: str) -> str:
     digest = hashlib.sha256(text.encode())
     for name in sorted(weights):
         digest.update(name.encode())
-        digest.update(weights[name].numpy().data)
+        digest.update(weights[name].view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -6,6 +6,7 @@ import itertools
 import shlex
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lm.config.schema import TrainConfig
@@ -68,7 +69,7 @@ A language model of {layers} {cell} layers, trained on {dataset}: {vocab_size:,}
 {units}| columns that the text was cut into | {eval_columns} | {eval_columns} | {test_columns} |
 
 Perplexity is exp(nats / tokens) in fp32 without dropout, the hidden state carried through each column, `<eos>` counted
-as a token. The last layer's activations h on valid: {activation}.
+as a token. The last layer's activations h on valid: {activation}.{rounding}
 
 ## How it was made
 
@@ -81,6 +82,7 @@ as a token. The last layer's activations h on valid: {activation}.
 ## Use
 
 {use}"""
+_ROUNDED = " The figures are those before the weights were rounded to bfloat16."
 _USE = """\
 ```python
 import torch
@@ -88,7 +90,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import nn
 {definition}
-weights = load_file("model.safetensors")
+weights = {{name: tensor.float() for name, tensor in load_file("model.safetensors").items()}}
 embedding = nn.Embedding.from_pretrained(weights["encoder.weight"])
 layers = [{modules}]
 for i, layer in enumerate(layers):
@@ -184,6 +186,7 @@ def model_card(
         eval_columns=config.eval_batch_size, test_columns=config.test_batch_size,
         activation=f"rms {statistics['rms']:.4f}, mean |h| {statistics['mean_abs']:.4f}, "
         f"|h| < {INACTIVE} in {statistics['frac_small']:.1%}, rms of h[t+1] - h[t] {statistics['temporal_rms']:.4f}",
+        rounding=_ROUNDED if weights["encoder.weight"].dtype == torch.bfloat16 else "",
         corpus=f", {corpus.title}; licence: {corpus.licence}" if corpus else "",
         checksums="\n".join(f"  - {split}: sha256 {digest}" for split, digest in result["corpus_sha256"].items()),
         training=_training(config, result),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,35 +26,13 @@ from lm.training.averaging import NTASGD
 from lm.training.cudagraphs import CUDAGraphs
 from lm.training.means import IntervalMeans
 from lm.training.optim import build_optimizer
+from lm.training.progress import Progress
 from lm.training.results import OTHER_TEXT
 from lm.training.schedule import LearningRate, trapezoid_of
 
 logger = logging.getLogger(__name__)
 # What, with the configuration, decides how results are rounded, among `versions`.
 _DECIDE_BITS = ("torch", "cpu", "gpu", "device", "threads", "processes", "precision")
-
-
-@dataclass
-class Progress:
-    """How far a run is, and the best it has seen (epoch 0: what fine-tuning started from); plain values only."""
-
-    epoch: int = 1
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    finished: bool = False
-    best_epoch: int = 0
-    best_loss: float = math.inf
-    best_activation: dict[str, float] = field(default_factory=dict)
-    best_averaged: bool = False
-    validated: int = 0
-    """updates before the last validation"""
-    waited: int = 0
-    """validations since the best"""
-    changes: list[str] = field(default_factory=list)
-    """what was changed when the run was continued"""
-    from_vectors: dict[str, float] = field(default_factory=dict)
-    """--init-vectors: `types` that the file has, their share of all, and the share of train's tokens"""
 
 
 class Run:
@@ -113,6 +89,8 @@ class Run:
         corpus = self.corpus
         if config.batch_size < self.ranks.size:
             raise ConfigError(f"--batch-size: {config.batch_size} columns are too few for {self.ranks.size} processes")
+        if 0 < config.train_tokens < 2 * (most := max(config.batch_size, config.eval_batch_size)):
+            raise ConfigError(f"--train-tokens: {config.train_tokens} are less than two a column, {2 * most}")
         columns = [("train", "batch_size"), ("train", "eval_batch_size"), ("valid", "eval_batch_size")]
         if "test" in corpus.splits:
             columns.append(("test", "test_batch_size"))

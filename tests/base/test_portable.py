@@ -24,7 +24,8 @@ print("imported")
 
 def test_no_module_needs_posix_to_be_imported():
     found = (module.name for module in pkgutil.walk_packages(lm.__path__, "lm."))
-    names = sorted(name for name in found if "triton" not in name)
+    # The file that an export for transformers holds needs that library, which needs POSIX.
+    names = sorted(name for name in found if "triton" not in name and not name.endswith("modeling_awd_lstm"))
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_POSIX.format(names=names)], cwd=ROOT, capture_output=True, text=True
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import lm.evaluate
@@ -66,6 +66,26 @@ def test_the_code_of_the_card_gives_the_perplexities_of_the_card(
     facts = [f"{result['activation']['rms']:.4f}", "seed 1111", result["git"]["commit"] or "unknown", "--epochs=2"]
     facts += [*result["corpus_sha256"].values(), result["versions"]["torch"], f"--data {corpus_dir}"]
     assert [fact for fact in facts if fact not in card] == []
+
+
+def test_bf16_halves_the_file_and_leaves_the_model_that_rounded_weights_make(
+    main_here, tiny_run, corpus_dir, tmp_path, monkeypatch, capsys
+):
+    half, whole = tmp_path / "half", tmp_path / "whole"
+    main_here(lm.evaluate, tiny_run, "--export", half, "--bf16")
+    main_here(lm.evaluate, tiny_run, "--export", whole)
+    small, large = ((place / "model.safetensors").stat().st_size for place in (half, whole))
+    tensors = sum(tensor.nbytes for tensor in load_file(whole / "model.safetensors").values())
+    assert large - small == pytest.approx(tensors / 2, abs=64)
+    rounded, exact = (load_trained(RunDir(place))["model"] for place in (half, whole))
+    for name, tensor in exact.items():
+        assert torch.equal(rounded[name], tensor.bfloat16().float())
+    assert "rounded to bfloat16" in (half / "README.md").read_text()
+    text = (corpus_dir / "valid.txt").read_text()
+    found = json.loads(main_here(lm.evaluate, half, "--columns", 2, "--split", "valid", "--data", corpus_dir, "--json"))
+    assert plain_perplexity(half, text, 2, monkeypatch) == pytest.approx(found["splits"][0]["ppl"], rel=1e-5)
+    with pytest.raises(ConfigError, match="--bf16"):
+        main_here(lm.evaluate, tiny_run, "--export", half, "--bf16", "--format", "onnx")
 
 
 @pytest.mark.parametrize("cell", ["GRU", "RNN_TANH", "RNN_RELU", "QRNN", "QRNN --zoneout=0.2"])

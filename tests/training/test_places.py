@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -126,7 +127,7 @@ def test_a_process_whose_directory_was_deleted_and_begun_anew_by_another_writes_
         shutil.rmtree(run)
         for _ in range(2):  # deleted, and then begun anew
             with pytest.raises(LMError, match="was deleted or replaced") as caught:
-                writer.save_last(None, 0)
+                writer.save_last(SimpleNamespace(state_dict=lambda position: {}), 0)
             assert caught.value.exit_code == 1
             with pytest.raises(LMError):
                 writer.save_best(None, None)

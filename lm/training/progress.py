@@ -1,0 +1,29 @@
+"""How far a training run is, as plain values, for its checkpoints."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Progress:
+    """How far a run is, and the best it has seen (epoch 0: what fine-tuning started from); plain values only."""
+
+    epoch: int = 1
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    finished: bool = False
+    best_epoch: int = 0
+    best_loss: float = math.inf
+    best_activation: dict[str, float] = field(default_factory=dict)
+    best_averaged: bool = False
+    validated: int = 0
+    """updates before the last validation"""
+    waited: int = 0
+    """validations since the best"""
+    changes: list[str] = field(default_factory=list)
+    """what was changed when the run was continued"""
+    from_vectors: dict[str, float] = field(default_factory=dict)
+    """--init-vectors: `types` that the file has, their share of all, and the share of train's tokens"""
