@@ -69,9 +69,10 @@ def table(reports: list[dict[str, Any]]) -> str:
 def evaluate_run(arguments: argparse.Namespace) -> None:
     """Print the figures of each split, in every mode of adaptation that was asked for."""
     model, config, corpus = load_run(arguments.run_dir, pick_device(arguments.device), arguments.data)
+    splits = corpus.scored_splits(arguments.split)  # tuning takes hours: what is missing is said before
     adaptation = Adaptation(model, config, corpus, arguments)
     reports = []
-    for split in corpus.scored_splits(arguments.split):
+    for split in splits:
         columns = adaptation.columns(split)
         check_columns(len(corpus.splits[split]), columns, f"{corpus.source}, {split}", "--columns")
         if adaptation.plain:

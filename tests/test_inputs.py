@@ -224,6 +224,7 @@ def test_an_unusable_checkpoint_exits_with_5_whoever_reads_it_and_runs_no_code(d
         (evaluate, ["run", "--cache-theta=0.3", "--adapt", "dynamic"], 2, "is for --adapt cache"),
         (evaluate, ["run", "--dynamic-lr=0.3"], 2, "is for --adapt dynamic"),
         (evaluate, ["run", "--tune"], 2, "is for --adapt"),
+        (evaluate, ["run", "--adapt=cache", "--tune", "--cache-lambda=0.3"], 2, "--cache-lambda: leave it out with"),
         (evaluate, ["run", "--adapt-fast"], 2, "--adapt-fast: is for --adapt"),
         (
             evaluate,

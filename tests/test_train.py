@@ -71,6 +71,8 @@ def test_train_tokens_trains_on_the_start_of_the_text_with_the_vocabulary_of_all
     short = cli("train", *flags, "--out-dir", tmp_path / "short", "--batch-size=40")
     assert short.returncode == 2
     assert "--train-tokens: 60 are less than two a column, 80" in short.stderr
+    long = cli("train", *flags, "--train-tokens=99999", "--out-dir", tmp_path / "long", "--dry-run")
+    assert (long.returncode, "--train-tokens: train has no more than" in long.stderr) == (0, True)
 
 
 def test_each_coefficient_changes_the_first_gradient_through_the_command_line(cli, corpus_dir, tmp_path):

@@ -27,7 +27,7 @@ class Bounds:
 
     def __str__(self) -> str:
         low = f"{'greater than' if self.open_low else 'at least'} {self.low:g}"
-        return low if self.high == math.inf else f"{low} and at most {self.high:g}"
+        return low if self.high == math.inf else f"{low} and at most {self.high:.10g}"
 
 
 # The largest integer that every consumer (torch sizes, seeds, TensorBoard steps) takes without overflow.

@@ -134,9 +134,13 @@ def _flag_type(hint: Any, field: dataclasses.Field, text: str) -> dict[str, Any]
 def read_config(run_dir: RunDir) -> dict[str, Any]:
     """The values in the config.json of a run or an export. Raises ConfigError where there is none."""
     try:
-        return as_plain(config_from_dict(json.loads(read_file(run_dir.config))))
+        values = json.loads(read_file(run_dir.config))
+        if isinstance(values, dict) and "model_type" in values:
+            raise ConfigError("it is one for transformers; give the run that it was made of")
+        return as_plain(config_from_dict(values))
     except (OSError, ValueError, ConfigError) as error:
-        raise ConfigError(f"--finetune: {run_dir} is neither a run directory nor an export ({error})") from None
+        what = "is neither a run directory nor an export of this program"
+        raise ConfigError(f"--finetune: {run_dir} {what}: {error}") from None
 
 
 def _config_to_tune(source: str, options: RunOptions) -> dict[str, Any]:

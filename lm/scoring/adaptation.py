@@ -66,7 +66,11 @@ def add_adaptation_flags(parser: argparse.ArgumentParser) -> None:
         help="not as published: read in the protocol's columns, which learn together and have a cache each, longer "
         "segments, gradient statistics from 300 windows of train (default: one column, statistics from all of train)",
     )
-    group.add_argument("--tune", action="store_true", help="choose the values below on valid first")
+    group.add_argument(
+        "--tune",
+        action="store_true",
+        help="choose on valid first: the cache's values, and --dynamic-lr and --dynamic-decay from those given on",
+    )
     for owner, prefix in ((Cache, "cache"), (Dynamic, "dynamic")):
         for field in dataclasses.fields(owner):
             name = "lambda" if field.name == "lam" else field.name
@@ -94,6 +98,8 @@ def check_adaptation_flags(given: set[str], args: argparse.Namespace) -> None:
     for name in ("tune", "adapt_fast"):
         if name in given and set(modes) == {"none"}:
             raise ConfigError(f"{flag(name)}: is for --adapt cache, dynamic or dynamic+cache")
+    if "tune" in given and (chosen := sorted(name for name in given if name.startswith("cache"))):
+        raise ConfigError(f"{flag(chosen[0]).replace('-lam', '-lambda')}: leave it out with --tune, which chooses it")
     if "dynamic_epsilon" in given and args.dynamic_rule == "sgd":
         raise ConfigError("--dynamic-epsilon: is for --dynamic-rule rms")
 

@@ -70,7 +70,8 @@ def _read_set(file: Path, lines: list[str]) -> PairSet:
         try:
             values = json.loads(line)
             pair = values["sentence_good"], values["sentence_bad"]
-        except (ValueError, KeyError, TypeError):
+            "".join(pair).encode()  # JSON can hold halves of characters, which are no text
+        except (ValueError, KeyError, TypeError, RecursionError):
             pair = None, None
         if not all(isinstance(one, str) and split_words(one) and "\n" not in one for one in pair):
             raise CorpusError(

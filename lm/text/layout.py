@@ -85,13 +85,22 @@ def _sets(split: str, ways: list[dict[str, list[str]]]) -> list[list[str]]:
 
 
 def _files(found: list[Path]) -> list[Path]:
-    """Files in order, or those in the one folder that was found. Raises CorpusError where that holds none."""
+    """Files in order, or those in the one folder that was found. Raises CorpusError where it holds none, or one of
+    those that their names count is missing."""
     if found[0].name not in _SPELLINGS:
-        return in_order(found)
+        return _complete(in_order(found))
     try:
         inside = [path for path in found[0].iterdir() if re.fullmatch(rf"[^.].*{EXTENSIONS}", path.name)]
     except OSError as error:
         raise CorpusError(f"{found[0]}: cannot be read as a folder: {error.strerror}") from error
     if not inside:
         raise CorpusError(f"{found[0]}: holds no file of text: .txt, .tokens, .jsonl (also .gz, .zst) or .parquet")
-    return in_order(inside)
+    return _complete(in_order(inside))
+
+
+def _complete(paths: list[Path]) -> list[Path]:
+    """Files, of which `train-00000-of-00002.parquet` says that it is one of two. Raises CorpusError for less."""
+    totals = [int(found[1]) for path in paths if (found := re.search(r"-of-(\d{1,9})\.", path.name))]
+    if totals and len(totals) < max(totals):
+        raise CorpusError(f"{paths[0]}: one of {max(totals)} files, of which only {len(totals)} are there")
+    return paths

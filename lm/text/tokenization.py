@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lm.base.errors import ConfigError
 from lm.config.schema import TrainConfig
 from lm.text.bpe import BPETokenizer
 from lm.text.byte_level import ByteTokenizer
@@ -54,6 +55,7 @@ class Tokenization:
             f"words seen {self.min_count} times" if self.min_count > 1 else "",
             "lower case" if self.lowercase else "",
             "by frequency" if self.by_frequency else "",
+            "<unk> by all that it stands for" if self.by_frequency and (self.vocab_size or self.min_count > 1) else "",
         ]
         return "; ".join([_KINDS[self.kind].DEFINITION, *filter(None, parts)])
 
@@ -63,15 +65,21 @@ class Tokenization:
         return _KINDS[self.kind].decoding_errors
 
     def learn(self, blocks: Iterable[str]) -> TextTokenizer:
-        """The tokenizer that a training text gives, in blocks as `Text.blocks` hands them out."""
+        """The tokenizer that a training text gives, in blocks as `Text.blocks` hands them out.
+
+        Raises ConfigError if `min_count` leaves no word.
+        """
         if self.kind == WordTokenizer.kind:
-            return WordTokenizer.from_blocks(
+            words = WordTokenizer.from_blocks(
                 blocks,
                 self.vocab_size,
                 min_count=self.min_count,
                 lowercase=self.lowercase,
                 by_frequency=self.by_frequency,
             )
+            if self.min_count > 1 and words.vocab_size == 2:  # <eos> and <unk>
+                raise ConfigError(f"--min-count: no word of train comes {self.min_count} times")
+            return words
         tokenizer = _KINDS[self.kind].from_blocks(blocks, self.bpe_vocab_size)
         if self.kind == BPETokenizer.kind and tokenizer.vocab_size < self.bpe_vocab_size:
             logger.warning("bpe: the text yields %d types, not %d", tokenizer.vocab_size, self.bpe_vocab_size)

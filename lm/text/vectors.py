@@ -69,7 +69,7 @@ def read_vectors(path: Path, vocab: Mapping[str, int], size: int) -> dict[int, n
 
 def _is_header(path: Path, fields: list[str], size: int) -> bool:
     """Whether the first line is the number of vectors and their size. Raises ConfigError for another size."""
-    header = len(fields) == 2 and all(field.isdecimal() for field in fields)
+    header = len(fields) == 2 and all(field.isdecimal() and len(field) < 20 for field in fields)
     width = int(fields[1]) if header else len(fields) - 1
     if width != size:
         raise ConfigError(f"--init-vectors: {path}: no vectors of {size} values (--emsize), but of {width}")
@@ -78,7 +78,8 @@ def _is_header(path: Path, fields: list[str], size: int) -> bool:
 
 def _vector(path: Path, number: int, values: list[str], size: int) -> np.ndarray:
     try:
-        vector = np.array(values, dtype=np.float32)
+        with np.errstate(over="ignore"):  # what is too large is refused below
+            vector = np.array(values, dtype=np.float32)
     except ValueError:
         vector = np.empty(0, dtype=np.float32)
     if len(vector) != size or not np.isfinite(vector).all():

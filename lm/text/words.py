@@ -79,7 +79,8 @@ class WordTokenizer(TextTokenizer):
 
         `<unk>` is added at the end where the text has none. With `vocab_size`, the most frequent words are kept, of
         equally frequent ones those that come first, with `min_count` those that the text has as often. `by_frequency`
-        numbers frequent words first, equally frequent ones in order of first appearance.
+        numbers frequent words first, `<unk>` by all that it stands for, equally frequent ones in order of first
+        appearance.
         """
         counts: Counter[str] = Counter()
         for block in blocks:
@@ -90,6 +91,7 @@ class WordTokenizer(TextTokenizer):
         if vocab_size:
             words = sorted(words, key=counts.__getitem__, reverse=True)[: vocab_size - 2]
         kept = {EOS, UNK, *words}
+        counts[UNK] += sum(count for word, count in counts.items() if word not in kept)
         order = sorted(counts, key=counts.__getitem__, reverse=True) if by_frequency else counts
         return cls((word for word in order if word in kept), lowercase=lowercase)
 

@@ -97,6 +97,8 @@ class Run:
         for split, field_name in columns:
             where = f"{corpus.source}, {split}"
             check_columns(len(self.text(split)), getattr(config, field_name), where, flag(field_name))
+        if config.train_tokens > (tokens := len(corpus.splits["train"])):
+            logger.warning("--train-tokens: train has no more than %s tokens, all of which are used", f"{tokens:,}")
         if 0 < config.eval_train_tokens < 2 * config.eval_batch_size:
             raise ConfigError(f"--eval-train-tokens: {config.eval_train_tokens} are less than 2 * --eval-batch-size")
 

@@ -169,6 +169,14 @@ def test_words_are_numbered_by_frequency_and_only_where_it_is_asked_for():
     assert Tokenization(by_frequency=True).definition != Tokenization().definition
 
 
+def test_unk_is_numbered_by_all_the_words_that_it_stands_for():
+    text = "a b c d e <unk>\na a b f g\n"
+    assert Tokenization(by_frequency=True, vocab_size=4).learn([text]).types == ["<unk>", "a", "b", EOS]
+    assert Tokenization(by_frequency=True, min_count=2).learn([text]).types == ["<unk>", "a", "b", EOS]
+    assert Tokenization(by_frequency=True, vocab_size=9).learn([text]).types[-1] == "g"
+    assert Tokenization(vocab_size=4).learn([text]).types == ["a", "b", "<unk>", EOS]
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [

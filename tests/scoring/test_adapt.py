@@ -1,5 +1,6 @@
 """Cache pointer and dynamic evaluation against implementations that read one word, or one segment, at a time."""
 
+import argparse
 import dataclasses
 import json
 import math
@@ -9,7 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lm.base.errors import ConfigError
+import lm.evaluate
+from lm.base.errors import ConfigError, CorpusError
 from lm.nn.model import AWDLSTM
 from lm.scoring import tune
 from lm.scoring.adapt import adapted_nats
@@ -17,6 +19,7 @@ from lm.scoring.cache import Cache, History, cache_probability
 from lm.scoring.dynamic import Dynamic, fast_statistics, gradient_rms, published_statistics
 from lm.scoring.evaluation import evaluate
 from lm.scoring.tune import tune_cache, tune_dynamic
+from lm.text.finding import load_corpus
 from tests.conftest import TINY, write_corpus
 from tests.nn.test_model import V, tiny
 
@@ -267,6 +270,15 @@ def test_tuned_learning_rate_and_decay_have_worse_neighbours_on_all_sides(monkey
 def test_settings_out_of_range_are_refused_by_name(make, flag):
     with pytest.raises(ConfigError, match=flag):
         make()
+
+
+def test_a_split_that_is_not_there_is_refused_before_anything_is_tuned(tmp_path, monkeypatch):
+    folder = write_corpus(tmp_path / "corpus", train=9, held_out=9)
+    (folder / "test.txt").unlink()
+    monkeypatch.setattr(lm.evaluate, "load_run", lambda *_: (None, None, load_corpus(None, folder)))
+    monkeypatch.setattr(lm.evaluate, "Adaptation", lambda *_: pytest.fail("tuned"))
+    with pytest.raises(CorpusError, match="has no test split"):
+        lm.evaluate.evaluate_run(argparse.Namespace(run_dir="", device="cpu", data="", split=["valid", "test"]))
 
 
 def test_the_command_puts_the_modes_side_by_side_and_tunes_on_valid_only(cli, train_here, tmp_path):

@@ -127,7 +127,8 @@ def test_a_folder_gives_its_sets_and_skips_what_holds_no_pairs(tmp_path):
 @pytest.mark.parametrize(
     "content",
     [None, "", "[1]\n", '{"sentence_good": "a"}\n', '{"sentence_good": "a", "sentence_bad": " "}\n', "{}\nnonsense\n",
-     '{"sentence_good": "a\\nb", "sentence_bad": "a"}\n', '{"sentence_good": "a", "sentence_bad": 1}\n'],
+     '{"sentence_good": "a\\nb", "sentence_bad": "a"}\n', '{"sentence_good": "a", "sentence_bad": 1}\n',
+     "[" * 100_000 + "\n", '{"sentence_good": "\\ud800", "sentence_bad": "a"}\n'],
 )  # fmt: skip
 def test_a_file_that_holds_no_pairs_is_named(tmp_path, content):
     if content is not None:

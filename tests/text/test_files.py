@@ -177,6 +177,10 @@ def test_files_come_in_the_order_of_their_numbers():
         ({"train.txt.gz": b"no gzip", "valid.txt": "a\n"}, r"train\.txt\.gz: cannot be read: Not a gzipped file"),
         ({"train.txt.zst": b"no zstandard", "valid.txt": "a\n"}, r"train\.txt\.zst: cannot be read: ZSTD"),
         ({"train.parquet": b"no parquet", "valid.txt": "a\n"}, r"train\.parquet: not a Parquet file"),
+        (
+            {"train-00000-of-00003.txt": "a\n", "valid.txt": "a\n"},
+            "train-00000-of-00003.txt: one of 3 files, .* only 1",
+        ),
         ({"train.txt": "a\n", "valid.jsonl": '{"text": " "}\n'}, r"valid\.jsonl: empty, holds no word"),
     ],
 )

@@ -97,6 +97,11 @@ def test_contradictory_flags_are_refused_by_name(small_dir, flags, reason):
 
 def test_the_command_line_says_so_with_exit_codes(cli, rows_dir):
     assert cli("corpus", "--data", rows_dir, "--tokenizer=byte", "--vocab-size=9").returncode == 2
+    done = cli("corpus", "--data", rows_dir, "--min-count=99999")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        2,
+        "error: --min-count: no word of train comes 99999 times",
+    )
     done = cli("corpus", "--data", rows_dir, "--vocab-size=9", "--json")
     assert (done.returncode, json.loads(done.stdout)["vocab_size"]) == (0, 9)
     assert "has no test split" in done.stderr

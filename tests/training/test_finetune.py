@@ -10,6 +10,8 @@ import torch
 
 import lm.train
 from lm.base.errors import ConfigError
+from lm.base.rundir import RunDir
+from lm.config.flags import read_config
 from lm.training.checkpoint import load_checkpoint
 from tests.conftest import TINY, write_corpus
 
@@ -137,6 +139,12 @@ def test_it_is_resumed_although_its_source_is_gone(source, cli, tmp_path):
     done = cli(*command, "--epochs=2", "--resume=auto")
     assert done.returncode == 0, done.stderr
     assert json.loads((run / "result.json").read_text())["epochs"] == 2
+
+
+def test_an_export_for_transformers_is_refused_as_what_it_is(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "awd_lstm"}')
+    with pytest.raises(ConfigError, match="nor an export of this program: it is one for transformers"):
+        read_config(RunDir(tmp_path))
 
 
 @pytest.mark.parametrize(

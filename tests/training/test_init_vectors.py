@@ -9,7 +9,7 @@ import torch
 from lm.base.errors import ConfigError, Interrupted
 from lm.config.values import as_plain, config_from_dict, config_id, json_id, make_config
 from lm.text.finding import configured_corpus
-from lm.text.vectors import write_vectors
+from lm.text.vectors import read_vectors, write_vectors
 from lm.training.run import Run
 from tests.conftest import TINY
 from tests.rundir import ending, same, weights
@@ -85,6 +85,16 @@ def test_another_file_than_the_checksum_names_starts_no_run(train_here, vectors,
     with pytest.raises(ConfigError, match="has another checksum than --init-vectors-sha256"):
         train_here(*flags, "--init-vectors-sha256", "0" * 64, "--out-dir", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "content", ["9" * 5000 + " " + "9" * 5000 + "\n", "w1" + 8 * " 1e39" + "\n", "w1" + 8 * " nan" + "\n"]
+)
+def test_values_too_large_for_a_float_are_refused(tmp_path, content):
+    (tmp_path / "vectors.txt").write_text(content)
+    with pytest.raises(ConfigError, match="--init-vectors: .*vectors.txt:"):
+        read_vectors(tmp_path / "vectors.txt", {"w1": 0}, 8)
 
 
 def test_fine_tuning_starts_from_the_weights_of_the_run_and_not_from_its_vectors(
