@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# bash run.sh              set up, then the main job: a small study of AR, TAR and dropout on each corpus, and its tables
+# bash run.sh              set up, then the main job: a small study of AR and TAR on each corpus, and its tables
 # bash run.sh setup        set up only
 # bash run.sh test         set up, then ruff and mypy, then the tests
 # bash run.sh test ...     set up, then the tests that the words, which go to pytest, choose

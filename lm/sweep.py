@@ -119,7 +119,6 @@ def parse_args(description: str, arguments: list[str] | None) -> argparse.Namesp
     parser = Parser(
         prog="python -m lm.sweep",
         description=description,
-        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("study", nargs="?", metavar="STUDY_DIR", help="folder with study.toml")

@@ -72,7 +72,10 @@ def _hyphenated(argument: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes `_` for `-` in names of flags, and reports a bad argument as ConfigError, as every command does."""
+    """Takes `_` for `-` in names of flags, each in full, and reports a bad argument as ConfigError."""
+
+    def __init__(self, prog: str, **keywords: Any) -> None:
+        super().__init__(prog, **keywords | {"allow_abbrev": False})
 
     def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:  # noqa: D102 - argparse's
         spelt = [_hyphenated(argument) for argument in (sys.argv[1:] if args is None else args)]
@@ -94,7 +97,6 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     parser = Parser(
         prog=prog,
         usage=f"{prog} [--preset NAME] [--dataset NAME | --data DIR] [--out-dir DIR] [flags]",
-        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=presets_help(),
     )
