@@ -139,6 +139,16 @@ def _training(config: TrainConfig, result: dict[str, Any]) -> str:
     return f"{source}seed {result['seed']}, {result['steps']:,} updates, {kept}{averaged}"
 
 
+def _command(arguments: list[str]) -> str:
+    """The command that trains the model again, without where the run lay and how it went on."""
+    elsewhere = ("--out-dir", "--out_dir", "--resume", "--save")
+    kept = []
+    for before, argument in itertools.pairwise(["", *arguments]):
+        if argument.partition("=")[0] not in elsewhere and before not in elsewhere:
+            kept.append(argument)
+    return shlex.join(["python", "-m", "lm.train", *kept])
+
+
 def plain_use(config: TrainConfig, weights: dict[str, Tensor]) -> str:
     """The lines of plain PyTorch that use the weights."""
     reads = "linear.weight" if config.model == "QRNN" else "weight_ih_l0"
@@ -190,7 +200,7 @@ def model_card(
         corpus=f", {corpus.title}; licence: {corpus.licence}" if corpus else "",
         checksums="\n".join(f"  - {split}: sha256 {digest}" for split, digest in result["corpus_sha256"].items()),
         training=_training(config, result),
-        command=shlex.join(["python", "-m", "lm.train", *environment["argv"][1:]]),
+        command=_command(environment["argv"][1:]),
         commit=f"{git['commit'] or 'unknown'}{', changed since' if git['dirty'] else ''}",
         versions=f"Python {versions['python']}, PyTorch {versions['torch']}, tokenizers {versions['tokenizers']}, "
         f"{versions['gpu'] or versions['cpu']}, {versions['precision']}",

@@ -20,6 +20,7 @@ from lm.base.errors import CheckpointError, ConfigError, CorpusError
 from lm.base.rundir import RunDir
 from lm.scoring.export import export_run
 from lm.scoring.loading import load_trained
+from lm.scoring.model_card import _command
 from lm.text.words import WordTokenizer
 from lm.training.checkpoint import load_checkpoint
 from tests.conftest import TINY
@@ -66,6 +67,16 @@ def test_the_code_of_the_card_gives_the_perplexities_of_the_card(
     facts = [f"{result['activation']['rms']:.4f}", "seed 1111", result["git"]["commit"] or "unknown", "--epochs=2"]
     facts += [*result["corpus_sha256"].values(), result["versions"]["torch"], f"--data {corpus_dir}"]
     assert [fact for fact in facts if fact not in card] == []
+
+
+def test_the_card_says_how_to_train_the_model_again_wherever_its_run_lay(exported, tiny_run):
+    (command,) = re.findall(r"command: `(.*)`", (exported / "README.md").read_text())
+    assert command.startswith("python -m lm.train --data")
+    assert "--epochs" in command
+    assert str(tiny_run) not in command
+    assert _command(["--lr=1", "--save", "x", "--out_dir=y", "--resume", "auto", "--clip", "2"]) == (
+        "python -m lm.train --lr=1 --clip 2"
+    )
 
 
 def test_bf16_halves_the_file_and_leaves_the_model_that_rounded_weights_make(
