@@ -47,7 +47,9 @@ def load_trained(directory: RunDir) -> dict[str, Any]:
 def _best_of_run(directory: RunDir) -> dict[str, Any]:
     path = directory.best
     if not path.parent.exists() and not directory.is_run:
-        raise CheckpointError(f"{directory}: neither a run directory, with ckpt/best.pt, nor an export of this program (--format pytorch)")
+        raise CheckpointError(
+            f"{directory}: neither a run directory, with ckpt/best.pt, nor an export of this program (--format pytorch)"
+        )
     if not path.exists() and directory.is_run:
         raise CheckpointError(f"{path}: not there: no epoch of this run has ended yet; train on with --resume auto")
     checkpoint = load_checkpoint(path)
