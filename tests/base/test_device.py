@@ -50,7 +50,6 @@ def test_generator_states_round_trip():
 
 
 def test_keeping_freed_memory_is_harmless_without_glibc(monkeypatch):
-    monkeypatch.setattr(device, "has_native_bf16", lambda: True)
     device.keep_freed_memory()
 
     def missing(name):
