@@ -55,10 +55,10 @@ def pick_precision(name: str, device: torch.device) -> str:
 def keep_freed_memory() -> None:
     """Let glibc keep large freed blocks instead of returning them to the kernel, which must zero them again.
 
-    A training step frees and takes the same tensors each time: at 3x1150 in bf16 this saves 30,000 page faults a step and
-    a third of its time, at the same peak memory. In fp32, where a step takes several times as long and tensors are
-    twice as large, those from 32 MB on are returned, as the heap would fragment; 2x200 gains a quarter of its time. Does
-    nothing where there is no glibc.
+    A training step frees and takes the same tensors each time: at 3x1150 in bf16 this saves 30,000 page faults a step
+    and a third of its time, at the same peak memory. In fp32, where a step takes several times as long and tensors are
+    twice as large, those from 32 MB on are returned, as the heap would fragment; 2x200 gains a quarter of its time.
+    Does nothing where there is no glibc.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
