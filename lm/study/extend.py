@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import logging
 import shutil
 from pathlib import Path
 
-from lm.base.files import scratch_folder
+from lm.base.files import read_file, scratch_folder
 from lm.base.rundir import RunDir
 from lm.config.values import as_plain, config_id, resume_conflicts
 from lm.study.executors import Job
@@ -25,7 +27,7 @@ def begin_with_shorter(job: Job) -> None:
     home = job.run_dir
     if job.rung or home.last.exists():
         return
-    for epochs in range(job.config.epochs - 1, 0, -1):
+    for epochs in sorted((n for n in _epochs_beside(home) if n < job.config.epochs), reverse=True):
         config = dataclasses.replace(job.config, epochs=epochs)
         shorter = RunDir(home.path.parent / config_id(config))
         if not shorter.last.exists() or (read_result(shorter, config) or {}).get("status") != "completed":
@@ -38,6 +40,16 @@ def begin_with_shorter(job: Job) -> None:
             _copy(part, home.path / part.name)
         logger.info("%s: goes on from the end of %s, %d epochs", job.name, shorter, epochs)
         return
+
+
+def _epochs_beside(home: RunDir) -> set[int]:
+    """Numbers of epochs of the runs in the study's folder; a damaged config.json tells none."""
+    found = set()
+    for path in home.path.parent.glob("*/config.json"):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            epochs = json.loads(read_file(path))["epochs"]
+            found |= {epochs} if type(epochs) is int and epochs > 0 else set()
+    return found
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -50,6 +50,18 @@ def test_where_the_rate_depends_on_the_number_of_epochs_a_run_begins_anew_and_sa
     assert not [*long.run_dir.path.iterdir()]
 
 
+def test_as_many_epochs_as_there_may_be_are_not_looked_for_one_by_one(train_here, small_dir, tmp_path):
+    short = job(small_dir, tmp_path / "study", 1, max_steps=2)
+    train_here(*short.arguments, "--no-tensorboard", "--out-dir", short.run_dir)
+    long = job(small_dir, tmp_path / "study", 2**31 - 1, max_steps=2)
+    for place, text in (("damaged", "{"), ("other", '{"epochs": "many"}')):
+        (tmp_path / "study" / place).mkdir()
+        (tmp_path / "study" / place / "config.json").write_text(text)
+    long.run_dir.path.mkdir()
+    begin_with_shorter(long)
+    assert long.run_dir.last.read_bytes() == short.run_dir.last.read_bytes()
+
+
 def test_a_run_that_has_begun_or_stands_alone_is_left_as_it_is(small_dir, tmp_path):
     long = job(small_dir, tmp_path, 3)
     long.run_dir.path.mkdir()
