@@ -1,7 +1,7 @@
 """The processes that train one run together: which of them this one is, and what they tell each other.
 
 torchrun starts them and names each by environment variables: RANK of WORLD_SIZE, LOCAL_RANK on its machine. Alone,
-nothing is sent and `torch.distributed` is not loaded.
+nothing is sent, and nothing here needs `torch.distributed`.
 """
 
 from __future__ import annotations
@@ -143,11 +143,11 @@ def this_rank(variables: os._Environ[str] | dict[str, str] = os.environ) -> Rank
 @contextmanager
 def reachable() -> Iterator[None]:
     """Report a process that cannot be reached any more as RankLost."""
-    import torch.distributed as dist
-
     try:
         yield
     except RuntimeError as error:  # gloo's is nothing but that; NCCL's has a class
+        import torch.distributed as dist
+
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise RankLost("another process of this run has ended, or cannot be reached") from error
         raise

@@ -25,7 +25,7 @@ from lm.scoring.adapt import adapted_nats
 from lm.scoring.cache import Cache
 from lm.scoring.dynamic import Dynamic, fast_statistics, published_statistics
 from lm.scoring.evaluation import protocol_columns
-from lm.scoring.tune import tune_cache, tune_dynamic
+from lm.scoring.tune import setting_flag, tune_cache, tune_dynamic
 from lm.text.corpus import Corpus
 from lm.text.units import split_units
 from lm.training.divergence import check_loss
@@ -73,18 +73,18 @@ def add_adaptation_flags(parser: argparse.ArgumentParser) -> None:
     )
     for owner, prefix in ((Cache, "cache"), (Dynamic, "dynamic")):
         for field in dataclasses.fields(owner):
-            name = "lambda" if field.name == "lam" else field.name
+            name = f"{prefix}_{field.name}"
             default = f"{'published for the corpus, else ' if owner is Cache else ''}{field.default}"
             if owner is Dynamic and field.name in _FAST:
                 default += f", fast {_FAST[field.name]}"
             if owner is Dynamic and field.name in _SGD:
                 default += f", for sgd {_SGD[field.name]}"
             group.add_argument(
-                f"--{prefix}-{name}",
-                dest=f"{prefix}_{field.name}",
+                setting_flag(name),
+                dest=name,
                 type=type(field.default),
-                metavar=name.upper(),
-                help=f"{_HELP[f'{prefix}_{field.name}']} (default: {default})",
+                metavar=setting_flag(name).rpartition("-")[2].upper(),
+                help=f"{_HELP[name]} (default: {default})",
             )
 
 
@@ -92,14 +92,14 @@ def check_adaptation_flags(given: set[str], args: argparse.Namespace) -> None:
     """Raise ConfigError for a flag among `given` (names of arguments) that no mode or rule asked for reads."""
     args.adapt = modes = args.adapt or ["none"]
     for kind in ("cache", "dynamic"):
-        flags = sorted(flag(name).replace("-lam", "-lambda") for name in given if name.startswith(kind))
+        flags = sorted(setting_flag(name) for name in given if name.startswith(kind))
         if flags and not any(kind in mode for mode in modes):
             raise ConfigError(f"{flags[0]}: is for --adapt {kind}")
     for name in ("tune", "adapt_fast"):
         if name in given and set(modes) == {"none"}:
             raise ConfigError(f"{flag(name)}: is for --adapt cache, dynamic or dynamic+cache")
     if "tune" in given and (chosen := sorted(name for name in given if name.startswith("cache"))):
-        raise ConfigError(f"{flag(chosen[0]).replace('-lam', '-lambda')}: leave it out with --tune, which chooses it")
+        raise ConfigError(f"{setting_flag(chosen[0])}: leave it out with --tune, which chooses it")
     if "dynamic_epsilon" in given and args.dynamic_rule == "sgd":
         raise ConfigError("--dynamic-epsilon: is for --dynamic-rule rms")
 

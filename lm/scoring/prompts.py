@@ -16,9 +16,10 @@ from lm.text.tokenizer import EOS, TextTokenizer
 logger = logging.getLogger("lm.generate")
 
 
-def _stopped(tokenizer: TextTokenizer, prompt: list[int], stops: Sequence[str]) -> Callable[[list[int]], bool]:
-    """Whether a continuation of `prompt` holds one of the strings in its last tokens."""
-    start = len(tokenizer.text(prompt))
+def _stopped(
+    tokenizer: TextTokenizer, prompt: list[int], start: int, stops: Sequence[str]
+) -> Callable[[list[int]], bool]:
+    """Whether a continuation of `prompt`, a text of `start` characters, holds one of the strings in its last tokens."""
     last = 4 * max(map(len, stops)) + 2  # a character may be four tokens, the bytes of its UTF-8
 
     def stopped(ids: list[int]) -> bool:
@@ -36,9 +37,10 @@ def continue_prompt(
     if unknown := tokenizer.unknown(text):
         logger.warning("--prompt: not in the vocabulary, read as <unk>: %s", ", ".join(unknown))
     context = [tokenizer.eos_id, *prompt]
+    start = len(tokenizer.text(prompt))
     limits = Limits(() if arguments.unk or tokenizer.unk_id is None else (tokenizer.unk_id,), arguments.no_repeat_ngram)
     if arguments.stop:
-        limits = dataclasses.replace(limits, ended=_stopped(tokenizer, prompt, arguments.stop))
+        limits = dataclasses.replace(limits, ended=_stopped(tokenizer, prompt, start, arguments.stop))
     width = 1 if arguments.greedy else arguments.beam
     if width:
         found = beam_search(model, context, arguments.tokens, width, limits)[: arguments.samples]
@@ -47,7 +49,6 @@ def continue_prompt(
         seeds = range(arguments.seed, arguments.seed + arguments.samples)
         found = sample(model, context, arguments.tokens, sampling, seeds, limits)
     texts = [tokenizer.text(prompt + one.ids) for one in found]
-    start = len(tokenizer.text(prompt))
     for stop in arguments.stop:
         texts = [one[:start] + one[start:].partition(stop)[0] for one in texts]
     if arguments.detokenize:

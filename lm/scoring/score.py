@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from lm.base.errors import CorpusError
 from lm.base.numbers import perplexity
 from lm.nn.model import AWDLSTM
-from lm.scoring.tokens import read_independent, read_running
+from lm.scoring.tokens import encode_lines, read_independent, read_running
 from lm.text.reading import split_lines, split_words, universal_newlines
 from lm.text.tokenizer import TextTokenizer
 from lm.text.units import comparable
@@ -45,9 +44,7 @@ def score_text(model: AWDLSTM, tokenizer: TextTokenizer, text: str, *, independe
         CorpusError: the text is empty, or has but one token where the first is context only.
     """
     lines = split_lines(universal_newlines(text))
-    if not lines:
-        raise CorpusError("an empty text has nothing to score")
-    ids = [tokenizer.encode(line + "\n") for line in lines]
+    ids = encode_lines(tokenizer, lines)
     ends = np.cumsum([len(line) for line in ids])
     if independent:
         (nats,) = read_independent(model, ids, tokenizer.eos_id)

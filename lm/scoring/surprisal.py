@@ -16,7 +16,7 @@ import numpy as np
 
 from lm.base.errors import ConfigError, CorpusError
 from lm.nn.model import AWDLSTM
-from lm.scoring.tokens import Describe, details, nats, read_independent, read_running
+from lm.scoring.tokens import Describe, details, encode_lines, nats, read_independent, read_running
 from lm.text.reading import split_lines, universal_newlines, word_spans
 from lm.text.tokenizer import EOS, UNK, TextTokenizer
 
@@ -59,9 +59,7 @@ def surprisal(
     if not 0 <= top <= tokenizer.vocab_size:
         raise ConfigError(f"--top must be at least 0 and at most {tokenizer.vocab_size}, the vocabulary; got {top}")
     lines = split_lines(universal_newlines(text)) if isinstance(text, str) else [_one_line(line) for line in text]
-    if not lines:
-        raise CorpusError("an empty text has nothing to score")
-    ids = [tokenizer.encode(line + "\n") for line in lines]
+    ids = encode_lines(tokenizer, lines)
     figures = _figures(model, ids, tokenizer.eos_id, independent, nats if per_word else details(top))
     unit = math.log(2) if bits else 1.0
     ends = np.cumsum([len(line) for line in ids])

@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lm.base.errors import CorpusError
 from lm.nn.model import AWDLSTM
 from lm.scoring.reading import read
 from lm.text.batching import batchify
+from lm.text.tokenizer import TextTokenizer
 from lm.training.divergence import check_loss
 
 # Rows of the last layer's output (N, H) and the target after each, to figures of N rows, of which the first are nats.
@@ -25,6 +27,13 @@ Describe = Callable[[AWDLSTM, Tensor, Tensor], tuple[Tensor, ...]]
 _LINES = 64
 # Logits of which details are computed at a time: 16 MB in fp32.
 _LOGITS = 1 << 22
+
+
+def encode_lines(tokenizer: TextTokenizer, lines: Sequence[str]) -> list[np.ndarray]:
+    """Token ids of each line, `<eos>` at its end. Raises CorpusError where there is none."""
+    if not lines:
+        raise CorpusError("an empty text has nothing to score")
+    return [tokenizer.encode(line + "\n") for line in lines]
 
 
 def nats(model: AWDLSTM, h_NH: Tensor, targets_N: Tensor) -> tuple[Tensor, ...]:

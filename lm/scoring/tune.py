@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from lm.base.names import flag
 from lm.nn.model import AWDLSTM
 from lm.scoring.adapt import adapted_nats
 from lm.scoring.cache import Cache
@@ -68,21 +69,22 @@ def tune_cache(
             axes[name] = sorted([*axes[name], *found])
         near = {name: _around(values, getattr(best, name)) for name, values in axes.items()}
     notes = [
-        f"{_flag(name)}: grid extended to {end:g}"
+        f"{setting_flag(f'cache_{name}')}: grid extended to {end:g}"
         for name, values in axes.items()
         for end, start in zip((values[0], values[-1]), first[name], strict=True)
         if end != start
     ]
     edges = [*beyond, *["lam"] * (best.lam == _LARGEST_LAMBDA)]
-    return best, notes + [f"{_flag(name)}: the best is at the edge of the grid" for name in edges]
+    return best, notes + [f"{setting_flag(f'cache_{name}')}: the best is at the edge of the grid" for name in edges]
 
 
 def _cache(window: float, lam: float, theta: float) -> Cache:
     return Cache(int(window), lam, theta)
 
 
-def _flag(name: str) -> str:
-    return f"--cache-{'lambda' if name == 'lam' else name}"
+def setting_flag(name: str) -> str:
+    """Flag of a setting, as `cache_lam` or `dynamic_lr`: `lambda` can be no name in Python."""
+    return "--cache-lambda" if name == "cache_lam" else flag(name)
 
 
 def _beyond(values: Sequence[float], name: str, best: Cache, longest: int) -> list[float]:
