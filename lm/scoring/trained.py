@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 
-from lm.base.errors import CheckpointError
 from lm.base.rundir import RunDir
 from lm.config.schema import TrainConfig
 from lm.nn.model import AWDLSTM
+from lm.scoring.corpus import tokenizer_of
 from lm.scoring.loading import load_model
 from lm.scoring.score import score_text
 from lm.scoring.surprisal import surprisal
-from lm.text.tokenization import tokenization_of
 from lm.text.tokenizer import TextTokenizer
 
 
@@ -108,8 +107,4 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Tr
     """
     directory = RunDir(Path(path))
     model, config, trained = load_model(directory, torch.device(device))
-    tokenizer = tokenization_of(config).load(directory.tokenizer)
-    found = tokenizer.fingerprint()
-    if tokenizer.vocab_size != model.encoder.num_embeddings or trained.get("vocabulary", found) != found:
-        raise CheckpointError(f"{directory.tokenizer}: belongs to another model than the one there")
-    return Trained(model, tokenizer, config)
+    return Trained(model, tokenizer_of(directory, trained, model.encoder.num_embeddings), config)

@@ -78,11 +78,11 @@ def configuration_name(values: Mapping[str, Any], base: Mapping[str, Any]) -> st
 
 
 def show(value: Any) -> str:
-    """A configuration value as a user writes it: 1.0 as 1, true, 10,20."""
+    """A configuration value as a user writes it: 1.0 as 1, true, 10,20; none where it is empty."""
     if isinstance(value, (list, tuple)):
         return ",".join(show(item) for item in value) or "none"
     if not is_number(value):
-        return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+        return str(value).lower() if isinstance(value, bool) or value is None else str(value) or "none"
     return f"{value:.6g}"
 
 

@@ -28,6 +28,7 @@ class Corpus:
     words: dict[str, int]  # tokens that the text has at the word level: its words and one `<eos>` a line
     sha256: dict[str, str]  # of the text
     path: Path | None  # the cache folder: {train,valid,test}.bin, tokenizer.json; None if it could not be written
+    extends: bool = False  # whether the tokenizer is that of a model of another corpus, extended, and not train's own
 
     @property
     def vocab_size(self) -> int:

@@ -27,3 +27,5 @@ class Progress:
     """what was changed when the run was continued"""
     from_vectors: dict[str, float] = field(default_factory=dict)
     """--init-vectors: `types` that the file has, their share of all, and the share of train's tokens"""
+    from_run: dict[str, float] = field(default_factory=dict)
+    """--finetune on another text: how much of it the run knew, see `lm.training.transfer.known_share`"""
