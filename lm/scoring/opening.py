@@ -1,4 +1,4 @@
-"""How a run begins: anew, where its last checkpoint ends, or from the weights of another run, on its text or another."""
+"""How a run begins: anew, where its last checkpoint ends, or from the weights of another run."""
 
 from __future__ import annotations
 

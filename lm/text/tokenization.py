@@ -70,7 +70,7 @@ class Tokenization:
         return _KINDS[self.kind].decoding_errors
 
     def learn(self, blocks: Iterable[str]) -> TextTokenizer:
-        """The tokenizer that a training text gives, in blocks as `Text.blocks` hands them out; `given`, if there is one.
+        """`given`, else the tokenizer that a training text gives, in blocks as `Text.blocks` hands them out.
 
         Raises ConfigError if `min_count` leaves no word.
         """

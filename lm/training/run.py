@@ -40,7 +40,7 @@ class Run:
     """The parts of a training run. Equal configurations and corpora build equal runs, to the bit.
 
     Of a run on several processes each has its columns of the batch and its rows of the hidden state; all else, and what
-    a checkpoint holds, is the same in every process. With `other_text` the corpus is not that of the run to fine-tune.
+    a checkpoint holds, is the same in every process. With `other_text` the run to fine-tune had another corpus.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Run:
         other_text: bool = False,
     ) -> None:
         self.config = config
-        # By averaging, as published: from a run on another text this one is trained as any other.
+        # As published, by averaging; on another text than that of the run it starts from, it is trained as any other.
         self.finetunes = config.finetune != "" and not other_text
         self.corpus = corpus
         self.device = device
@@ -194,7 +194,7 @@ class Run:
         with torch.no_grad():
             for index, vector in vectors.items():
                 self.model.encoder.weight[index] = torch.from_numpy(vector)
-        counts = np.bincount(self.corpus.splits["train"], minlength=self.corpus.vocab_size)
+        counts = self.corpus.type_counts("train")
         self.progress.from_vectors = {
             "types": len(vectors),
             "share_of_types": len(vectors) / self.corpus.vocab_size,

@@ -1,7 +1,7 @@
-"""A trained model on another text: its vocabulary grows by the words of that text (Howard and Ruder 2018, sec. 3.2).
+"""A trained model on another text, as ULMFiT tunes one (Howard and Ruder 2018, arXiv 1801.06146, sec. 3.2).
 
-The types of the model keep their ids and weights. New ones follow them, each with the mean embedding and the mean
-decoder bias of the old ones (arXiv 1801.06146; the ULMFiT code of fast.ai does the same).
+The vocabulary grows by the words of that text. Those that the model knows keep their ids and weights; new ones follow
+them, each with the mean embedding and the mean decoder bias of the old ones, as in fast.ai's code (`match_embeds`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,11 +38,11 @@ def check_tunable(config: TrainConfig, trained: Mapping[str, Any], *, other_text
 
 
 def with_new_types(weights: Mapping[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
-    """Weights of a model of `vocab_size` types, of which the first have the rows of `weights`, the others their mean.
+    """Weights of a model of `vocab_size` types: the first have the rows of `weights`, all others the mean of these.
 
     Args:
-        weights: a model's, by the names of `AWDLSTM`.
-        vocab_size: types of the larger model, at least as many as `weights` have.
+        weights: of an `AWDLSTM` with at most so many types, by their names.
+        vocab_size: V of the result.
     """
     new = vocab_size - len(weights["encoder.weight"])
 
@@ -54,13 +53,13 @@ def with_new_types(weights: Mapping[str, Tensor], vocab_size: int) -> dict[str, 
 
 
 def known_share(corpus: Corpus, known: int) -> dict[str, float]:
-    """How much of train a model knew whose types are the first `known` of the corpus' tokenizer.
+    """How much of train a model knows whose types are the first `known` of the corpus.
 
     Returns:
         `types` of train, `known_types` and `new_types` among them, and `share_of_tokens`, the part of train's tokens
-        that are of known types; a word that became `<unk>` as the vocabulary lacks it is none.
+        that are of known types; a word that became `<unk>` because the vocabulary lacks it is none of them.
     """
-    counts = np.bincount(corpus.splits["train"], minlength=corpus.vocab_size)
+    counts = corpus.type_counts("train")
     occurring = counts > 0
     tokens = int(counts[:known].sum()) - corpus.unk["train"]
     return {

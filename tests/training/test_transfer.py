@@ -1,8 +1,6 @@
-"""Fine-tuning on another text: the vocabulary and weights that it starts from, and all that is done with a run after."""
+"""Fine-tuning on another text: the vocabulary and weights that it starts from, and what is done with the run after."""
 
-import dataclasses
 import json
-import math
 import re
 import shutil
 from collections import Counter
@@ -17,7 +15,7 @@ from lm.base.errors import CheckpointError, ConfigError, CorpusError, Interrupte
 from lm.base.rundir import RunDir
 from lm.config.schema import RunOptions
 from lm.config.values import config_id
-from lm.scoring.loading import load_model, load_run
+from lm.scoring.loading import load_run
 from lm.scoring.opening import open_run
 from lm.study.scheduler import Sweep
 from lm.study.specification import load_study
