@@ -123,8 +123,8 @@ def answer_pairs(
     starts = np.cumsum([0, *(len(one) for one in ids[:-1])])
     good, bad = np.add.reduceat(nats, starts).reshape(-1, 2).T
     unk_id = -1 if tokenizer.unk_id is None else tokenizer.unk_id
-    unknown = np.array([unk_id in one for one in ids]).reshape(-1, 2).any(axis=1)
-    return Answers(good < bad, good == bad, unknown)
+    lost = np.array([unk_id in one for one in ids]).reshape(-1, 2)
+    return Answers(good < bad, good == bad, lost[:, 0] | lost[:, 1])
 
 
 def parts(sets: Sequence[PairSet]) -> Iterator[tuple[PairSet, slice]]:
