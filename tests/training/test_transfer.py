@@ -110,7 +110,10 @@ def test_types_of_the_run_keep_their_ids_and_weights_and_new_ones_have_the_mean(
             assert torch.equal(after, before), name
 
 
-def test_the_words_of_valid_that_only_the_run_knew_are_known_and_min_count_decides_which_are_added(texts, sources):
+def test_the_words_of_valid_that_only_the_run_knew_are_known_and_min_count_decides_which_are_added(
+    texts, sources, monkeypatch
+):
+    monkeypatch.setattr("lm.text.corpus._BLOCK", 7)
     run, _ = opened(texts, sources["tied"])
     tokenizer = run.corpus.tokenizer
     assert tokenizer.decode(run.corpus.splits["valid"])[-3:] == ["w35", "<unk>", "<eos>"]
