@@ -42,10 +42,15 @@ SMALLER = "--columns, --cache-window or text"
 _INSTEAD = {
     "export": {"format", "bf16", "json"},
     "activations": {"beside", "words", "split", "columns", "data", "device", "json"},
-    "pairs": {"plot", "sentences", "device", "json"},
+    "pairs": {"beside", "plot", "sentences", "device", "json"},
 }
 # Flags that are for another one alone.
-_FOR = {"activations PNG": {"beside", "words"}, "pairs PATH": {"plot", "sentences"}, "export DIR": {"format", "bf16"}}
+_FOR = {
+    "activations PNG": {"words"},
+    "pairs PATH": {"plot", "sentences"},
+    "activations PNG or --pairs PATH": {"beside"},
+    "export DIR": {"format", "bf16"},
+}
 
 
 def table(reports: list[dict[str, Any]]) -> str:
@@ -118,22 +123,31 @@ def look_inside(arguments: argparse.Namespace) -> None:
 
 
 def judge_pairs(arguments: argparse.Namespace) -> None:
-    """Print how often a model finds the grammatical sentence of a pair likelier."""
+    """Print how often a model, or each of two, finds the grammatical sentence of a pair likelier."""
     from lm.scoring import pairs  # scipy takes half a second to import
 
     sets = pairs.load_pairs(arguments.pairs)
-    trained = load(arguments.run_dir, pick_device(arguments.device))
-    name, tokenize = pairs.tokenization_for(trained.config, arguments.sentences)
-    report = pairs.score_pairs(trained.model, trained.tokenizer, sets, tokenize)
+    device = pick_device(arguments.device)
+    names = [str(name) for name in (arguments.run_dir, arguments.beside) if name]
+    answers = []
+    reports = []
+    for name in names:
+        trained = load(name, device)
+        tokenization, tokenize = pairs.tokenization_for(trained.config, arguments.sentences)
+        answers.append(pairs.answer_pairs(trained.model, trained.tokenizer, sets, tokenize))
+        reports.append({"run": name, "sentences": tokenization} | pairs.report(sets, answers[-1]))
     if arguments.plot:
         from lm.scoring.pairs_plot import draw
 
-        draw(arguments.plot, f"{arguments.run_dir}: {arguments.pairs.name}", report)
-    if arguments.json:
-        head = {"run": str(arguments.run_dir), "pairs": str(arguments.pairs), "sentences": name}
-        show(json.dumps(head | report) + "\n")
-    else:
-        show(pairs.table(report) + "\n")
+        draw(arguments.plot, str(arguments.pairs), reports, names)
+    found: dict[str, Any] = {"pairs": str(arguments.pairs)} | reports[0]
+    text = pairs.table(reports[0])
+    if len(names) == 2:
+        from lm.scoring import pairs_difference
+
+        found |= {"beside": reports[1], "difference": pairs_difference.differences(sets, *answers)}
+        text = pairs_difference.table(names, reports, found["difference"])
+    show((json.dumps(found) if arguments.json else text) + "\n")
 
 
 def _parse() -> argparse.Namespace:
@@ -155,7 +169,7 @@ def _parse() -> argparse.Namespace:
     add_adaptation_flags(parser, splits=True)
     inside = parser.add_argument_group("looking inside")
     inside.add_argument("--activations", type=Path, metavar="PNG", help="draw what the last layer does on a split")
-    inside.add_argument("--beside", type=RunDir, metavar="RUN_DIR", help="another run, drawn in the same axes")
+    inside.add_argument("--beside", type=RunDir, metavar="RUN_DIR", help="another run, for --activations and --pairs")
     inside.add_argument(
         "--words",
         type=int,

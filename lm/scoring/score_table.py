@@ -94,7 +94,7 @@ def write_scores(arguments: argparse.Namespace, trained: Trained) -> None:
         logger.info("%s: %s", head["adapt"], settings_text(head))
     if arguments.per is None:
         scores = score_text(trained.model, trained.tokenizer, text, independent=arguments.independent, adapt=adapt)
-        _write_lines(scores, head if arguments.json else None)
+        show(json.dumps(head | scores) + "\n" if arguments.json else _score_table(scores))
         return
     found = surprisal(
         trained.model, trained.tokenizer, lines, independent=arguments.independent, per_word=arguments.per == "word",
@@ -122,15 +122,13 @@ def _split_ids(name: str, lines: list[str]) -> tuple[list[str], list[str]]:
     return [rest for _, _, rest in columns], [first for first, _, _ in columns]
 
 
-def _write_lines(scores: dict[str, Any], head: dict[str, Any] | None) -> None:
-    """The scores of lines and their total, as a JSON object that begins with `head` or, without one, as a table."""
-    if head is not None:
-        show(json.dumps(head | scores) + "\n")
-        return
-    show("\t".join(["line", *scores["total"]]) + "\n")
+def _score_table(scores: dict[str, Any]) -> str:
+    """The scores of lines and their total, tab-separated."""
+    rows = [["line", *scores["total"]]]
     for name, row in [*enumerate(scores["lines"], 1), ("total", scores["total"])]:
         values = [f"{v:.{6 if k == 'logprob' else 4}f}" if isinstance(v, float) else v for k, v in row.items()]
-        show("\t".join(["" if value is None else str(value) for value in (name, *values)]) + "\n")
+        rows.append(["" if value is None else str(value) for value in (name, *values)])
+    return "".join("\t".join(row) + "\n" for row in rows)
 
 
 def _cells(row: dict[str, Any]) -> dict[str, str]:
