@@ -25,7 +25,7 @@ from lm.base.process import show
 from lm.base.rundir import RunDir
 from lm.base.threads import choose_threads
 from lm.config.flags import Parser
-from lm.scoring.adaptation import Adaptation, add_adaptation_flags, check_adaptation_flags
+from lm.scoring.adaptation import Adaptation, add_adaptation_flags, check_adaptation_flags, settings_text
 from lm.scoring.evaluation import evaluate, protocol_columns, split_report
 from lm.scoring.export import FORMATS, export_run
 from lm.scoring.loading import load_run
@@ -64,9 +64,7 @@ def table(reports: list[dict[str, Any]]) -> str:
         if "activation" in row:
             lines[-1] += f"  rms h {row['activation']['rms']:.4f}, rms dh {row['activation']['temporal_rms']:.4f}"
         else:
-            settings = [f"{k} {v}" for part in (row["cache"], row["dynamic"]) if part for k, v in part.items()]
-            lines[-1] += "  " + ", ".join(settings + ["fast, not as published"] * row["fast"])
-            lines[-1] += "".join(f"; {note}" for note in row["notes"])
+            lines[-1] += "; ".join([f"  {settings_text(row)}", *row["notes"]])
         lines[-1] += units_text({name: row[name] for name in NAMES if name in row and name != "ppl"})
     return "\n".join(lines)
 
@@ -168,7 +166,7 @@ def _parse() -> argparse.Namespace:
         help="folder of the corpus, if it has moved since training: its text decides",
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if there is one")
-    add_adaptation_flags(parser)
+    add_adaptation_flags(parser, splits=True)
     inside = parser.add_argument_group("looking inside")
     inside.add_argument("--activations", type=Path, metavar="PNG", help="draw what the last layer does on a split")
     inside.add_argument("--beside", type=RunDir, metavar="RUN_DIR", help="another run, for --activations and --pairs")

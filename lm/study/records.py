@@ -66,6 +66,12 @@ def curve_of(record: Mapping[str, Any]) -> list[tuple[float, float]]:
     return [(epoch, ppl) for epoch, ppl in pairs if is_number(epoch) and is_number(ppl)]
 
 
+def histogram_of(record: Mapping[str, Any]) -> list[float] | None:
+    """Shares of a record's histogram of activations; None where it has none that could be drawn."""
+    shares = _activation("histogram")(record)
+    return shares if isinstance(shares, list) and shares and all(map(is_number, shares)) else None
+
+
 def label(values: Mapping[str, Any]) -> str:
     """A configuration in words, as `alpha 2, beta 1`."""
     return ", ".join(f"{name} {show(value)}" for name, value in values.items()) or "all runs"
