@@ -128,21 +128,22 @@ def judge_pairs(arguments: argparse.Namespace) -> None:
 
     sets = pairs.load_pairs(arguments.pairs)
     device = pick_device(arguments.device)
-    names = [str(name) for name in (arguments.run_dir, arguments.beside) if name]
+    names = []
     answers = []
     reports = []
-    for name in names:
-        trained = load(name, device)
+    for run_dir in filter(None, (arguments.run_dir, arguments.beside)):
+        trained = load(run_dir, device)
         tokenization, tokenize = pairs.tokenization_for(trained.config, arguments.sentences)
         answers.append(pairs.answer_pairs(trained.model, trained.tokenizer, sets, tokenize))
-        reports.append({"run": name, "sentences": tokenization} | pairs.report(sets, answers[-1]))
+        reports.append({"run": str(run_dir), "sentences": tokenization} | pairs.report(sets, answers[-1]))
+        names.append(f"{run_dir}: AR {trained.config.alpha:g}, TAR {trained.config.beta:g}")
     if arguments.plot:
         from lm.scoring.pairs_plot import draw
 
-        draw(arguments.plot, str(arguments.pairs), reports, names)
+        draw(arguments.plot, arguments.pairs.resolve().name, reports, names)
     found: dict[str, Any] = {"pairs": str(arguments.pairs)} | reports[0]
     text = pairs.table(reports[0])
-    if len(names) == 2:
+    if arguments.beside:
         from lm.scoring import pairs_difference
 
         found |= {"beside": reports[1], "difference": pairs_difference.differences(sets, *answers)}

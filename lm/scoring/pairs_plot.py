@@ -32,7 +32,9 @@ def draw(path: Path, title: str, reports: Sequence[dict[str, Any]], names: Seque
             label = f"{published['model']}, published: {published['accuracy']:.1f}"
             ax.axvline(published["accuracy"], color=PALE, linewidth=1.2, linestyle=line, label=label)
         set_places = [places[one["phenomenon"]] for one in first["sets"]]
-        ax.scatter([one["accuracy"] for one in first["sets"]], set_places, s=22, color=PALE, label=f"a set, {names[0]}")
+        ax.scatter(
+            [one["accuracy"] for one in first["sets"]], set_places, s=22, color=PALE, label="its sets, first model"
+        )
         looks = ((CHOSEN, "o"), (OTHER, "D"))
         for number, (report, name, (color, marker)) in enumerate(zip(reports, names, looks, strict=False)):
             rows = [{"phenomenon": "overall"} | report["overall"], *report["phenomena"]]
@@ -46,7 +48,7 @@ def draw(path: Path, title: str, reports: Sequence[dict[str, Any]], names: Seque
                 color=color,
                 markersize=5,
                 capsize=3,
-                label=f"a phenomenon, 95 % interval, {name}",
+                label=name,
             )
         ax.set_yticks(list(places.values()), [name.replace("_", " ") for name in places], parse_math=False)
         ax.set(xlim=(0, 100), xlabel="pairs whose good sentence is likelier, %")
