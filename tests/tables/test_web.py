@@ -123,6 +123,6 @@ def test_a_browser_sorts_filters_compares_and_draws_without_network(page):
         tab.wait_for_selector(".bk-Figure canvas")
         tab.locator(".bk-Figure").first.scroll_into_view_if_needed()
         tab.mouse.move(*tab.evaluate(PLACE, [2, 120]))  # the second epoch of alpha 0
-        tab.locator(".bk-Tooltip", has_text="120.00").wait_for()
+        tab.locator(".bk-Tooltip", has_text="120.00").first.wait_for()
         assert wrong == [] and [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
         browser.close()
