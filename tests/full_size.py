@@ -163,9 +163,23 @@ def encode(bench: Bench, data: str, *flags: str) -> dict[str, Any]:
     return {"tokens": done.report["tokens"], "types": done.report["vocab_size"], **sizes, **done.cost()}
 
 
+def cpu_rate(tokens: int, cpu_after: dict[int, float]) -> int:
+    """Tokens a CPU second, of updates of `tokens`, between the first and the last after which CPU seconds were seen.
+
+    0 where fewer than two were seen, as in a trial whose updates take less than looking.
+    """
+    seen = [(update, seconds) for update, seconds in sorted(cpu_after.items()) if update]
+    if len(seen) < 2:
+        return 0
+    (first, before), (last, after) = seen[0], seen[-1]
+    return round(tokens * (last - first) / max(after - before, 1e-2))
+
+
 def train(bench: Bench, kind: str, line: str, updates: int) -> dict[str, Any]:
     """`lm.train` for some updates, then `lm.evaluate`; rates are those of all updates but the first."""
-    size, out, cpu_after = bench.size, RunDir(bench.folder / "run"), {}
+    size = bench.size
+    out = RunDir(bench.folder / "run")
+    cpu_after: dict[int, float] = {}
     config = make_config(**parse_train_args(line.split()).values)
     widths = [f"{flag(name)}={size.width(getattr(config, name))}" for name in ("emsize", "nhid", "batch_size")]
     limits = ["--max-steps", updates, "--log-interval", 1, "--eval-train-tokens", HELD_OUT, "--no-eval-test"]
@@ -184,13 +198,11 @@ def train(bench: Bench, kind: str, line: str, updates: int) -> dict[str, Any]:
     scored = bench.run("lm.evaluate", out, "--split", "valid", "--json")
     (valid,), steps = scored.report["splits"], updates_made()
     config, tokens = done.report["config"], TOKENS[kind][0]
-    window = config["batch_size"] * config["bptt"]
-    (first, before), (last, after) = (sorted(cpu_after.items())[place] for place in (min(1, len(cpu_after) - 1), -1))
     return {
         "line": line, "parameters": done.report["params"], "batch_size": config["batch_size"], "bptt": config["bptt"],
         "precision": done.report["versions"]["precision"], "timed_updates": updates - 1,
         "tokens_per_s": round((updates - 1) / sum(1 / step["tokens_per_s"] for step in steps[1:])),
-        "tokens_per_cpu_s": round(window * (last - first) / (after - before)) if after > before else 0,
+        "tokens_per_cpu_s": cpu_rate(config["batch_size"] * config["bptt"], cpu_after),
         "train_tokens": size.count(tokens), "checkpoint_mb": round(out.last.stat().st_size / 1e6), **done.cost(),
         "evaluation": {"tokens_per_s": round(valid["targets"] / valid["seconds"]), **scored.cost()},
     }  # fmt: skip

@@ -106,6 +106,11 @@ def test_every_row_is_measured_and_shown_at_a_thousandth_of_the_size(forked, mon
     assert json.loads((out / "full-size.json").read_text())["encode words"] == before
 
 
+def test_the_rate_leaves_out_the_start_and_the_first_update():
+    assert full_size.cpu_rate(1000, {0: 7.0, 1: 20.0, 2: 30.0, 4: 50.0}) == 100
+    assert full_size.cpu_rate(1000, {0: 7.0, 1: 20.0}) == 0
+
+
 def test_a_day_is_extrapolated_from_cpu_seconds():
     row = {"parameters": 1, "batch_size": 2, "bptt": 3, "timed_updates": 4, "tokens_per_s": 5, "peak_mb": 6}
     row |= {"tokens_per_cpu_s": 1000, "threads": 2, "train_tokens": 86_400_000}
