@@ -7,6 +7,11 @@ them takes.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from lm.base.process import begin
+
+    begin()  # as the commands do, so that threads that wait take no CPU seconds
+
 import argparse
 import json
 import time

@@ -222,8 +222,8 @@ def plan(size: Size) -> dict[str, Callable[[Bench], dict[str, Any]]]:
         "encode bytes": lambda bench: encode(bench, "bytes", "--tokenizer", "byte"),
         "encode large": functools.partial(encode, data="large"),
         "train QRNN": functools.partial(train, kind="words", line=f"{WIKITEXT_103} {cutoffs}", updates=3),
-        "train LSTM": functools.partial(train, kind="words", line=f"--batch-size 60 {cutoffs}", updates=6),
-        "train bytes": functools.partial(train, kind="bytes", line=f"{ENWIK8} --tokenizer byte", updates=3),
+        "train LSTM": functools.partial(train, kind="words", line=f"--batch-size 60 {cutoffs}", updates=4),
+        "train bytes": functools.partial(train, kind="bytes", line=f"{ENWIK8} --tokenizer byte", updates=2),
         "decoder with cutoffs": functools.partial(decoder, steps=4, cutoffs=True),
         "decoder": functools.partial(decoder, steps=1, cutoffs=False),
     }
