@@ -114,6 +114,7 @@ def nats_and_gradients(
             dw.addmm_(z.t(), h[rows])
         else:
             dw.add_(z.t() @ h[rows])
+        del z  # or the next block would be computed beside it
     return nats, dh, dw, db
 
 
