@@ -11,6 +11,7 @@ from lm.config.presets import PRESETS
 from lm.config.schema import RunOptions, TrainConfig
 from lm.config.values import as_plain, config_from_dict, config_id, make_config, resume_conflicts
 from lm.train import configure
+from tests.full_size import ENWIK8, WIKITEXT_103
 
 
 def parse(line):
@@ -56,14 +57,9 @@ def test_the_published_qrnn_command_lines_mean_the_qrnn_preset(line, dataset):
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("--epochs 14 --nlayers 4 --emsize 400 --nhid 2500 --alpha 0 --beta 0 --dropoute 0 --dropouth 0.1 "
-         "--dropouti 0.1 --dropout 0.1 --wdrop 0 --wdecay 0 --bptt 140 --batch_size 60 --optimizer adam --lr 1e-3 "
-         "--data data/wikitext-103 --save WT103.12hr.QRNN.pt --when 12 --model QRNN",
+        (WIKITEXT_103,
          {"model": "QRNN", "nhid": 2500, "bptt": 140, "when": (12,), "wdrop": 0, "data": "data/wikitext-103"}),
-        ("--epochs 50 --nlayers 3 --emsize 400 --nhid 1840 --alpha 0 --beta 0 --dropoute 0 --dropouth 0.1 "
-         "--dropouti 0.1 --dropout 0.4 --wdrop 0.2 --wdecay 1.2e-6 --bptt 200 --batch_size 128 --optimizer adam "
-         "--lr 1e-3 --data data/enwik8 --save ENWIK8.pt --when 25 35",
-         {"model": "LSTM", "nhid": 1840, "bptt": 200, "when": (25, 35), "wdrop": 0.2, "data": "data/enwik8"}),
+        (ENWIK8, {"model": "LSTM", "nhid": 1840, "bptt": 200, "when": (25, 35), "wdrop": 0.2, "data": "data/enwik8"}),
     ],
 )  # fmt: skip
 def test_the_published_command_lines_of_larger_corpora_are_understood(line, expected):

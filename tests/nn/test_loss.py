@@ -40,6 +40,21 @@ def test_fp32_loss_and_gradients_equal_the_plain_ones_for_any_chunking(monkeypat
     assert ours[0].shape == () and ours[0].dtype == torch.float32
 
 
+def test_a_block_has_at_least_128_rows_in_fp32_however_large_the_vocabulary(monkeypatch):
+    monkeypatch.setattr(loss_module, "_BLOCK_LOGITS_FP32", 333 * 130)
+
+    def products(v):
+        rows = []
+        real = loss_module._nats_and_gradient_
+        monkeypatch.setattr(loss_module, "_nats_and_gradient_", lambda z, *rest: rows.append(len(z)) or real(z, *rest))
+        (h, w, b), target = _problem(n=300, v=v)
+        linear_cross_entropy(h, w, b, target)
+        monkeypatch.setattr(loss_module, "_nats_and_gradient_", real)
+        return rows
+
+    assert (products(333), products(3330)) == ([130, 130, 40], [128, 128, 44])
+
+
 def test_bf16_error_is_that_of_rounding_operands_and_results_of_the_products():
     (h, w, b), target = _problem(n=400, v=2000)
     ours = _value_and_gradients(lambda: linear_cross_entropy(h, w, b, target, "bf16"), (h, w, b))
