@@ -25,7 +25,7 @@ from lm.base.process import show
 from lm.base.rundir import RunDir
 from lm.base.threads import choose_threads
 from lm.config.flags import Parser
-from lm.scoring.adaptation import Adaptation, add_adaptation_flags, check_adaptation_flags
+from lm.scoring.adaptation import Adaptation, add_adaptation_flags, check_adaptation_flags, settings_text
 from lm.scoring.evaluation import evaluate, protocol_columns, split_report
 from lm.scoring.export import FORMATS, export_run
 from lm.scoring.loading import load_run
@@ -42,10 +42,15 @@ SMALLER = "--columns, --cache-window or text"
 _INSTEAD = {
     "export": {"format", "bf16", "json"},
     "activations": {"beside", "words", "split", "columns", "data", "device", "json"},
-    "pairs": {"plot", "sentences", "device", "json"},
+    "pairs": {"beside", "plot", "sentences", "device", "json"},
 }
 # Flags that are for another one alone.
-_FOR = {"activations PNG": {"beside", "words"}, "pairs PATH": {"plot", "sentences"}, "export DIR": {"format", "bf16"}}
+_FOR = {
+    "activations PNG": {"words"},
+    "pairs PATH": {"plot", "sentences"},
+    "activations PNG or --pairs PATH": {"beside"},
+    "export DIR": {"format", "bf16"},
+}
 
 
 def table(reports: list[dict[str, Any]]) -> str:
@@ -59,9 +64,7 @@ def table(reports: list[dict[str, Any]]) -> str:
         if "activation" in row:
             lines[-1] += f"  rms h {row['activation']['rms']:.4f}, rms dh {row['activation']['temporal_rms']:.4f}"
         else:
-            settings = [f"{k} {v}" for part in (row["cache"], row["dynamic"]) if part for k, v in part.items()]
-            lines[-1] += "  " + ", ".join(settings + ["fast, not as published"] * row["fast"])
-            lines[-1] += "".join(f"; {note}" for note in row["notes"])
+            lines[-1] += "; ".join([f"  {settings_text(row)}", *row["notes"]])
         lines[-1] += units_text({name: row[name] for name in NAMES if name in row and name != "ppl"})
     return "\n".join(lines)
 
@@ -120,22 +123,32 @@ def look_inside(arguments: argparse.Namespace) -> None:
 
 
 def judge_pairs(arguments: argparse.Namespace) -> None:
-    """Print how often a model finds the grammatical sentence of a pair likelier."""
+    """Print how often a model, or each of two, finds the grammatical sentence of a pair likelier."""
     from lm.scoring import pairs  # scipy takes half a second to import
 
     sets = pairs.load_pairs(arguments.pairs)
-    trained = load(arguments.run_dir, pick_device(arguments.device))
-    name, tokenize = pairs.tokenization_for(trained.config, arguments.sentences)
-    report = pairs.score_pairs(trained.model, trained.tokenizer, sets, tokenize)
+    device = pick_device(arguments.device)
+    names = []
+    answers = []
+    reports = []
+    for run_dir in filter(None, (arguments.run_dir, arguments.beside)):
+        trained = load(run_dir, device)
+        tokenization, tokenize = pairs.tokenization_for(trained.config, arguments.sentences)
+        answers.append(pairs.answer_pairs(trained.model, trained.tokenizer, sets, tokenize))
+        reports.append({"run": str(run_dir), "sentences": tokenization} | pairs.report(sets, answers[-1]))
+        names.append(f"{run_dir}: AR {trained.config.alpha:g}, TAR {trained.config.beta:g}")
     if arguments.plot:
         from lm.scoring.pairs_plot import draw
 
-        draw(arguments.plot, f"{arguments.run_dir}: {arguments.pairs.name}", report)
-    if arguments.json:
-        head = {"run": str(arguments.run_dir), "pairs": str(arguments.pairs), "sentences": name}
-        show(json.dumps(head | report) + "\n")
-    else:
-        show(pairs.table(report) + "\n")
+        draw(arguments.plot, arguments.pairs.resolve().name, reports, names)
+    found: dict[str, Any] = {"pairs": str(arguments.pairs)} | reports[0]
+    text = pairs.table(reports[0])
+    if arguments.beside:
+        from lm.scoring import pairs_difference
+
+        found |= {"beside": reports[1], "difference": pairs_difference.differences(sets, *answers)}
+        text = pairs_difference.table(names, reports, found["difference"])
+    show((json.dumps(found) if arguments.json else text) + "\n")
 
 
 def _parse() -> argparse.Namespace:
@@ -154,10 +167,10 @@ def _parse() -> argparse.Namespace:
         help="folder of the corpus, if it has moved since training: its text decides",
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if there is one")
-    add_adaptation_flags(parser)
+    add_adaptation_flags(parser, splits=True)
     inside = parser.add_argument_group("looking inside")
     inside.add_argument("--activations", type=Path, metavar="PNG", help="draw what the last layer does on a split")
-    inside.add_argument("--beside", type=RunDir, metavar="RUN_DIR", help="another run, drawn in the same axes")
+    inside.add_argument("--beside", type=RunDir, metavar="RUN_DIR", help="another run, for --activations and --pairs")
     inside.add_argument(
         "--words",
         type=int,

@@ -15,15 +15,12 @@ if __name__ == "__main__":
 import argparse
 import dataclasses
 import json
-import logging
 import math
 import os
-import sys
-from pathlib import Path
 from typing import Any
 
 from lm.base.device import pick_device
-from lm.base.errors import ConfigError, CorpusError, run_cli
+from lm.base.errors import ConfigError, run_cli
 from lm.base.names import flag
 from lm.base.process import show
 from lm.base.rundir import RunDir
@@ -32,93 +29,21 @@ from lm.config.flags import Parser
 from lm.nn.model import AWDLSTM
 from lm.scoring.features import add_vector_flags, check_vector_flags, write_asked
 from lm.scoring.prompts import continue_prompt
-from lm.scoring.score import score_text
-from lm.scoring.surprisal import surprisal
+from lm.scoring.score_table import add_score_flags, check_score_flags, write_scores
 from lm.scoring.trained import load
-from lm.text.reading import check_text, read_text, split_lines, text_of, universal_newlines
+from lm.text.given import given_text, warn_of_unknown
+from lm.text.reading import split_lines, universal_newlines
 from lm.text.tokenizer import TextTokenizer
 
-logger = logging.getLogger("lm.generate")
 # Against too little memory.
-SMALLER = "--samples, --beam or text"
+SMALLER = "--samples, --beam, --cache-window or text"
 # Tokens, samples or hypotheses: more would fill the memory before anything is said.
 _MOST = 1_000_000
 
 
-def _score(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextTokenizer) -> None:
-    if arguments.score == "-":
-        text = check_text(sys.stdin.buffer.read(), "standard input")
-    else:
-        text = text_of(read_text(Path(arguments.score)))
-    mode = "independent" if arguments.independent else "continuous"
-    head = {"run": str(arguments.run_dir), "file": arguments.score, "mode": mode}
-    if arguments.per_token or arguments.per_word:
-        _surprisal(arguments, head, text, model, tokenizer)
-        return
-    _warn_of_unknown(tokenizer, text)
-    scores = score_text(model, tokenizer, text, independent=arguments.independent)
-    if arguments.json:
-        show(json.dumps(head | scores) + "\n")
-        return
-    show("\t".join(["line", *scores["total"]]) + "\n")
-    for name, row in [*enumerate(scores["lines"], 1), ("total", scores["total"])]:
-        values = [f"{v:.{6 if k == 'logprob' else 4}f}" if isinstance(v, float) else v for k, v in row.items()]
-        show("\t".join(["" if value is None else str(value) for value in (name, *values)]) + "\n")
-
-
-def _warn_of_unknown(tokenizer: TextTokenizer, text: str) -> None:
-    """Name what the vocabulary lacks: scores of untokenized sentences are largely those of `<unk>`."""
-    if unknown := tokenizer.unknown(text):
-        some = ", ".join([*unknown][:10]) + (", ..." if len(unknown) > 10 else "")
-        logger.warning("--score: not in the vocabulary, read as <unk>: %s (%d in all)", some, unknown.total())
-
-
-def _surprisal(
-    arguments: argparse.Namespace, head: dict[str, Any], text: str, model: AWDLSTM, tokenizer: TextTokenizer
-) -> None:
-    lines = split_lines(text)
-    ids: list[str] | None = None
-    if arguments.ids:
-        ids, lines = _split_ids(arguments.score, lines)
-    _warn_of_unknown(tokenizer, "\n".join(lines))
-    found = surprisal(
-        model, tokenizer, lines, independent=arguments.independent, per_word=arguments.per_word,
-        bits=arguments.base == "2", top=arguments.top,
-    )  # fmt: skip
-    named = ([{"id": ids[row["line"] - 1]} | row for row in rows] if ids else rows for rows in found)
-    if arguments.json:
-        unit = "bits" if arguments.base == "2" else "nats"
-        show(json.dumps(head | {"unit": unit, "rows": [row for rows in named for row in rows]}) + "\n")
-        return
-    for number, rows in enumerate(named):
-        if not number:
-            show("\t".join(_cells(rows[0])) + "\n")
-        show("".join("\t".join(_cells(row).values()) + "\n" for row in rows))
-
-
-def _split_ids(name: str, lines: list[str]) -> tuple[list[str], list[str]]:
-    """The first column of each line, and the rest. Raises CorpusError for a line of one column."""
-    columns = [line.partition("\t") for line in lines]
-    for number, (_, tab, _) in enumerate(columns, 1):
-        if not tab:
-            raise CorpusError(f"{name}: line {number} has no tab: --ids takes what stands before a line's first")
-    return [first for first, _, _ in columns], [rest for _, _, rest in columns]
-
-
-def _cells(row: dict[str, Any]) -> dict[str, str]:
-    """A row of surprisal as the cells of a table by their columns."""
-    cells: dict[str, str] = {}
-    for name, value in row.items():
-        if name == "top":
-            for place, (token, p) in enumerate(value, 1):
-                cells |= {f"top{place}": token, f"p{place}": f"{p:.6f}"}
-        else:
-            cells[name] = f"{value:.6f}" if isinstance(value, float) else str(+value if name == "unknown" else value)
-    return {name: cell.replace("\t", "\\t").replace("\r", "\\r") for name, cell in cells.items()}
-
-
 def _generate(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextTokenizer) -> None:
     prompts = arguments.prompt
+    warn_of_unknown(tokenizer, "\n".join(prompts))
     if arguments.jsonl:  # each prompt's as soon as it is there
         for prompt in prompts:
             for number, (text, one) in enumerate(continue_prompt(arguments, prompt, model, tokenizer)):
@@ -146,7 +71,8 @@ def _generate(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextToke
             show(text + "\n")
 
 
-def _build_parser() -> Parser:
+def _parse() -> argparse.Namespace:
+    """The command line. Raises ConfigError for a value or a combination that makes no sense."""
     parser = Parser("python -m lm.generate", description="Sample text from a run, or score given text.")
     parser.add_argument("run_dir", type=RunDir, metavar="RUN_DIR", help="run directory of lm.train, or an export")
     text = parser.add_argument_group("generating")
@@ -156,7 +82,7 @@ def _build_parser() -> Parser:
         action="append",
         help="text to continue, at the start of a line (default: none); may be given several times",
     )
-    text.add_argument("--prompt-file", metavar="FILE", help="more prompts, one a line")
+    text.add_argument("--prompt-file", metavar="FILE", help="more prompts, one a line (-: standard input)")
     text.add_argument("--tokens", type=int, metavar="N", help="tokens to generate, <eos> included (default: 200)")
     text.add_argument("--samples", type=int, metavar="N", help="number of texts; with --beam the N best (default: 1)")
     text.add_argument(
@@ -182,47 +108,28 @@ def _build_parser() -> Parser:
         const=True,
         help="print a JSON object a text, with each token's log-probability",
     )
-    score = parser.add_argument_group("scoring")
-    score.add_argument(
-        "--score",
-        metavar="FILE",
-        action="append",
-        help="score the lines of FILE (-: standard input) as they stand; TSV",
-    )
-    score.add_argument("--independent", action="store_true", help="score each line alone, not as one text")
-    score.add_argument("--per-token", action="store_true", help="a row for each token: surprisal, rank, entropy")
-    score.add_argument("--per-word", action="store_true", help="a row for each word: its tokens summed")
-    score.add_argument(
-        "--base", choices=["2", "e"], default="2", help="of the logarithm: bits or nats per token (default: 2)"
-    )
-    score.add_argument(
-        "--top", type=int, default=0, metavar="K", help="show the K likeliest tokens of each prediction (default: 0)"
-    )
-    score.add_argument("--ids", action="store_true", help="each line begins with its id and a tab")
+    add_score_flags(parser)
     add_vector_flags(parser)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if there is one")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-    return parser
+    arguments = parser.parse_args()
+    given = {name for name, value in vars(arguments).items() if value != parser.get_default(name)}
+    check_vector_flags(arguments)
+    check_score_flags(given, arguments)
+    _check_generating(arguments)
+    return arguments
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def _check_generating(arguments: argparse.Namespace) -> None:
     """Fill in defaults; raises ConfigError for a value or a combination that makes no sense."""
     sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 1111}
     search = {"greedy": False, "beam": 0}
     defaults = {"prompt": [], "prompt_file": "", "tokens": 200, "samples": 1, "unk": False, "detokenize": False}
     defaults |= {"stop": [], "no_repeat_ngram": 0, "jsonl": False} | sampling | search
     given = {name: flag(name) for name in defaults if getattr(arguments, name) is not None}
-    if arguments.score is not None:
-        if len(arguments.score) > 1:
-            raise ConfigError(f"--score: give one file, not {' and '.join(arguments.score)}")
-        arguments.score = arguments.score[0]
-    check_vector_flags(arguments)
     others = [name for name in ("score", "features", "embeddings") if getattr(arguments, name) is not None]
     if others and given:
         raise ConfigError(f"{next(iter(given.values()))} is for generating: leave it out with --{others[0]}")
-    if "score" in others and len(others) > 1:
-        raise ConfigError(f"--score: leave it out with --{others[1]}")
-    _check_scoring(arguments)
     if (chosen := given.keys() & search) and (drawing := [given[name] for name in sampling if name in given]):
         raise ConfigError(f"{drawing[0]} is for sampling: leave it out with {given[min(chosen)]}")
     if len(given.keys() & search) == 2:
@@ -242,7 +149,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ConfigError("--stop: must not be empty")
     arguments.prompt = [_utf8(prompt, "--prompt") for prompt in arguments.prompt]
     if arguments.prompt_file:
-        arguments.prompt += split_lines(text_of(read_text(Path(arguments.prompt_file))))
+        arguments.prompt += split_lines(given_text(arguments.prompt_file))
     arguments.prompt = arguments.prompt or [""]
     _check_ranges(arguments)
 
@@ -263,20 +170,6 @@ def _check_ranges(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--samples {arguments.samples}: a beam of {width} has no more than {width}")
 
 
-def _check_scoring(arguments: argparse.Namespace) -> None:
-    """Raises ConfigError for a flag of scoring without what it is for."""
-    for name in ("independent", "per_token", "per_word"):
-        read = arguments.score is not None or (name == "independent" and arguments.features is not None)
-        if getattr(arguments, name) and not read:
-            raise ConfigError(f"{flag(name)} is for scoring: give --score FILE too")
-    if arguments.per_token and arguments.per_word:
-        raise ConfigError("--per-token and --per-word: give one of the two")
-    if arguments.top and not arguments.per_token:
-        raise ConfigError("--top: is for --per-token")
-    if (arguments.ids or arguments.base != "2") and not (arguments.per_token or arguments.per_word):
-        raise ConfigError(f"{'--ids' if arguments.ids else '--base'}: is for --per-token or --per-word")
-
-
 def _utf8(argument: str, name: str) -> str:
     """A word of the command line, which a locale without UTF-8 gives in pieces. Raises ConfigError."""
     try:
@@ -287,13 +180,15 @@ def _utf8(argument: str, name: str) -> str:
 
 def main() -> None:
     """Command line."""
-    arguments = _build_parser().parse_args()
-    _check(arguments)
+    arguments = _parse()
     choose_threads()
     trained = load(arguments.run_dir, pick_device(arguments.device))
-    vectors = arguments.features is not None or arguments.embeddings is not None
-    act = write_asked if vectors else _generate if arguments.score is None else _score
-    act(arguments, trained.model, trained.tokenizer)
+    if arguments.score is not None:
+        write_scores(arguments, trained)
+    elif arguments.features is not None or arguments.embeddings is not None:
+        write_asked(arguments, trained.model, trained.tokenizer)
+    else:
+        _generate(arguments, trained.model, trained.tokenizer)
 
 
 if __name__ == "__main__":

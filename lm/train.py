@@ -158,7 +158,7 @@ def score_valid(
         keep = writer.save_best if save else writer.keep_best
         keep(run, run.candidates()[better])
     run.learning_rate.after_validation(valid.loss)
-    if run.averaging.after_validation(valid.loss) and not run.config.finetune:
+    if run.averaging.after_validation(valid.loss) and not run.finetunes:
         run.averaging.start(run.model)
         log.message(f"NT-ASGD: averaging from here on (best valid loss {progress.best_loss:.4f})")
 

@@ -44,7 +44,9 @@ def test_the_window_length_does_not_change_loss_or_statistics(model, window, bat
         "frac_zero": (raw == 0).float().mean(),
         "temporal_rms": (raw[1:] - raw[:-1]).square().mean().sqrt(),
     }
+    histogram = result.activation.pop("histogram")
     assert result.activation == pytest.approx({name: value.item() for name, value in expected.items()}, rel=1e-5)
+    assert histogram == pytest.approx((np.histogram(raw, 20, (-1, 1))[0] / raw.numel()).tolist(), abs=1e-6)
 
 
 def test_a_uniform_model_has_the_vocabulary_size_as_perplexity(model):

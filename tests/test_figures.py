@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from lm.scoring import pairs_difference
 from lm.tables.published import per_target
 from lm.tables.stats import holm
 
@@ -256,14 +257,19 @@ def others() -> list[str]:
 
 def speed() -> str:
     """The ranges of the speed table: each page is one measurement of lm.bench."""
-    ratios: dict[bool, list[float]] = {True: [], False: []}
+    ratios: dict[str, list[float]] = {"gpu": [], "bf16": [], "fp32": []}
+    best = []
     for measurement in json.loads((ROOT / "results/speed/speed.json").read_text()):
         for row in measurement["rows"].values():
-            ratios["gpu" in row].append(row["ratio"])
-    gpu, cpu = ratios[True], ratios[False]
+            kind = "gpu" if "gpu" in row else row["precision"]
+            ratios[kind].append(row["ratio"])
+            if kind == "fp32":
+                best.append(row["plain_seconds_per_step"] / row["gemm_seconds"])
+    gpu, bf16, fp32 = (f"{min(of):.2f} to {max(of):.2f}" for of in ratios.values())
     return (
-        f"a training step takes plain PyTorch {min(gpu):.2f} to {max(gpu):.2f} times as long on an H100, "
-        f"and {min(cpu):.2f} to {max(cpu):.2f} times on two CPUs"
+        f"a training step takes plain PyTorch {gpu} times as long on an H100, {bf16} times on two CPUs with bf16, and "
+        f"{fp32} times on two CPUs with AVX2 alone. There both are in fp32, and the matrix products by themselves "
+        f"would leave {min(best):.2f} to {max(best):.2f}"
     )
 
 
@@ -470,12 +476,37 @@ def readme_rows() -> list[str]:
     ]
 
 
+def grammar() -> list[str]:
+    """The page on minimal pairs, its table and its findings."""
+    found = json.loads((ROOT / "results/blimp/wikitext-2-small.json").read_text())
+    with_both, without = models = [found, found["beside"]]
+    records = {record["id"]: record for record in ledger("wikitext-2-small")}
+    runs = [records[Path(model["run"]).name] for model in models]
+    names = [
+        f"{model['run']}: AR {record['config']['alpha']:g}, TAR {record['config']['beta']:g}"
+        for model, record in zip(models, runs, strict=True)
+    ]
+    page = (ROOT / "results/blimp/README.md").read_text()
+    assert pairs_difference.table(names, models, found["difference"]) in page
+    over_sets = found["difference"]["over_sets"]
+    largest = max(abs(row["difference"]) for row in found["difference"]["phenomena"])
+    overall = with_both["overall"]
+    return [
+        f"{runs[0]['test_ppl']:.2f} against {runs[1]['test_ppl']:.2f}",
+        f"{-over_sets['difference']:.1f} points [{-over_sets['high']:.1f}, {-over_sets['low']:.1f}]",
+        f"by up to {largest:.1f} points",
+        f"{100 * overall['unknown'] / overall['pairs']:.1f} % hold a word",
+        f"{overall['known_accuracy']:.1f} % and {without['overall']['known_accuracy']:.1f} %",
+    ]
+
+
 EXPECTED = {
     "README.md": readme_rows(),
     "results/README.md": [
         *baselines(), *three_seeds(), *strengths(), *noise(), *activations(), own_page(), beside_a_cache(),
-        *elsewhere(), *others(), speed(), *claims_of_the_subject(),
+        *elsewhere(), *others(), speed(), *claims_of_the_subject(), grammar()[1],
     ],
+    "results/blimp/README.md": grammar(),
     "results/ptb-200/adaptation.md": [*adaptation(), six_epochs()],
     "results/digits/README.md": [*digits_autoencoders(), *digits_classifier()],
 }  # fmt: skip
@@ -483,6 +514,7 @@ EXPECTED = {
 QUOTED = {
     "61.2": "awd-lstm-lm", "58.8": "awd-lstm-lm", "60.3": "Merity et al. 2018", "57.3": "Merity et al. 2018",
     "70.1": "Merity et al. 2018", "65.8": "Merity et al. 2018", "87.17": "pytorch/examples",
+    "69.8": "Warstadt et al. 2020",
 }  # fmt: skip
 # Coefficients, dropouts, thresholds and versions.
 SETTINGS = {

@@ -1,3 +1,4 @@
+import io
 import itertools
 import json
 import math
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lm.generate
+from lm.base.errors import CorpusError
 from lm.nn.model import AWDLSTM
 from lm.scoring.sampling import Limits, Sampling, beam_search, next_word_probabilities, sample
 from lm.scoring.score import score_text
@@ -209,6 +211,49 @@ def test_prompts_of_a_file_follow_those_of_the_command_line_and_json_lines_say_w
     assert [{name: row[name] for name in samples[0]} for row in rows] == samples
 
 
+@pytest.fixture
+def typed(monkeypatch):
+    """Give this process a standard input of these bytes."""
+    return lambda raw: monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw)))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--tokens=3", "--jsonl", "--prompt-file"],
+        ["--per-line", "--score"],
+        ["--ids", "--per-token", "--score"],
+        ["--out=x.npz", "--features"],
+    ],
+    ids=lambda flags: flags[-1],
+)
+def test_standard_input_is_read_as_a_file_is(main_here, tiny_run, tmp_path, typed, flags):
+    raw = "\ufeffw1\tw2\r\nw3\tzork\r\n".encode()
+    (tmp_path / "lines.txt").write_bytes(raw)
+    typed(raw)
+    printed, states = [], []
+    for source in (tmp_path / "lines.txt", "-"):
+        printed.append(main_here(lm.generate, tiny_run, *flags, source))
+        states.append(np.load("x.npz")["vector"].tolist() if "--features" in flags else None)
+    assert printed[0] == printed[1] != ""
+    assert states[0] == states[1]
+    for nothing in (b"", b"caf\xe9"):
+        typed(nothing)
+        with pytest.raises(CorpusError, match="standard input: "):
+            main_here(lm.generate, tiny_run, *flags, "-")
+
+
+def test_unknown_words_are_named_once_in_the_same_words_whatever_they_are_for(main_here, tiny_run, tmp_path, caplog):
+    text = " ".join(f"z{number}" for number in range(12)) + " w1\nz0\n"
+    (tmp_path / "lines.txt").write_text(text)
+    for flags in (["--tokens=1", "--prompt-file"], ["--score"], ["--per-line", "--score"]):
+        main_here(lm.generate, tiny_run, *flags, tmp_path / "lines.txt")
+    named = ", ".join(f"z{number}" for number in range(10))
+    assert [record.getMessage() for record in caplog.records] == 3 * [
+        f"not in the vocabulary, read as <unk>: {named}, ... (13 in all)"
+    ]
+
+
 @pytest.mark.parametrize("way", [["--temperature=3"], ["--greedy"], ["--beam=3", "--samples=3"]])
 def test_the_log_probability_of_each_token_is_that_of_scoring(main_here, tiny_run, way):
     trained = load(tiny_run)
@@ -313,7 +358,9 @@ def test_scoring_the_test_split_by_the_command_line_gives_its_perplexity(cli, ti
         (["--score=x", "--jsonl"], "--jsonl is for generating"),
         (["--independent"], "--independent"),
         (["--per-token"], "--per-token"),
+        (["--per-line"], "--per-line is for scoring"),
         (["--score=x", "--per-token", "--per-word"], "--per-word"),
+        (["--score=x", "--per-token", "--per-line"], "--per-line"),
         (["--score=x", "--per-word", "--top=3"], "--top"),
         (["--score=x", "--ids"], "--ids"),
         (["--score=x", "--base=e"], "--base"),

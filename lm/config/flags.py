@@ -100,7 +100,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=presets_help(),
     )
-    parser.add_argument("--preset", default="", metavar="NAME", help="start from a preset (below)")
+    parser.add_argument("--preset", metavar="NAME", help="start from a preset (below)")
     # awd-lstm-lm's --cuda turned CUDA off, and people passed it to turn it on: neither is guessed.
     parser.add_argument("--cuda", action="store_true", help=argparse.SUPPRESS)
     for title, fields in flag_groups():
@@ -167,7 +167,7 @@ class TrainArguments:
     dataset: str | None
     data: str | None
     inherited: bool
-    """whether `data` is that of the run to fine-tune, from where its corpus may have moved"""
+    """whether the corpus is that of the run to fine-tune, which may have moved from `data`"""
     values: dict[str, Any]
     """configuration fields that were given, or that fine-tuning takes over"""
     options: RunOptions
@@ -189,21 +189,19 @@ def parse_train_args(argv: list[str] | None) -> TrainArguments:
     dataset = given.pop("dataset", None)
     data = given.get("data")
     inherited = False
-    if source := given.get("finetune"):
-        if preset:
-            raise ConfigError("--preset: fine-tuning starts from the configuration of the run; change it flag by flag")
+    source = given.get("finetune")
+    if source and preset is None:
         before = _config_to_tune(source, options)
-        if given.get("average_last"):
-            raise ConfigError("--average-last: fine-tuning averages from its start; leave it out")
         before["average_last"] = 0.0
         before["init_vectors"] = before["init_vectors_sha256"] = ""
         preset = before.pop("preset")
         trained_on = before.pop("dataset")
-        dataset = dataset or trained_on
-        inherited = not data
-        data = data or before["data"] or None
-        given = before | given
-    return TrainArguments(preset, dataset, data, inherited, given, options, warnings)
+        inherited = not data and dataset in (None, trained_on)
+        if inherited:
+            dataset = trained_on
+            data = before["data"] or None
+        given = before | {"data": data or ""} | given
+    return TrainArguments(preset or "", dataset, data, inherited, given, options, warnings)
 
 
 def flags_markdown() -> str:

@@ -171,7 +171,8 @@ class OptimConfig:
     """seed of initial weights, masks and window lengths"""
     finetune: str = ""
     """run directory or export to fine-tune: starts from its best checkpoint and configuration, averages from the first
-    update on, ends where NT-ASGD would start averaging"""
+    update on, ends where NT-ASGD would start averaging; with another corpus its vocabulary grows by the words of that
+    corpus, and training is that of the flags"""
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,71 @@ Shapes: time T, batch B (columns of the text).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lm.base.errors import ConfigError
 from lm.nn.model import AWDLSTM, Output
 from lm.scoring.cache import Cache, History, cache_probability, mix
 from lm.scoring.dynamic import Dynamic, Learner
 from lm.scoring.reading import read
 from lm.text.batching import Window, batchify
+
+
+@dataclass(frozen=True)
+class Adapt:
+    """How a model adapts to the text that it reads.
+
+    >>> from lm.scoring.cache import Cache
+    >>> with_a_cache = Adapt(Cache(window=500, lam=0.1, theta=1.0))
+    >>> learning = Adapt(dynamic=Dynamic("sgd", lr=2.0))
+    """
+
+    cache: Cache | None = None
+    dynamic: Dynamic | None = None
+    rms: Sequence[Tensor] | None = None
+    """for the rule `rms` of dynamic evaluation, see `Learner`"""
+
+    def settings(self) -> dict[str, dict[str, Any] | None]:
+        """The values of both, for a report."""
+        parts: dict[str, Any] = {"cache": self.cache, "dynamic": self.dynamic}
+        return {name: asdict(part) if part else None for name, part in parts.items()}
+
+
+def check_running(adapts: bool, independent: bool) -> None:
+    """Raise ConfigError if a model is to adapt where nothing follows: to lines that are each read alone."""
+    if adapts and independent:
+        raise ConfigError("--adapt: a model adapts to running text; leave it out with --independent")
+
+
+def read_adapting(
+    model: AWDLSTM,
+    columns_NB: Tensor,
+    score: Callable[[AWDLSTM, Output, Window], None],
+    dynamic: Dynamic | None = None,
+    rms: Sequence[Tensor] | None = None,
+) -> None:
+    """Read a text from a zero state; each window is shown to `score`, and only then learned from.
+
+    Args:
+        model: a trained model; not changed.
+        columns_NB: the text, from `batchify`.
+        score: shown the model that has read the window, which is another once it has learned, and its output.
+        dynamic: learn from each segment, which is then the window.
+        rms: see `Learner`.
+    """
+    learner = Learner(model, dynamic, rms) if dynamic and dynamic.lr else None  # at lr 0 it stays as it was trained
+    reader = learner.model if learner else model.without_dropout()
+    with torch.set_grad_enabled(learner is not None):
+        for window, output in read(reader, columns_NB, learner.dynamic.segment if learner else None):
+            score(reader, output, window)
+            if learner:
+                learner.learn(output, window.targets_TB)
 
 
 def adapted_nats(
@@ -43,20 +97,16 @@ def adapted_nats(
     Raises:
         CorpusError: the text is too short for `batch_size`.
     """
-    learner = Learner(model, dynamic, rms) if dynamic and dynamic.lr else None  # at lr 0 it stays as it was trained
-    reader = learner.model if learner else model.without_dropout()
     device = model.decoder.bias.device
+    columns_NB = batchify(ids, batch_size, device)
     history = History(max((cache.window for cache in caches if cache), default=0))
     totals = torch.zeros(len(caches), dtype=torch.float64, device=device)
-    targets = 0
-    with torch.set_grad_enabled(learner is not None):
-        rows = learner.dynamic.segment if learner else None
-        for window, output in read(reader, batchify(ids, batch_size, device), rows):
-            totals += _window_nats(reader, output, window, caches, history)
-            targets += window.targets_TB.numel()
-            if learner:
-                learner.learn(output, window.targets_TB)
-    return totals.tolist(), targets
+
+    def score(reader: AWDLSTM, output: Output, window: Window) -> None:
+        totals.add_(_window_nats(reader, output, window, caches, history))
+
+    read_adapting(model, columns_NB, score, dynamic, rms)
+    return totals.tolist(), columns_NB[1:].numel()
 
 
 def _window_nats(

@@ -1,4 +1,6 @@
-"""The modes of adaptation behind `python -m lm.evaluate RUN_DIR --adapt MODE...`: their flags, settings and report.
+"""The modes of adaptation behind `--adapt MODE`: their flags, their settings, and the report of `lm.evaluate`.
+
+`lm.evaluate RUN_DIR --adapt MODE...` scores splits, `lm.generate RUN_DIR --score FILE --adapt MODE` your own text.
 
 A setting is the flag's, else the one published for the corpus (cache) or the default, or with `--tune` chosen on valid.
 As published, the text is read in one column, and the gradient statistics come from all of train; `--adapt-fast` reads
@@ -13,6 +15,7 @@ import logging
 import time
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from lm.base.errors import ConfigError
@@ -21,10 +24,11 @@ from lm.base.numbers import perplexity
 from lm.config.presets import CACHE_POINTER
 from lm.config.schema import TrainConfig
 from lm.nn.model import AWDLSTM
-from lm.scoring.adapt import adapted_nats
+from lm.scoring.adapt import Adapt, adapted_nats, check_running
 from lm.scoring.cache import Cache
 from lm.scoring.dynamic import Dynamic, fast_statistics, published_statistics
 from lm.scoring.evaluation import protocol_columns
+from lm.scoring.loading import load_run
 from lm.scoring.tune import setting_flag, tune_cache, tune_dynamic
 from lm.text.corpus import Corpus
 from lm.text.units import split_units
@@ -49,28 +53,30 @@ _HELP = {
 }
 
 
-def add_adaptation_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of adaptation to a parser."""
+def add_adaptation_flags(parser: argparse.ArgumentParser, *, splits: bool) -> None:
+    """Add the flags of adaptation to a parser: for splits of the corpus, in several modes; else for a text, in one."""
     group = parser.add_argument_group("adaptation while reading")
+    modes = ", ".join(MODES)
+    several = f"one or more of {modes}: a row of the table each"
+    one = f"adapt to the running text of --score while reading it: {modes}"
     group.add_argument(
         "--adapt",
-        nargs="+",
+        nargs="+" if splits else 1,
         action="extend",
         choices=MODES,
         metavar="MODE",
-        help=f"one or more of {', '.join(MODES)}: a row of the table each",
+        help=several if splits else one,
     )
-    group.add_argument(
-        "--adapt-fast",
-        action="store_true",
-        help="not as published: read in the protocol's columns, which learn together and have a cache each, longer "
-        "segments, gradient statistics from 300 windows of train (default: one column, statistics from all of train)",
-    )
-    group.add_argument(
-        "--tune",
-        action="store_true",
-        help="choose on valid first: the cache's values, and --dynamic-lr and --dynamic-decay from those given on",
-    )
+    columns = "read in the protocol's columns, which learn together and have a cache each, "
+    faster = f"{columns * splits}longer segments, gradient statistics from 300 windows of train"
+    usual = f"{'one column, ' * splits}statistics from all of train"
+    group.add_argument("--adapt-fast", action="store_true", help=f"not as published: {faster} (default: {usual})")
+    if splits:
+        group.add_argument(
+            "--tune",
+            action="store_true",
+            help="choose on valid first: the cache's values, and --dynamic-lr and --dynamic-decay from those given on",
+        )
     for owner, prefix in ((Cache, "cache"), (Dynamic, "dynamic")):
         for field in dataclasses.fields(owner):
             name = f"{prefix}_{field.name}"
@@ -104,9 +110,66 @@ def check_adaptation_flags(given: set[str], args: argparse.Namespace) -> None:
         raise ConfigError("--dynamic-epsilon: is for --dynamic-rule rms")
 
 
+def check_one_mode(given: set[str], args: argparse.Namespace) -> None:
+    """As `check_adaptation_flags`, where a text is read, in one mode. Raises ConfigError also beside --independent."""
+    check_adaptation_flags(given, args)
+    if len(args.adapt) > 1:
+        raise ConfigError(f"--adapt: give one mode, not {' and '.join(args.adapt)}")
+    learns = "dynamic" in args.adapt[0]
+    if "adapt_fast" in given and not learns:
+        raise ConfigError("--adapt-fast: is for --adapt dynamic")
+    if "data" in given and not (learns and args.dynamic_rule != "sgd"):
+        raise ConfigError("--data: is for --adapt dynamic and its rule rms, which needs the text of train")
+    check_running(args.adapt != ["none"], args.independent)
+
+
 def _values(owner: type, prefix: str, args: argparse.Namespace, defaults: dict[str, Any]) -> Any:
     given = {field.name: getattr(args, f"{prefix}_{field.name}") for field in dataclasses.fields(owner)}
     return owner(**defaults | {name: value for name, value in given.items() if value is not None})
+
+
+def _settings(args: argparse.Namespace, dataset: str) -> tuple[Cache, Dynamic]:
+    """Both settings as the flags give them."""
+    published = zip(("window", "lam", "theta"), CACHE_POINTER.get(dataset, ()), strict=False)
+    usual = (_FAST if args.adapt_fast else {}) | (_SGD if args.dynamic_rule == "sgd" else {})
+    return _values(Cache, "cache", args, dict(published)), _values(Dynamic, "dynamic", args, usual)
+
+
+def _statistics(
+    model: AWDLSTM, config: TrainConfig, train: np.ndarray, dynamic: Dynamic, fast: bool
+) -> list[Tensor] | None:
+    """What the rule needs to know of the gradients on train."""
+    if dynamic.rule != "rms":
+        return None
+    if fast:
+        return fast_statistics(model, train, config.batch_size, config.bptt)
+    logger.info("gradient statistics of train, all %s tokens", f"{len(train):,}")
+    return published_statistics(model, train, dynamic.segment)
+
+
+def settings_text(row: dict[str, Any]) -> str:
+    """`window 500, lam 0.1, theta 1.0`: the values in a report, which has `cache`, `dynamic` and `fast`."""
+    settings = [f"{k} {v}" for part in (row["cache"], row["dynamic"]) if part for k, v in part.items()]
+    return ", ".join(settings + ["fast, not as published"] * row["fast"])
+
+
+def adapt_to_text(args: argparse.Namespace, model: AWDLSTM, config: TrainConfig) -> Adapt:
+    """The one mode of adaptation that a command line asks for; its run's corpus is read where a rule needs train.
+
+    Raises:
+        ConfigError: a setting is out of its range.
+        CorpusError: train is needed, and not to be found.
+    """
+    (mode,) = args.adapt
+    cache, dynamic = _settings(args, config.dataset)
+    looks = cache if "cache" in mode else None
+    if "dynamic" not in mode:
+        return Adapt(looks)
+    rms = None
+    if dynamic.rule == "rms":
+        _, _, corpus = load_run(args.run_dir, model.decoder.bias.device, args.data)
+        rms = _statistics(model, config, corpus.splits["train"], dynamic, args.adapt_fast)
+    return Adapt(looks, dynamic, rms)
 
 
 class Adaptation:
@@ -120,33 +183,23 @@ class Adaptation:
         self._fast: bool = args.adapt_fast
         self.plain = "none" in args.adapt
         self._modes = [mode for mode in args.adapt if mode != "none"]
-        published = zip(("window", "lam", "theta"), CACHE_POINTER.get(corpus.name, ()), strict=False)
-        cache = _values(Cache, "cache", args, dict(published))
-        usual = (_FAST if self._fast else {}) | (_SGD if args.dynamic_rule == "sgd" else {})
-        dynamic = _values(Dynamic, "dynamic", args, usual)
+        cache, dynamic = _settings(args, corpus.name)
         learning = any("dynamic" in mode for mode in self._modes)
-        self._rms = self._statistics(dynamic) if learning and dynamic.rule == "rms" else None
-        self._settings: dict[str, tuple[Cache | None, Dynamic | None]] = {}
+        rms = _statistics(model, config, corpus.splits["train"], dynamic, self._fast) if learning else None
+        self._adapts: dict[str, Adapt] = {}
         self._notes: dict[str, list[str]] = {}
         valid, columns = corpus.splits["valid"], self.columns("valid")
         learnt: list[str] = []
         if learning and args.tune:
-            dynamic, learnt = tune_dynamic(model, valid, columns, dynamic, self._rms)
+            dynamic, learnt = tune_dynamic(model, valid, columns, dynamic, rms)
         for mode in self._modes:
             looks = cache if "cache" in mode else None
             learns = dynamic if "dynamic" in mode else None
             self._notes[mode] = list(learnt) if learns else []
             if looks and args.tune:
-                looks, notes = tune_cache(model, valid, columns, learns, self._rms)
+                looks, notes = tune_cache(model, valid, columns, learns, rms)
                 self._notes[mode] += notes
-            self._settings[mode] = looks, learns
-
-    def _statistics(self, dynamic: Dynamic) -> list[Tensor]:
-        train = self._corpus.splits["train"]
-        if self._fast:
-            return fast_statistics(self._model, train, self._config.batch_size, self._config.bptt)
-        logger.info("gradient statistics of train, all %s tokens", f"{len(train):,}")
-        return published_statistics(self._model, train, dynamic.segment)
+            self._adapts[mode] = Adapt(looks, learns, rms)
 
     def columns(self, split: str) -> int:
         """Columns that a split is read in: those asked for, one for a model that adapts, else those of the protocol.
@@ -161,17 +214,16 @@ class Adaptation:
         """Loss and perplexity of a split in every mode, with the settings used."""
         rows = []
         columns = self.columns(split)
-        for mode, (cache, dynamic) in self._settings.items():
+        for mode, adapt in self._adapts.items():
             started = time.perf_counter()
             (nats,), targets = adapted_nats(
-                self._model, self._corpus.splits[split], columns, (cache,), dynamic, self._rms
+                self._model, self._corpus.splits[split], columns, (adapt.cache,), adapt.dynamic, adapt.rms
             )
             check_loss(nats / targets, f"--adapt {mode}: {split}", "try a lower --dynamic-lr")
             rows.append({
                 "split": split, "adapt": mode, "loss": nats / targets, "ppl": perplexity(nats / targets),
                 "targets": targets, "batch_size": columns, "seconds": round(time.perf_counter() - started, 2),
-                "cache": cache and dataclasses.asdict(cache), "dynamic": dynamic and dataclasses.asdict(dynamic),
-                "fast": self._fast, "notes": self._notes[mode],
+                **adapt.settings(), "fast": self._fast, "notes": self._notes[mode],
                 **split_units(self._corpus, split, nats / targets),
             })  # fmt: skip
         return rows

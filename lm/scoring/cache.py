@@ -67,16 +67,46 @@ def cache_probability(
     scores_BTK: Tensor, words_BK: Tensor, distance_TK: Tensor, targets_TB: Tensor, window: int, theta: float
 ) -> Tensor:
     """p_cache of each target, (T, B) in float64; NaN where the cache is still empty. Arguments: see `History`."""
-    outside = (distance_TK < 1) | (distance_TK > window)
-    attention = torch.softmax((theta * scores_BTK).masked_fill_(outside, -torch.inf), 2)
     hit = words_BK.unsqueeze(1) == targets_TB.t().unsqueeze(2)
-    return (attention * hit).sum(2, dtype=torch.float64).t()
+    return (_attention(scores_BTK, distance_TK, window, theta) * hit).sum(2, dtype=torch.float64).t()
 
 
-def mix(nats_TB: Tensor, p_cache_TB: Tensor, lam: float) -> Tensor:
-    """Nats, (T, B) in float64, under (1-lambda) p_model + lambda p_cache; the model's where the cache is empty."""
-    nats = nats_TB.double()
+def _attention(scores_BTK: Tensor, distance_TK: Tensor, window: int, theta: float) -> Tensor:
+    outside = (distance_TK < 1) | (distance_TK > window)
+    return torch.softmax((theta * scores_BTK).masked_fill_(outside, -torch.inf), 2)
+
+
+def mix(nats: Tensor, p_cache: Tensor, lam: float) -> Tensor:
+    """Nats in float64 under (1-lambda) p_model + lambda p_cache, of one shape; the model's where the cache is empty."""
+    nats = nats.double()
     if lam == 0:
         return nats
-    mixed = -torch.log((1 - lam) * torch.exp(-nats) + lam * p_cache_TB)
-    return torch.where(p_cache_TB.isnan(), nats, mixed)
+    mixed = -torch.log((1 - lam) * torch.exp(-nats) + lam * p_cache)
+    return torch.where(p_cache.isnan(), nats, mixed)
+
+
+@dataclass(frozen=True)
+class Votes:
+    """What a cache says of N predictions in a row, in one column of text; made of what `History.extend` returns."""
+
+    cache: Cache
+    scores_1NK: Tensor
+    words_1K: Tensor
+    distance_NK: Tensor
+
+    def on_targets(self, nats_N: Tensor, targets_N: Tensor) -> Tensor:
+        """Nats of the targets, (N,) in float64, under the mixture; `nats_N` are the model's."""
+        keys = (self.scores_1NK, self.words_1K, self.distance_NK)
+        p_N1 = cache_probability(*keys, targets_N.unsqueeze(1), self.cache.window, self.cache.theta)
+        return mix(nats_N, p_N1.squeeze(1), self.cache.lam)
+
+    def on_all(self, nats_RV: Tensor, rows: slice) -> Tensor:
+        """Nats of every word, (R, V) in float64, under the mixture at some of the N rows; `nats_RV` are the model's."""
+        distance_RK = self.distance_NK[rows]
+        attention_RK = _attention(self.scores_1NK[:, rows], distance_RK, self.cache.window, self.cache.theta)[
+            0
+        ].double()
+        p_RV = torch.zeros_like(nats_RV, dtype=torch.float64)
+        p_RV.scatter_add_(1, self.words_1K.expand_as(attention_RK), attention_RK)
+        p_RV.masked_fill_(attention_RK.isnan().any(1, keepdim=True), torch.nan)
+        return mix(nats_RV, p_RV, self.cache.lam)

@@ -6,6 +6,7 @@ layer's raw output h, over time, columns and units:
 
     rms = sqrt(mean h^2)    mean_abs = mean |h|    frac_small = share of |h| < 0.01
     frac_zero = share of h = 0    temporal_rms = sqrt(mean (h[t+1] - h[t])^2)
+    histogram = shares of h in 20 bins of 0.1 from -1 to 1, the outermost with all beyond
 
 Shapes: T time, B columns of the text, H units.
 """
@@ -33,6 +34,8 @@ from lm.text.corpus import Corpus
 from lm.text.units import split_units
 from lm.training.divergence import check_loss
 
+_BINS = 20
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -40,9 +43,9 @@ class Evaluation:
 
     nats: float
     targets: int
-    activation: dict[str, float]
+    activation: dict[str, Any]
     sample_TBH: Tensor
-    """raw outputs of the last window, for a histogram"""
+    """raw outputs of the last window, for TensorBoard"""
 
     @property
     def loss(self) -> float:
@@ -60,6 +63,7 @@ class _ActivationSums:
 
     def __init__(self, device: torch.device) -> None:
         self._sums = torch.zeros(5, dtype=torch.float64, device=device)
+        self._counts = torch.zeros(_BINS, dtype=torch.int64, device=device)
         self._values = self._steps = 0
         self._last_BH: Tensor | None = None
 
@@ -72,23 +76,26 @@ class _ActivationSums:
         small = (h_TBH.abs() < INACTIVE).sum(dtype=torch.float64)
         zero = (h_TBH == 0).sum(dtype=torch.float64)
         self._sums += torch.stack([square, magnitude, small, zero, change])
+        bins = ((h_TBH + 1) * (_BINS / 2)).long().clamp_(0, _BINS - 1)
+        self._counts += torch.bincount(bins.flatten(), minlength=_BINS)
         self._values += h_TBH.numel()
         self._steps += (len(joined) - 1) * h_TBH[0].numel()
         self._last_BH = h_TBH[-1]
 
     def state(self) -> Tensor:
         """Every sum and count, for `means`; those of parts of a text may be added."""
-        return torch.cat([self._sums, self._sums.new_tensor([self._values, self._steps])])
+        return torch.cat([self._sums, self._sums.new_tensor([self._values, self._steps]), self._counts])
 
 
-def _means(sums: Sequence[float]) -> dict[str, float]:
-    square, magnitude, small, zero, change, values, steps = sums
+def _means(sums: Sequence[float]) -> dict[str, Any]:
+    square, magnitude, small, zero, change, values, steps, *counts = sums
     return {
         "rms": math.sqrt(square / values),
         "mean_abs": magnitude / values,
         "frac_small": small / values,
         "frac_zero": zero / values,
         "temporal_rms": math.sqrt(change / max(steps, 1)),
+        "histogram": [round(count / values, 6) for count in counts],
     }
 
 

@@ -21,7 +21,8 @@ from lm.base.process import show
 from lm.nn.model import AWDLSTM
 from lm.scoring.reading import read
 from lm.text.batching import batchify
-from lm.text.reading import read_text, split_lines, text_of
+from lm.text.given import given_text
+from lm.text.reading import split_lines
 from lm.text.tokenizer import TextTokenizer
 from lm.text.vectors import write_vectors
 
@@ -34,7 +35,8 @@ def add_vector_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--features",
         metavar="FILE",
-        help="write the hidden state after each token of FILE into --out (with --independent each line alone)",
+        help="write the hidden state after each token of FILE (-: standard input) into --out; with --independent each "
+        "line alone",
     )
     group.add_argument("--layer", type=int, metavar="N", help="layer, 1 the first, 0 the embedding (default: the last)")
     group.add_argument("--out", type=Path, metavar="FILE", help="what --features writes: a name in .npz or .parquet")
@@ -136,7 +138,7 @@ def write_asked(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextTo
     """Write what `--features` and `--embeddings` ask for, and print the names of the files."""
     report: dict[str, Any] = {"run": str(arguments.run_dir)}
     if arguments.features is not None:
-        text = text_of(read_text(Path(arguments.features)))
+        text = given_text(arguments.features)
         tokens, size = write_features(
             arguments.out, model, tokenizer, text, arguments.layer, independent=arguments.independent
         )

@@ -22,14 +22,14 @@ from lm.base.rundir import RunDir
 from lm.config.schema import TrainConfig
 from lm.config.values import as_plain, config_from_dict
 from lm.nn.model import AWDLSTM
-from lm.scoring.corpus import corpus_of
+from lm.scoring.corpus import corpus_of, extended_tokenizer
 from lm.text.corpus import Corpus
 from lm.training.checkpoint import check_finite, fitting, load_checkpoint
 
 
 def load_trained(directory: RunDir) -> dict[str, Any]:
     """What a run's best checkpoint or an export holds: `config` (plain values), `model` (weights), and of its text
-    `corpus_sha256` and, unless it is old, the checksum `vocabulary`.
+    `corpus_sha256`, unless it is old the checksum `vocabulary`, and `extends` where that is not of this text alone.
 
     Raises:
         CheckpointError: neither is there, or it is damaged or incomplete, or a weight is not finite.
@@ -55,8 +55,7 @@ def _best_of_run(directory: RunDir) -> dict[str, Any]:
     checkpoint = load_checkpoint(path)
     with fitting(path):
         trained = {key: checkpoint[key] for key in ("config", "corpus_sha256", "model")}
-    if "vocabulary" in checkpoint:
-        trained["vocabulary"] = checkpoint["vocabulary"]
+    trained |= {key: checkpoint[key] for key in ("vocabulary", "extends") if key in checkpoint}
     try:
         config_from_dict(trained["config"])
     except ConfigError as error:
@@ -168,7 +167,8 @@ def load_run(directory: RunDir, device: torch.device, data: str = "") -> tuple[A
 
     Raises:
         CheckpointError: no usable weights, or the corpus found is not the one that they were trained on.
-        CorpusError: the corpus is not to be found.
+        CorpusError: the corpus is not to be found, or a tokenizer that it does not give.
     """
     model, config, trained = load_model(directory, device)
-    return model, config, corpus_of(directory, config, trained, data)
+    tokenizer = extended_tokenizer(directory, trained, model.encoder.num_embeddings)
+    return model, config, corpus_of(directory, config, trained, data, tokenizer)

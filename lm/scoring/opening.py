@@ -12,6 +12,7 @@ from lm.base.ranks import ALONE, Ranks
 from lm.base.rundir import RunDir
 from lm.base.threads import are_given, continue_with
 from lm.config.schema import RunOptions, TrainConfig
+from lm.scoring.corpus import corpus_to_tune_on, extended_tokenizer
 from lm.scoring.loading import load_trained
 from lm.text.finding import configured_corpus
 from lm.training.checkpoint import check_finite, fitting, load_checkpoint, load_latest
@@ -25,7 +26,6 @@ def open_run(
     config: TrainConfig, options: RunOptions, device: torch.device, run_dir: RunDir, ranks: Ranks = ALONE
 ) -> tuple[Run, int]:
     """Build the run, restored when resuming; returns it and how much of metrics.jsonl belongs to it."""
-    run = Run(config, configured_corpus(config), device, ranks)
     state = None
     source = Path(options.resume)
     if options.resume == "auto":
@@ -37,12 +37,11 @@ def open_run(
         state = load_checkpoint(source)
     if state is None:
         check_new(run_dir, resume=True)
-        if config.finetune:
-            with fitting(Path(config.finetune)):
-                run.finetune_from(load_trained(RunDir(Path(config.finetune))))
-        if config.init_vectors:
-            run.start_from_vectors()
-        return run, 0
+        return _begin(config, device, ranks), 0
+    with fitting(source):
+        tokenizer = extended_tokenizer(run_dir, state, len(state["model"]["encoder.weight"]))
+        other_text = bool(state["progress"].get("from_run"))
+    run = Run(config, configured_corpus(config, tokenizer), device, ranks, other_text=other_text)
     with fitting(source):
         if not options.threads and not are_given():
             continue_with(state.get("versions") or {})
@@ -53,3 +52,20 @@ def open_run(
         load_checkpoint(run_dir.best)  # the end of the run needs it: better to hear of damage now
     logger.info("resuming in epoch %d after update %d", run.progress.epoch, run.progress.step)
     return run, log_position
+
+
+def _begin(config: TrainConfig, device: torch.device, ranks: Ranks) -> Run:
+    """A run before its first update."""
+    if config.finetune:
+        source = RunDir(Path(config.finetune))
+        trained = load_trained(source)
+        with fitting(source.path):
+            corpus = corpus_to_tune_on(config, source, trained)
+        run = Run(config, corpus, device, ranks, other_text=corpus.sha256 != trained["corpus_sha256"])
+        with fitting(source.path):
+            run.finetune_from(trained["model"])
+        return run
+    run = Run(config, configured_corpus(config), device, ranks)
+    if config.init_vectors:
+        run.start_from_vectors()
+    return run

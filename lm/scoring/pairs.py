@@ -13,7 +13,7 @@ import json
 import logging
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,10 +97,19 @@ def tokenization_for(config: DataConfig, wanted: str | None) -> tuple[str, Calla
     return name, TOKENIZATIONS[name]
 
 
-def score_pairs(
+@dataclass(frozen=True)
+class Answers:
+    """What a model makes of the pairs of all sets, one after the other; each array holds a boolean a pair."""
+
+    right: np.ndarray  # the good sentence is the likelier one
+    tied: np.ndarray  # both are equally likely
+    unknown: np.ndarray  # a word is unknown
+
+
+def answer_pairs(
     model: AWDLSTM, tokenizer: TextTokenizer, sets: Sequence[PairSet], tokenize: Callable[[str], str]
-) -> dict[str, Any]:
-    """Accuracies over all pairs (`overall`), of `phenomena` and of `sets`, see `_report`, and what was `published`.
+) -> Answers:
+    """Read every sentence of the sets.
 
     Args:
         model: in evaluation mode; computed in fp32.
@@ -112,21 +121,29 @@ def score_pairs(
     logger.info("%d sets, %s pairs, %s tokens to predict", len(sets), f"{len(ids) // 2:,}", f"{sum(map(len, ids)):,}")
     (nats,) = read_independent(model, ids, tokenizer.eos_id)
     starts = np.cumsum([0, *(len(one) for one in ids[:-1])])
-    cost = np.add.reduceat(nats, starts).reshape(-1, 2)
+    good, bad = np.add.reduceat(nats, starts).reshape(-1, 2).T
     unk_id = -1 if tokenizer.unk_id is None else tokenizer.unk_id
     lost = np.array([unk_id in one for one in ids]).reshape(-1, 2)
-    unknown = lost[:, 0] | lost[:, 1]
-    right = cost[:, 0] < cost[:, 1]
-    tied = cost[:, 0] == cost[:, 1]
+    return Answers(good < bad, good == bad, lost[:, 0] | lost[:, 1])
+
+
+def parts(sets: Sequence[PairSet]) -> Iterator[tuple[PairSet, slice]]:
+    """Every set, and where its pairs are in the arrays of `Answers`."""
+    start = 0
+    for one in sets:
+        yield one, slice(start, start := start + len(one.pairs))
+
+
+def report(sets: Sequence[PairSet], answers: Answers) -> dict[str, Any]:
+    """Accuracies over all pairs (`overall`), of `phenomena` and of `sets`, see `_report`, and what was `published`."""
     total: Counter[str] = Counter()
     phenomena: dict[str, Counter[str]] = {}
     by_set = []
-    start = 0
-    for one in sets:
-        part = slice(start, start := start + len(one.pairs))
+    for one, part in parts(sets):
+        right, unknown = answers.right[part], answers.unknown[part]
         counts = Counter(
-            pairs=len(one.pairs), right=int(right[part].sum()), tied=int(tied[part].sum()),
-            unknown=int(unknown[part].sum()), known_right=int((right & ~unknown)[part].sum()),
+            pairs=len(one.pairs), right=int(right.sum()), tied=int(answers.tied[part].sum()),
+            unknown=int(unknown.sum()), known_right=int((right & ~unknown).sum()),
         )  # fmt: skip
         by_set.append({"set": one.name, "phenomenon": one.phenomenon} | _report(counts))
         phenomena.setdefault(one.phenomenon, Counter()).update(counts)
@@ -157,7 +174,7 @@ def _accuracy(right: int, pairs: int) -> dict[str, float | None]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """What `score_pairs` found, for a human reader."""
+    """A report for a human reader."""
     head = f"{'':42} {'pairs':>6} {'accuracy':>8} {'95 % interval':>14} {'tied':>6}   {'without unknown words'}"
     lines = [head, _line("overall", report["overall"])]
     for phenomenon in report["phenomena"]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
 from collections.abc import Callable, Sequence
 
 from lm.nn.model import AWDLSTM
@@ -12,8 +11,6 @@ from lm.scoring.sampling import Continuation, Limits, Sampling, beam_search, sam
 from lm.text.detokenize import detokenize
 from lm.text.reading import split_words
 from lm.text.tokenizer import EOS, TextTokenizer
-
-logger = logging.getLogger("lm.generate")
 
 
 def _stopped(
@@ -34,8 +31,6 @@ def continue_prompt(
 ) -> list[tuple[str, Continuation]]:
     """What a prompt is continued by, as text that begins with the prompt, and as token ids."""
     prompt = tokenizer.encode(text, final_eos=False).tolist()
-    if unknown := tokenizer.unknown(text):
-        logger.warning("--prompt: not in the vocabulary, read as <unk>: %s", ", ".join(unknown))
     context = [tokenizer.eos_id, *prompt]
     start = len(tokenizer.text(prompt))
     limits = Limits(() if arguments.unk or tokenizer.unk_id is None else (tokenizer.unk_id,), arguments.no_repeat_ngram)

@@ -9,6 +9,7 @@ import numpy as np
 
 from lm.base.numbers import perplexity
 from lm.nn.model import AWDLSTM
+from lm.scoring.adapt import Adapt, check_running
 from lm.scoring.tokens import encode_lines, read_independent, read_running
 from lm.text.reading import split_lines, split_words, universal_newlines
 from lm.text.tokenizer import TextTokenizer
@@ -29,7 +30,9 @@ def _score_row(
     return {"logprob": 0.0 - total, "ppl": figures.pop("ppl")} | counts | figures
 
 
-def score_text(model: AWDLSTM, tokenizer: TextTokenizer, text: str, *, independent: bool = False) -> dict[str, Any]:
+def score_text(
+    model: AWDLSTM, tokenizer: TextTokenizer, text: str, *, independent: bool = False, adapt: Adapt | None = None
+) -> dict[str, Any]:
     """Scores of each line of `text` and of all together, with the tokens scored and the words or characters unknown.
 
     Beside the perplexity per token stands what `lm.text.units` adds to it, a line's `<eos>` counted as a word there.
@@ -39,17 +42,20 @@ def score_text(model: AWDLSTM, tokenizer: TextTokenizer, text: str, *, independe
         tokenizer: the run's.
         text: every line ends in `<eos>`, an empty one is `<eos>` alone.
         independent: each line alone, as `read_independent` reads it, instead of `read_running`.
+        adapt: how the model adapts to a running text.
 
     Raises:
+        ConfigError: `adapt` stands beside `independent`.
         CorpusError: the text is empty, or has but one token where the first is context only.
     """
+    check_running(adapt is not None, independent)
     lines = split_lines(universal_newlines(text))
     ids = encode_lines(tokenizer, lines)
     ends = np.cumsum([len(line) for line in ids])
     if independent:
         (nats,) = read_independent(model, ids, tokenizer.eos_id)
     else:
-        (nats,) = read_running(model, np.concatenate(ids))
+        (nats,) = read_running(model, np.concatenate(ids), adapt=adapt)
         ends -= 1  # the first token has no figure
     counts = [(len(i), 1, len(split_words(t)), tokenizer.unknown(t).total()) for i, t in zip(ids, lines, strict=True)]
     by_line = zip(np.split(nats, ends[:-1]), counts, strict=True)

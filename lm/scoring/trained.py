@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from lm.base.errors import CheckpointError
 from lm.base.rundir import RunDir
 from lm.config.schema import TrainConfig
 from lm.nn.model import AWDLSTM
+from lm.scoring.adapt import Adapt
+from lm.scoring.corpus import tokenizer_of
 from lm.scoring.loading import load_model
 from lm.scoring.score import score_text
 from lm.scoring.surprisal import surprisal
-from lm.text.tokenization import tokenization_of
 from lm.text.tokenizer import TextTokenizer
 
 
@@ -36,18 +36,20 @@ class Trained:
     config: TrainConfig
     """every value of the run"""
 
-    def score(self, text: str, *, independent: bool = False) -> dict[str, Any]:
+    def score(self, text: str, *, independent: bool = False, adapt: Adapt | None = None) -> dict[str, Any]:
         """Log-probability, perplexity and counts of each line, under `lines`, and of all together, under `total`.
 
         Args:
             text: lines separated by newlines.
             independent: each line alone, after `<eos>` from a zero state; else the lines are one text, hidden state
                 carried from its start to its end, of which the first token is context only, as a split is evaluated.
+            adapt: a cache, dynamic evaluation or both, for a running text: see `lm.scoring.adapt`.
 
         Raises:
+            ConfigError: `adapt` stands beside `independent`.
             CorpusError: there is nothing to predict in the text.
         """
-        return score_text(self.model, self.tokenizer, text, independent=independent)
+        return score_text(self.model, self.tokenizer, text, independent=independent, adapt=adapt)
 
     def surprisal(
         self,
@@ -55,8 +57,10 @@ class Trained:
         *,
         independent: bool = False,
         per_word: bool = False,
+        per_line: bool = False,
         bits: bool = True,
         top: int = 0,
+        adapt: Adapt | None = None,
     ) -> list[dict[str, Any]]:
         """A row for each token of a text, see `lm.scoring.surprisal`: a table for `pandas.DataFrame`.
 
@@ -64,15 +68,20 @@ class Trained:
             text: lines separated by newlines, or a list of lines.
             independent: as for `score`; here the first token of a running text is scored too, after `<eos>`.
             per_word: sum the tokens of each word.
+            per_line: sum the tokens of each line, with their mean and perplexity.
             bits: surprisal and entropy in bits; else in nats.
             top: add the so many likeliest tokens of each prediction, with their probabilities.
+            adapt: as for `score`.
 
         Raises:
-            ConfigError: `top` is more than the vocabulary has, or stands beside `per_word`.
+            ConfigError: `top` is more than the vocabulary has, or two arguments contradict each other.
             CorpusError: there is no line, or a line of a list holds several.
         """
-        options: dict[str, Any] = {"independent": independent, "per_word": per_word, "bits": bits, "top": top}
-        return [row for line in surprisal(self.model, self.tokenizer, text, **options) for row in line]
+        lines = surprisal(
+            self.model, self.tokenizer, text, independent=independent, per_word=per_word, per_line=per_line,
+            bits=bits, top=top, adapt=adapt,
+        )  # fmt: skip
+        return [row for line in lines for row in line]
 
     def perplexity(self, text: str) -> float:
         """exp(nats per token) of a text whose lines follow each other; its first token is context only.
@@ -108,8 +117,4 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Tr
     """
     directory = RunDir(Path(path))
     model, config, trained = load_model(directory, torch.device(device))
-    tokenizer = tokenization_of(config).load(directory.tokenizer)
-    found = tokenizer.fingerprint()
-    if tokenizer.vocab_size != model.encoder.num_embeddings or trained.get("vocabulary", found) != found:
-        raise CheckpointError(f"{directory.tokenizer}: belongs to another model than the one there")
-    return Trained(model, tokenizer, config)
+    return Trained(model, tokenizer_of(directory, trained, model.encoder.num_embeddings), config)

@@ -85,9 +85,12 @@ class Executor(Protocol):
 
 
 def train_arguments(config: TrainConfig) -> list[str]:
-    """Flags of `lm.train` that make exactly `config`: what differs from the preset."""
+    """Flags of `lm.train` that make exactly `config`: what differs from the preset, an empty one if there is none.
+
+    Beside a preset `--finetune` takes no values from the run that it names.
+    """
     usual = make_config(config.preset, config.dataset)
-    found = [f"--preset={config.preset}"] if config.preset else []
+    found = [f"--preset={config.preset}"] if config.preset or config.finetune else []
     found.append(f"--dataset={config.dataset}")
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

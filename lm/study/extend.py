@@ -36,7 +36,8 @@ def begin_with_shorter(job: Job) -> None:
             logger.info("%s: begins anew, since its learning rate depends on --epochs", job.name)
             return
         # The checkpoint, by which a run is known to have begun, comes last.
-        for part in (shorter.metrics, shorter.log, shorter.config, shorter.events, shorter.last.parent):
+        beside = (shorter.metrics, shorter.log, shorter.config, shorter.tokenizer, shorter.events)
+        for part in (*beside, shorter.last.parent):
             _copy(part, home.path / part.name)
         logger.info("%s: goes on from the end of %s, %d epochs", job.name, shorter, epochs)
         return

@@ -66,6 +66,12 @@ def curve_of(record: Mapping[str, Any]) -> list[tuple[float, float]]:
     return [(epoch, ppl) for epoch, ppl in pairs if is_number(epoch) and is_number(ppl)]
 
 
+def histogram_of(record: Mapping[str, Any]) -> list[float] | None:
+    """Shares of a record's histogram of activations; None where it has none that could be drawn."""
+    shares = _activation("histogram")(record)
+    return shares if isinstance(shares, list) and shares and all(map(is_number, shares)) else None
+
+
 def label(values: Mapping[str, Any]) -> str:
     """A configuration in words, as `alpha 2, beta 1`."""
     return ", ".join(f"{name} {show(value)}" for name, value in values.items()) or "all runs"
@@ -78,11 +84,11 @@ def configuration_name(values: Mapping[str, Any], base: Mapping[str, Any]) -> st
 
 
 def show(value: Any) -> str:
-    """A configuration value as a user writes it: 1.0 as 1, true, 10,20."""
+    """A configuration value as a user writes it: 1.0 as 1, true, 10,20; none where it is empty."""
     if isinstance(value, (list, tuple)):
         return ",".join(show(item) for item in value) or "none"
     if not is_number(value):
-        return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+        return str(value).lower() if isinstance(value, bool) or value is None else str(value) or "none"
     return f"{value:.6g}"
 
 

@@ -80,12 +80,9 @@ class Study:
     def config(self, **values: Any) -> TrainConfig:
         """Configuration of a run with `values`. Raises ConfigError, naming the source, where one makes no sense."""
         try:
-            config = make_config(self.preset, self.dataset, **self.flags | values)
-            if config.finetune:  # its runs would take their configuration from there
-                raise ConfigError("finetune: runs of a study start from scratch")
+            return make_config(self.preset, self.dataset, **self.flags | values)
         except ConfigError as error:
             raise ConfigError(f"{self.source}: {error}") from None
-        return config
 
     @property
     def name(self) -> str:

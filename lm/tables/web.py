@@ -13,7 +13,7 @@ from typing import Any
 
 from lm.base.errors import ConfigError
 from lm.base.files import write_bytes
-from lm.study.records import curve_of
+from lm.study.records import curve_of, histogram_of
 from lm.tables.analysis import Analysis
 from lm.tables.answer import answer
 from lm.tables.page import below_table, table
@@ -46,6 +46,15 @@ def _runs(analysis: Analysis) -> Iterator[list[str]]:
             yield [configuration.label, str(seed), "completed", *shown]
         for seed, fate in configuration.others:
             yield [configuration.label, str(seed), fate, *[""] * len(_COLUMNS)]
+
+
+def _histograms(analysis: Analysis) -> list[list[float] | None]:
+    """The histogram of each of `_runs`, as `lm.scoring.evaluation` makes it; None for runs that are older."""
+    found: list[list[float] | None] = []
+    for configuration in analysis.configurations:
+        found += [histogram_of(record) for record in configuration.runs.values()]
+        found += [None] * len(configuration.others)
+    return found
 
 
 def _curves(analysis: Analysis) -> str:
@@ -94,7 +103,7 @@ def page(analysis: Analysis) -> str:
     return Environment(autoescape=True).from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         title=analysis.study.title, question=analysis.study.question, answer=answer(analysis),
         header=header, rows=rows, notes=below_table(analysis), curves=_curves(analysis),
-        run_header=["configuration", "seed", "status", *_COLUMNS], run_rows=runs,
+        run_header=["configuration", "seed", "status", *_COLUMNS], run_rows=runs, histograms=_histograms(analysis),
         library=Resources(mode="inline", components=["bokeh"]).render_js(),
     )  # fmt: skip
 

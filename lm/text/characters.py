@@ -42,6 +42,9 @@ class CharTokenizer(TextTokenizer):
             seen |= dict.fromkeys(block)
         return cls(dict.fromkeys([*(EOS if name == "\n" else name for name in seen), EOS, UNK]))
 
+    def extended(self, types: Iterable[str]) -> CharTokenizer:  # noqa: D102 - as the base class
+        return CharTokenizer(dict.fromkeys([*self.types, *types]))
+
     def encode(self, text: str, *, final_eos: bool = True) -> np.ndarray:  # noqa: D102 - as the base class
         if final_eos and text and not text.endswith("\n"):
             text += "\n"

@@ -12,6 +12,9 @@ import numpy as np
 from lm.base.errors import CheckpointError, CorpusError
 from lm.text.tokenizer import TextTokenizer
 
+# Tokens that are counted at a time: `bincount` makes 8 bytes of each.
+_BLOCK = 1 << 22
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -28,11 +31,19 @@ class Corpus:
     words: dict[str, int]  # tokens that the text has at the word level: its words and one `<eos>` a line
     sha256: dict[str, str]  # of the text
     path: Path | None  # the cache folder: {train,valid,test}.bin, tokenizer.json; None if it could not be written
+    extends: bool = False  # whether the tokenizer is that of a model of another corpus, extended, and not train's own
 
     @property
     def vocab_size(self) -> int:
         """Number of types, `<eos>` and `<unk>` included."""
         return self.tokenizer.vocab_size
+
+    def type_counts(self, split: str) -> np.ndarray:
+        """How often each type occurs in a split, (V,); a few million of its tokens at a time are in memory."""
+        counts = np.zeros(self.vocab_size, np.int64)
+        for start in range(0, len(ids := self.splits[split]), _BLOCK):
+            counts += np.bincount(ids[start : start + _BLOCK], minlength=self.vocab_size)
+        return counts
 
     def scored_splits(self, wanted: Sequence[str] | None) -> list[str]:
         """The splits `wanted`, by default valid and, if it is there, test. Raises CorpusError for one that is not."""

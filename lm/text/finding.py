@@ -23,6 +23,7 @@ from lm.text.encoding import Encoding
 from lm.text.locating import files_in, find, text_keys
 from lm.text.token_cache import read_cache, write_cache
 from lm.text.tokenization import Tokenization, tokenization_of
+from lm.text.tokenizer import TextTokenizer
 
 logger = logging.getLogger(__name__)
 # What awd-lstm-lm's --data stands at when it is not given.
@@ -76,7 +77,7 @@ def load_corpus(
         counts = encoding.counts
         return Corpus(
             found.name, found.source, encoding.tokenizer, splits,
-            counts.unk, counts.lines, counts.words, counts.sha256, path=None,
+            counts.unk, counts.lines, counts.words, counts.sha256, path=None, extends=tokenization.given is not None,
         )  # fmt: skip
 
 
@@ -124,9 +125,10 @@ def text_in_cache(
     return None
 
 
-def configured_corpus(config: TrainConfig) -> Corpus:
-    """The corpus of a run's configuration; raises as `load_corpus` does."""
-    return load_corpus(config.dataset or None, config.data or None, tokenization=tokenization_of(config))
+def configured_corpus(config: TrainConfig, tokenizer: TextTokenizer | None = None) -> Corpus:
+    """The corpus of a run's configuration, read with `tokenizer` or its own; raises as `load_corpus` does."""
+    tokenization = tokenization_of(config, tokenizer)
+    return load_corpus(config.dataset or None, config.data or None, tokenization=tokenization)
 
 
 def corpus_name(dataset: str | None, data: str | None) -> str:

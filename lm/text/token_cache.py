@@ -48,7 +48,7 @@ def read_cache(folder: Path, name: str, source: str, tokenization: Tokenization)
             split: np.memmap(folder / f"{split}.bin", dtype, mode="c") for split in meta["corpus"]["sha256"]
         }
         counts = {"words": {split: len(ids) for split, ids in splits.items()}} | meta["corpus"]  # older: words alone
-        return Corpus(name, source, tokenizer, splits, **counts, path=folder)
+        return Corpus(name, source, tokenizer, splits, **counts, path=folder, extends=tokenization.given is not None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, CorpusError) as error:
         logger.warning("the token cache %s is damaged (%s): building it anew", folder, error)
         return None

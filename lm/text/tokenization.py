@@ -37,7 +37,10 @@ _KINDS: dict[str, type[TextTokenizer]] = {
 
 @dataclass(frozen=True)
 class Tokenization:
-    """Which tokenizer a corpus is read with; `bpe_vocab_size` is for bpe alone, what follows it for word alone."""
+    """Which tokenizer a corpus is read with; `bpe_vocab_size` is for bpe alone, what follows it for word alone.
+
+    `given` is the tokenizer itself, which the others describe, where it is not to be learnt from train.
+    """
 
     kind: str = WordTokenizer.kind
     bpe_vocab_size: int = 0
@@ -45,6 +48,7 @@ class Tokenization:
     min_count: int = 1
     lowercase: bool = False
     by_frequency: bool = False
+    given: TextTokenizer | None = None
 
     @property
     def definition(self) -> str:
@@ -56,6 +60,7 @@ class Tokenization:
             "lower case" if self.lowercase else "",
             "by frequency" if self.by_frequency else "",
             "<unk> by all that it stands for" if self.by_frequency and (self.vocab_size or self.min_count > 1) else "",
+            f"the vocabulary {self.given.fingerprint()}" if self.given is not None else "",
         ]
         return "; ".join([_KINDS[self.kind].DEFINITION, *filter(None, parts)])
 
@@ -65,10 +70,12 @@ class Tokenization:
         return _KINDS[self.kind].decoding_errors
 
     def learn(self, blocks: Iterable[str]) -> TextTokenizer:
-        """The tokenizer that a training text gives, in blocks as `Text.blocks` hands them out.
+        """`given`, else the tokenizer that a training text gives, in blocks as `Text.blocks` hands them out.
 
         Raises ConfigError if `min_count` leaves no word.
         """
+        if self.given is not None:
+            return self.given
         if self.kind == WordTokenizer.kind:
             words = WordTokenizer.from_blocks(
                 blocks,
@@ -90,7 +97,7 @@ class Tokenization:
         return _KINDS[self.kind].load(path)
 
 
-def tokenization_of(config: TrainConfig) -> Tokenization:
+def tokenization_of(config: TrainConfig, given: TextTokenizer | None = None) -> Tokenization:
     """The tokenizer of a run's configuration; the adaptive softmax needs frequent words first."""
     return Tokenization(
         config.tokenizer,
@@ -99,4 +106,5 @@ def tokenization_of(config: TrainConfig) -> Tokenization:
         config.min_count,
         config.lowercase,
         by_frequency=bool(config.cutoffs),
+        given=given,
     )

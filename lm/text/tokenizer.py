@@ -77,6 +77,10 @@ class TextTokenizer(ABC):
         """The same of a text in memory."""
         return cls.from_blocks([text], vocab_size)
 
+    def extended(self, types: Iterable[str]) -> Self:  # noqa: ARG002 - of those below
+        """A tokenizer with those of `types` that this one lacks behind its own; itself where no text is unknown."""
+        return self
+
     @abstractmethod
     def encode(self, text: str, *, final_eos: bool = True) -> np.ndarray:
         r"""Token ids of `text`, int32 (N,), with `<eos>` for the end of every line.

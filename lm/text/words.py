@@ -95,6 +95,9 @@ class WordTokenizer(TextTokenizer):
         order = sorted(counts, key=counts.__getitem__, reverse=True) if by_frequency else counts
         return cls((word for word in order if word in kept), lowercase=lowercase)
 
+    def extended(self, types: Iterable[str]) -> WordTokenizer:  # noqa: D102 - as the base class
+        return WordTokenizer(dict.fromkeys([*self.types, *types]), lowercase=self.lowercase)
+
     def encode(self, text: str, *, final_eos: bool = True) -> np.ndarray:  # noqa: D102 - as above
         if final_eos and text and not text.endswith("\n"):
             text += "\n"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,10 +36,10 @@ def check_weights(weights: Iterable[Tensor], means_finite: bool, step: int) -> N
 
 
 def check_loss(
-    loss: float, where: str, remedy: str = "try a lower --lr", activation: Mapping[str, float] | None = None
+    loss: float, where: str, remedy: str = "try a lower --lr", activation: Mapping[str, Any] | None = None
 ) -> None:
     """Raise DivergedError, naming `where` and the remedy, if a loss or an activation statistic has diverged."""
-    values = activation or {}
+    values = {name: value for name, value in (activation or {}).items() if name != "histogram"}
     if not loss <= LARGEST_LOSS or not all(map(math.isfinite, values.values())):
         statistics = "".join(f", {name} of activations {value:g}" for name, value in values.items())
         raise DivergedError(f"{where}: loss {loss:g}{statistics}: diverged; {remedy}")

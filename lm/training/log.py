@@ -74,13 +74,18 @@ class RunLog:
         return self._file.size
 
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Write one record; `kind` is `step` or `epoch`. Nested values appear in TensorBoard as `kind/name/inner`."""
+        """Write one record; `kind` is `step` or `epoch`.
+
+        Nested values appear in TensorBoard as `kind/name/inner`, lists not at all.
+        """
         self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         if self._writer:
             with naming(self._events):
                 for name, value in values.items():
                     rows = value.items() if isinstance(value, dict) else [("", value)]
                     for inner, number in rows:
+                        if isinstance(number, list):
+                            continue
                         self._writer.add_scalar("/".join(filter(None, (kind, name, inner))), number, step)
 
     def histogram(self, name: str, values: Tensor, step: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -17,7 +18,7 @@ class Progress:
     finished: bool = False
     best_epoch: int = 0
     best_loss: float = math.inf
-    best_activation: dict[str, float] = field(default_factory=dict)
+    best_activation: dict[str, Any] = field(default_factory=dict)
     best_averaged: bool = False
     validated: int = 0
     """updates before the last validation"""
@@ -27,3 +28,5 @@ class Progress:
     """what was changed when the run was continued"""
     from_vectors: dict[str, float] = field(default_factory=dict)
     """--init-vectors: `types` that the file has, their share of all, and the share of train's tokens"""
+    from_run: dict[str, float] = field(default_factory=dict)
+    """--finetune on another text: how much of it the run knew, see `lm.training.transfer.known_share`"""

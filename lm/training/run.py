@@ -17,7 +17,7 @@ from lm.base.names import flag
 from lm.base.provenance import versions
 from lm.base.ranks import ALONE, Ranks, reachable
 from lm.config.schema import TrainConfig
-from lm.config.values import as_plain, resume_conflicts, vectors_digest, with_defaults
+from lm.config.values import as_plain, resume_conflicts, vectors_digest
 from lm.nn.model import AWDLSTM, carry_state
 from lm.text.batching import BPTTWindows, batchify, check_columns
 from lm.text.corpus import Corpus
@@ -29,6 +29,7 @@ from lm.training.optim import build_optimizer
 from lm.training.progress import Progress
 from lm.training.results import OTHER_TEXT
 from lm.training.schedule import LearningRate, trapezoid_of
+from lm.training.transfer import known_share, with_new_types
 
 logger = logging.getLogger(__name__)
 # What, with the configuration, decides how results are rounded, among `versions`.
@@ -39,11 +40,21 @@ class Run:
     """The parts of a training run. Equal configurations and corpora build equal runs, to the bit.
 
     Of a run on several processes each has its columns of the batch and its rows of the hidden state; all else, and what
-    a checkpoint holds, is the same in every process.
+    a checkpoint holds, is the same in every process. With `other_text` the run to fine-tune had another corpus.
     """
 
-    def __init__(self, config: TrainConfig, corpus: Corpus, device: torch.device, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        corpus: Corpus,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+        *,
+        other_text: bool = False,
+    ) -> None:
         self.config = config
+        # As published, by averaging; on another text than that of the run it starts from, it is trained as any other.
+        self.finetunes = config.finetune != "" and not other_text
         self.corpus = corpus
         self.device = device
         self.ranks = ranks
@@ -54,7 +65,7 @@ class Run:
         self.model.share_masks(self.columns)
         self.forward: nn.Module = self.model
         self.optimizer = build_optimizer(self.model, config)
-        self.averaging = NTASGD(config.nonmono if config.optimizer == "sgd" or config.finetune else 0)
+        self.averaging = NTASGD(config.nonmono if config.optimizer == "sgd" or self.finetunes else 0)
         trapezoid = trapezoid_of(config) if config.schedule == "trapezoid" else None
         self.learning_rate = LearningRate(config.schedule, config.lr, config.when, trapezoid)
         self.momentum = trapezoid if config.optimizer != "sgd" else None
@@ -147,7 +158,7 @@ class Run:
         return (
             self.learning_rate.base < config.min_lr
             or 0 < config.patience <= self.progress.waited
-            or (config.finetune != "" and self.averaging.triggered)
+            or (self.finetunes and self.averaging.triggered)
         )
 
     def validation_due(self) -> bool:
@@ -156,24 +167,20 @@ class Run:
         step = self.progress.step
         return every > 0 and step % every == 0 and step > self.progress.validated and not self.windows.at_end
 
-    def finetune_from(self, checkpoint: dict[str, Any]) -> None:
-        """Start from what `load_trained` read of another run, and average from the first update on.
+    def finetune_from(self, weights: dict[str, Tensor]) -> None:
+        """Start from the weights of another run, whose types are the first of this run's vocabulary.
 
-        Raises:
-            ConfigError: that run's model has another architecture or tokenizer; the message says what differs.
-            CheckpointError: it was trained on another text, or with another vocabulary of it.
+        On the text of that run, average from the first update on.
         """
-        before, now = with_defaults(checkpoint["config"]), as_plain(self.config)
-        vocabulary = ("cutoffs", "tokenizer", "bpe_vocab_size", "vocab_size", "min_count", "lowercase")
-        fixed = ("model", "emsize", "nhid", "nlayers", "tied", *vocabulary)
-        if changed := [n for n in fixed if now[n] != before[n]]:
-            differences = ", ".join(f"{flag(name)} {before[name]} (now {now[name]})" for name in changed)
-            raise ConfigError(f"--finetune: the model there was made with {differences}")
-        if checkpoint["corpus_sha256"] != self.corpus.sha256:
-            raise CheckpointError(f"--finetune: {OTHER_TEXT}")
-        self.corpus.check_vocabulary(checkpoint)
-        self.model.load_state_dict(checkpoint["model"])
-        self.averaging.start(self.model)
+        self.model.load_state_dict(with_new_types(weights, self.corpus.vocab_size))
+        if self.finetunes:
+            self.averaging.start(self.model)
+            return
+        known = self.progress.from_run = known_share(self.corpus, len(weights["encoder.weight"]))
+        logger.info(
+            "--finetune: of the %s types of train %s are known, %s are new; %.1f %% of its tokens are known",
+            *(f"{known[name]:,}" for name in ("types", "known_types", "new_types")), 100 * known["share_of_tokens"],
+        )  # fmt: skip
 
     def start_from_vectors(self) -> None:
         """Overwrite the embedding's rows of those types that the file of `--init-vectors` has.
@@ -187,7 +194,7 @@ class Run:
         with torch.no_grad():
             for index, vector in vectors.items():
                 self.model.encoder.weight[index] = torch.from_numpy(vector)
-        counts = np.bincount(self.corpus.splits["train"], minlength=self.corpus.vocab_size)
+        counts = self.corpus.type_counts("train")
         self.progress.from_vectors = {
             "types": len(vectors),
             "share_of_types": len(vectors) / self.corpus.vocab_size,
@@ -284,4 +291,5 @@ class Run:
             "corpus_sha256": self.corpus.sha256,
             "vocabulary": self.corpus.tokenizer.fingerprint(),
             "progress": dataclasses.asdict(self.progress),
+            **({"extends": True} if self.corpus.extends else {}),
         }

@@ -169,6 +169,7 @@ class RunWriter:
             "versions": run.versions(), "git": git_state(),
             "corpus_sha256": run.corpus.sha256,
             **({"init_vectors": progress.from_vectors} if progress.from_vectors else {}),
+            **({"finetune": progress.from_run} if progress.from_run else {}),
             **({"changes": progress.changes} if progress.changes else {}),
         }  # fmt: skip
 

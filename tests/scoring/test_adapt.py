@@ -39,7 +39,12 @@ def model():
 
 
 def naive(model, ids, columns, cache, dynamic, rms):
-    """Sum of nats, word by word and column by column, with updates and distributions written out."""
+    """Sum of nats, see `naive_predictions`."""
+    return sum(-torch.log(p[word]).item() for p, word in naive_predictions(model, ids, columns, cache, dynamic, rms))
+
+
+def naive_predictions(model, ids, columns, cache, dynamic, rms):
+    """Every prediction and its target, word by word in each column, with updates and distributions written out."""
     names = [name for name, _ in model.named_parameters()]
     trained = {name: p.detach().clone() for name, p in model.named_parameters()}
     weights = {name: p.clone().requires_grad_() for name, p in trained.items()}
@@ -49,7 +54,7 @@ def naive(model, ids, columns, cache, dynamic, rms):
     seen = [[] for _ in range(columns)]
     segment = dynamic.segment if dynamic else rows
     mean = sum(r.mean() for r in rms) / len(rms) if rms else None
-    total = 0.0
+    predictions = []
     for start in range(0, rows - 1, segment):
         losses = []
         for t in range(start, min(start + segment, rows - 1)):
@@ -65,7 +70,7 @@ def naive(model, ids, columns, cache, dynamic, rms):
                     votes[following] += torch.exp(cache.theta * (key @ h[column].detach()))
                 if votes.sum() > 0:
                     p = (1 - cache.lam) * p + cache.lam * votes / votes.sum()
-                total -= torch.log(p[word]).item()
+                predictions.append((p, word))
                 seen[column].append((h[column].detach(), word))
         state = [tuple(s.detach() for s in layer) for layer in state]
         if dynamic:
@@ -76,7 +81,7 @@ def naive(model, ids, columns, cache, dynamic, rms):
                     step, decay = step / (rms[index] + dynamic.epsilon), (decay * rms[index] / mean).clamp(max=1)
                 new = weights[name] - step + decay * (trained[name] - weights[name])
                 weights[name] = new.detach().requires_grad_()
-    return total
+    return predictions
 
 
 def naive_statistics(model, ids, columns, length):

@@ -72,6 +72,23 @@ def test_words_sum_the_tokens_that_they_and_the_white_space_before_them_consist_
     assert eos["surprisal"] == pytest.approx(mine[-1]["surprisal"])
 
 
+@pytest.mark.parametrize("independent", [False, True])
+@pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=lambda one: one.kind)
+def test_a_line_sums_its_tokens_and_counts_the_unknown_ones(tokenizer, independent):
+    tokens = rows_of(tokenizer, LINES, independent=independent)
+    bits, nats = (
+        rows_of(tokenizer, LINES, independent=independent, per_line=True, bits=bits) for bits in (True, False)
+    )
+    assert [row["line"] for row in bits] == [1, 2, 3, 4, 5]
+    for row, in_nats in zip(bits, nats, strict=True):
+        mine = [token for token in tokens if token["line"] == row["line"]]
+        assert (row["tokens"], row["unknown"]) == (len(mine), sum(token["unknown"] for token in mine))
+        assert row["surprisal"] == pytest.approx(sum(token["surprisal"] for token in mine), rel=1e-9)
+        assert row["mean"] == pytest.approx(row["surprisal"] / row["tokens"])
+        assert row["ppl"] == in_nats["ppl"] == pytest.approx(2 ** row["mean"])
+        assert in_nats["surprisal"] == pytest.approx(row["surprisal"] * math.log(2))
+
+
 def test_a_token_is_unknown_where_the_vocabulary_lacks_it_and_a_literal_unk_is_not():
     words, characters, pieces = ([row["unknown"] for row in rows_of(one, ["zork <unk> cat"])] for one in TOKENIZERS)
     assert words == [True, False, False, False]
@@ -108,6 +125,8 @@ def test_one_running_line_and_text_as_a_string_or_lines_with_any_line_end():
         (["a\nb"], {}, CorpusError),
         (["a"], {"top": 11}, ConfigError),
         (["a"], {"top": 1, "per_word": True}, ConfigError),
+        (["a"], {"top": 1, "per_line": True}, ConfigError),
+        (["a"], {"per_word": True, "per_line": True}, ConfigError),
     ],
 )
 def test_what_makes_no_sense_is_refused(text, options, error):
@@ -136,6 +155,27 @@ def test_the_valid_split_as_running_text_adds_up_to_its_evaluation(main_here, ti
         "".join(row["word"] for row in rows[:6])
         == (corpus_dir / "valid.txt").read_text().split("\n")[0].replace(" ", "") + "<eos>"
     )
+
+
+@pytest.mark.parametrize("flags", [[], ["--independent", "--base=e"], ["--ids"]], ids=" ".join)
+def test_the_row_of_a_line_adds_up_to_the_rows_of_its_tokens_as_printed(main_here, tiny_run, tmp_path, flags):
+    (tmp_path / "lines.tsv").write_text("a1\tw1 zork w2 zork\na2\tw2 w3\nb1\tw1\n")
+    score = [lm.generate, tiny_run, "--score", tmp_path / "lines.tsv", *flags]
+    tokens, lines = (table(main_here(*score, per)) for per in ("--per-token", "--per-line"))
+    head = ["id", "line"] if "--ids" in flags else ["line"]
+    assert list(lines[0]) == [*head, "tokens", "unknown", "surprisal", "mean", "ppl"]
+    assert len(lines) == 3
+    for line in lines:
+        mine = [row for row in tokens if [row[name] for name in head] == [line[name] for name in head]]
+        assert (int(line["tokens"]), int(line["unknown"])) == (len(mine), sum(int(row["unknown"]) for row in mine))
+        summed = sum(float(row["surprisal"]) for row in mine)
+        assert float(line["surprisal"]) == pytest.approx(summed, abs=1e-6 * len(mine))
+        assert float(line["mean"]) == pytest.approx(float(line["surprisal"]) / len(mine), abs=1e-6)
+        mean = float(line["mean"]) * (1 if "--base=e" in flags else math.log(2))
+        assert float(line["ppl"]) == pytest.approx(math.exp(mean), rel=1e-5)
+    report = json.loads(main_here(*score, "--per-line", "--json"))
+    assert report["unit"] == ("nats" if "--base=e" in flags else "bits")
+    assert [f"{row['surprisal']:.6f}" for row in report["rows"]] == [row["surprisal"] for row in lines]
 
 
 def test_ids_and_utf8_by_the_command_line_in_a_locale_without_it(cli, tiny_run, tmp_path):

@@ -228,7 +228,7 @@ def test_processes_that_append_at_once_lose_and_mix_nothing(tmp_path):
     )
     root = str(Path(__file__).resolve().parent.parent.parent)
     writers = [subprocess.Popen([sys.executable, "-c", code, str(ledger), str(n)], cwd=root) for n in range(4)]
-    assert [writer.wait(timeout=60) for writer in writers] == [0] * 4
+    assert [writer.wait(timeout=300) for writer in writers] == [0] * 4
     lines = [json.loads(line) for line in ledger.read_text().splitlines()]
     assert {line["id"] for line in lines} == {f"{n}-{i}" for n in range(4) for i in range(40)}
     assert len(lines) == 160

@@ -14,6 +14,15 @@ EVIL = "</script><script>document.title = 'gone'</script><b>T</b>"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+# Where a point of the plot is on the screen.
+PLACE = """async ([x, y]) => {
+  const view = [...Bokeh.index.roots][0];
+  await view.ready;
+  const plot = view.el.getBoundingClientRect();
+  return [plot.x + view.frame.x_scale.compute(x), plot.y + view.frame.y_scale.compute(y)];
+}"""
+
+
 class Parsed(HTMLParser):
     """Names and attributes of the elements, and the text of those that are no script or style."""
 
@@ -40,7 +49,7 @@ def page(tmp_path_factory):
         record(
             seed, loss, test=loss - 0.03, config={"alpha": alpha, "beta": beta},
             curve=[[1, 150.0], [2, 120.0 - alpha], [3, 100.0 - alpha]],
-        )
+        ) | ({"activation": {"rms": 0.3, "histogram": [0.1, 0.2, 0.4, 0.3]}} if seed == 1 else {})
         for (alpha, beta), losses in LOSSES.items()
         for seed, loss in enumerate(losses, start=1)
     ]  # fmt: skip
@@ -104,9 +113,16 @@ def test_a_browser_sorts_filters_compares_and_draws_without_network(page):
         assert cells(4) == [*rising[-2::-1], ""]
         tab.locator("[data-filters=runs]").fill("alpha 1, completed")
         assert cells(0) == ["alpha 1"] * 3
+        assert tab.locator("#histogram rect").count() == 4
+        assert "second: not recorded" in tab.locator("#histogram").text_content()
         tab.locator("#right").select_option(index=3)
         row = tab.locator("#pair tbody tr", has_text="valid ppl")
         assert row.locator("td").all_text_contents() == ["valid ppl", "90.02", "87.36", "-3.0 %"]
+        assert tab.locator("#histogram rect").count() == 8
+        assert tab.locator("#histogram title").nth(2).text_content() == "first run, 0.0 to 0.5: 40.00 %"
         tab.wait_for_selector(".bk-Figure canvas")
+        tab.locator(".bk-Figure").first.scroll_into_view_if_needed()
+        tab.mouse.move(*tab.evaluate(PLACE, [2, 120]))  # the second epoch of alpha 0
+        tab.locator(".bk-Tooltip", has_text="120.00").first.wait_for()
         assert wrong == [] and [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
         browser.close()

@@ -388,7 +388,7 @@ def test_a_corpus_is_downloaded_from_a_hub_server_at_its_revision(tmp_path):
             "HF_HUB_OFFLINE": "0",
         }
         done = subprocess.run(
-            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300
         )
         server.shutdown()
     assert done.stdout.strip() == hashlib.sha256(TOY["train"].encode()).hexdigest(), done.stderr
@@ -601,7 +601,7 @@ def test_processes_that_build_one_cache_at_once_all_get_the_corpus(tmp_path):
     for process in processes:
         process.start()
     start.set()
-    loaded = [results.get(timeout=60) for _ in processes]
+    loaded = [results.get(timeout=300) for _ in processes]
     for process in processes:
         process.join()
     expected = [ids.tolist() for ids in load_corpus(None, folder).splits.values()]

@@ -42,6 +42,8 @@ def assert_equal_runs(run, other, tolerance):
         assert results[0][name] == results[1][name]
     for name in ("train_loss", "valid_loss", "test_loss"):
         assert results[0][name] == pytest.approx(results[1][name], rel=1e-6)
+    histograms = [result["activation"].pop("histogram") for result in results]
+    assert histograms[0] == pytest.approx(histograms[1], abs=1e-3)
     assert results[0]["activation"] == pytest.approx(results[1]["activation"], rel=1e-4)
     for name, tensor in weights(other).items():
         torch.testing.assert_close(weights(run)[name], tensor, rtol=1e-4, atol=1e-6)

@@ -151,7 +151,7 @@ def test_an_export_for_transformers_is_refused_as_what_it_is(tmp_path):
     ("flags", "code", "words"),
     [
         (["--nhid=13"], 2, "--nhid 12 (now 13)"),
-        (["--preset=examples-200"], 2, "--preset"),
+        (["--preset=examples-200"], 2, "--emsize 8 (now 200)"),
         (["--finetune=/nowhere"], 2, "neither a run directory"),
         (["--resume=auto", "--out-dir=SOURCE"], 2, "--out-dir"),
     ],
