@@ -1,7 +1,7 @@
 """The program at the size of WikiText-103 and enwik8, on made-up text: `python -m tests.full_size --out results/speed`.
 
 Makes the texts, runs the commands on them as a user would, and writes what each took to full-size.json and full-size.md
-in the folder `--out`. Exit code 1 where memory exceeds a bound. Needs 12 GB of memory, 6 GB of disk and, on two CPUs,
+in the folder `--out`. Exit code 1 where memory exceeds a bound. Needs 7 GB of memory, 10 GB of disk and, on two CPUs,
 half an hour. `--only` measures some rows and keeps the others.
 
 Memory is the largest resident set of a command's process. It starts at that of this process, which imports no PyTorch
@@ -81,7 +81,7 @@ class Size:
 
 
 @dataclass
-class Ended:
+class Done:
     """A command that ended well: what it printed as JSON, and what it took."""
 
     report: dict[str, Any]
@@ -96,14 +96,14 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Bench:
+class Site:
     """Where the texts, caches and runs lie, and how the commands are run."""
 
     folder: Path
     size: Size
     threads: int
 
-    def run(self, module: str, *arguments: object, watch: Callable[[int], None] = lambda process: None) -> Ended:
+    def run(self, module: str, *arguments: object, watch: Callable[[int], None] = lambda process: None) -> Done:
         """Run `python -m MODULE ARGUMENTS` in the folder; `watch` is called with its process now and then.
 
         Raises CalledProcessError where it fails; what it says goes to stderr.
@@ -124,7 +124,7 @@ class Bench:
         if process.returncode:
             raise subprocess.CalledProcessError(process.returncode, command, printed)
         seconds, unit = time.perf_counter() - started, 1 if sys.platform == "darwin" else 1024
-        return Ended(json.loads(printed), seconds, used.ru_utime + used.ru_stime, used.ru_maxrss * unit / 1e6)
+        return Done(json.loads(printed), seconds, used.ru_utime + used.ru_stime, used.ru_maxrss * unit / 1e6)
 
 
 def make_texts(folder: Path, size: Size) -> None:
@@ -151,13 +151,13 @@ def make_texts(folder: Path, size: Size) -> None:
     made("large/valid.txt", write_tokens, table, held_out, 5)
 
 
-def encode(bench: Bench, data: str, *flags: str) -> dict[str, Any]:
+def encode(site: Site, data: str, *flags: str) -> dict[str, Any]:
     """`lm.corpus` on a text that no cache has."""
-    for cache in (bench.folder / "data" / "cache").glob(f"{data}-*"):
+    for cache in (site.folder / "data" / "cache").glob(f"{data}-*"):
         shutil.rmtree(cache)
-    done = bench.run("lm.corpus", "--data", data, *flags, "--json")
+    done = site.run("lm.corpus", "--data", data, *flags, "--json")
     sizes = {
-        name: round(sum(path.stat().st_size for path in Path(bench.folder, place).iterdir()) / 1e6)
+        name: round(sum(path.stat().st_size for path in Path(site.folder, place).iterdir()) / 1e6)
         for name, place in (("text_mb", data), ("cache_mb", done.report["path"]))
     }
     return {"tokens": done.report["tokens"], "types": done.report["vocab_size"], **sizes, **done.cost()}
@@ -175,15 +175,15 @@ def cpu_rate(tokens: int, cpu_after: dict[int, float]) -> int:
     return round(tokens * (last - first) / max(after - before, 1e-2))
 
 
-def train(bench: Bench, kind: str, line: str, updates: int) -> dict[str, Any]:
+def train(site: Site, kind: str, line: str, updates: int) -> dict[str, Any]:
     """`lm.train` for some updates, then `lm.evaluate`; rates are those of all updates but the first."""
-    size = bench.size
-    out = RunDir(bench.folder / "run")
+    size = site.size
+    out = RunDir(site.folder / "run")
     cpu_after: dict[int, float] = {}
     config = make_config(**parse_train_args(line.split()).values)
     widths = [f"{flag(name)}={size.width(getattr(config, name))}" for name in ("emsize", "nhid", "batch_size")]
     limits = ["--max-steps", updates, "--log-interval", 1, "--eval-train-tokens", HELD_OUT, "--no-eval-test"]
-    limits += ["--no-variable-bptt", "--no-tensorboard", "--save", "", "--threads", bench.threads]
+    limits += ["--no-variable-bptt", "--no-tensorboard", "--save", "", "--threads", site.threads]
     shutil.rmtree(out.path, ignore_errors=True)
 
     def updates_made() -> list[dict[str, Any]]:
@@ -194,8 +194,8 @@ def train(bench: Bench, kind: str, line: str, updates: int) -> dict[str, Any]:
         cpu_after.setdefault(len(updates_made()), used.user + used.system)
 
     flags = [*line.split(), *widths, "--data", f"train-{kind}", *limits]
-    done = bench.run("lm.train", *flags, "--out-dir", out, "--json", watch=watch)
-    scored = bench.run("lm.evaluate", out, "--split", "valid", "--json")
+    done = site.run("lm.train", *flags, "--out-dir", out, "--json", watch=watch)
+    scored = site.run("lm.evaluate", out, "--split", "valid", "--json")
     (valid,), steps = scored.report["splits"], updates_made()
     config, tokens = done.report["config"], TOKENS[kind][0]
     return {
@@ -208,18 +208,18 @@ def train(bench: Bench, kind: str, line: str, updates: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def decoder(bench: Bench, steps: int, cutoffs: bool) -> dict[str, Any]:
+def decoder(site: Site, steps: int, cutoffs: bool) -> dict[str, Any]:
     """Loss and gradients of a decoder for as many words as WikiText-103 has, by `tests.decoder_cost`."""
-    flags = ["--types", bench.size.count(TYPES), "--steps", steps, *(bench.size.cutoffs() if cutoffs else [])]
-    return bench.run("tests.decoder_cost", *flags).report
+    flags = ["--types", site.size.count(TYPES), "--steps", steps, *(site.size.cutoffs() if cutoffs else [])]
+    return site.run("tests.decoder_cost", *flags).report
 
 
-def plan(size: Size) -> dict[str, Callable[[Bench], dict[str, Any]]]:
+def plan(size: Size) -> dict[str, Callable[[Site], dict[str, Any]]]:
     """Rows by name."""
     cutoffs = " ".join(size.cutoffs())
     return {
         "encode words": functools.partial(encode, data="words"),
-        "encode bytes": lambda bench: encode(bench, "bytes", "--tokenizer", "byte"),
+        "encode bytes": lambda site: encode(site, "bytes", "--tokenizer", "byte"),
         "encode large": functools.partial(encode, data="large"),
         "train QRNN": functools.partial(train, kind="words", line=f"{WIKITEXT_103} {cutoffs}", updates=3),
         "train LSTM": functools.partial(train, kind="words", line=f"--batch-size 60 {cutoffs}", updates=4),
@@ -229,17 +229,19 @@ def plan(size: Size) -> dict[str, Callable[[Bench], dict[str, Any]]]:
     }
 
 
-def measure(bench: Bench, names: list[str], out: Path) -> dict[str, dict[str, Any]]:
+def measure(site: Site, names: list[str], out: Path) -> dict[str, dict[str, Any]]:
     """Measure the named rows, each written down at once beside the others that `out` holds."""
     figures = out / "full-size.json"
     rows = json.loads(figures.read_text()) if figures.exists() else {}
     machine = json.loads(subprocess.run([sys.executable, "-c", _MACHINE], env=environment(), capture_output=True,
                                         check=True, text=True).stdout)  # fmt: skip
-    every = plan(bench.size)
+    every = plan(site.size)
     for name in names or every:
         load = os.getloadavg()[0]
-        row = every[name](bench)
-        about = {"date": time.strftime("%Y-%m-%d"), "scale": bench.size.scale, "threads": bench.threads, **machine}
+        row = every[name](site)
+        scale, threads = site.size.scale, site.threads
+        command = f"python -m tests.full_size --scale {scale:g} --threads {threads} --only '{name}' --out {out}"
+        about = {"command": command, "date": time.strftime("%Y-%m-%d"), "scale": scale, "threads": threads, **machine}
         rows[name] = row | about | {"load": [round(load, 1), round(os.getloadavg()[0], 1)]}
         rows = {name: rows[name] for name in every if name in rows}
         out.mkdir(parents=True, exist_ok=True)
@@ -260,7 +262,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder, size = (arguments.keep or Path(scratch)).resolve(), Size(arguments.scale)
         make_texts(folder, size)
-        rows = measure(Bench(folder, size, arguments.threads), arguments.only, arguments.out)
+        rows = measure(Site(folder, size, arguments.threads), arguments.only, arguments.out)
     for text in exceeded(rows):
         print(f"a bound is not kept: {text}", file=sys.stderr)
     sys.exit(bool(exceeded(rows)))

@@ -67,7 +67,8 @@ def about(rows: Rows) -> str:
         f"{every[0]['cpu']}, {every[0]['threads']} threads, PyTorch {every[0]['torch']}, "
         f"{' and '.join(sorted({row['date'] for row in every}))}, commit {' and '.join(commits)}"
         f"{'' if scale == 1 else f'; a trial at {scale:g} of the size'}. Load average {min(loads):.0f} to "
-        f"{max(loads):.0f}: other programs used the CPUs as well, so CPU seconds say more than rates by the clock."
+        f"{max(loads):.0f}: other programs used the CPUs as well, so rates by the clock do not compare between rows; "
+        "those by CPU seconds vary less."
     )
 
 
@@ -88,10 +89,10 @@ def page(rows: Rows) -> str:
         "1,000, whatever the size.", "",
         *table("text | MB | types | tokens | CPU s | peak MB | cache MB", part("encode", encoding_row)), "",
         "## Training", "",
-        "`lm.train` with the command lines of awd-lstm-lm, windows of fixed length, and `lm.evaluate` after it. Rates "
-        "are means over the updates after the first; peak MB is that of the whole process, checkpoints and scoring "
-        "included. The last two columns are extrapolated: tokens a CPU second, on all CPUs, for 24 hours without "
-        "validation.", "",
+        "`lm.train` with the command lines of awd-lstm-lm (its defaults for the LSTM on words) and windows of fixed "
+        "length, then `lm.evaluate`. Rates are means over the updates after the first; peak MB is that of the whole "
+        "process, checkpoints and scoring included. The last two columns are extrapolated: tokens a CPU second, on all "
+        "CPUs, for 24 hours without validation.", "",
         *table("| parameters | batch x window | updates | tokens/s | tokens a CPU second | peak MB | tokens in 24 h | "
                "epochs in 24 h", part("train", training_row)), "",
         "## Decoder", "",
