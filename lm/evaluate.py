@@ -25,6 +25,7 @@ from lm.base.process import show
 from lm.base.rundir import RunDir
 from lm.base.threads import choose_threads
 from lm.config.flags import Parser
+from lm.config.schema import TrainConfig
 from lm.scoring.adaptation import Adaptation, add_adaptation_flags, check_adaptation_flags, settings_text
 from lm.scoring.evaluation import evaluate, protocol_columns, split_report
 from lm.scoring.export import FORMATS, export_run
@@ -87,6 +88,11 @@ def evaluate_run(arguments: argparse.Namespace) -> None:
         show(table(reports) + "\n")
 
 
+def _with_penalties(run_dir: RunDir, config: TrainConfig) -> str:
+    """A run by its place and its penalties, where two are shown together."""
+    return f"{run_dir}: AR {config.alpha:g}, TAR {config.beta:g}"
+
+
 def look_inside(arguments: argparse.Namespace) -> None:
     """Draw what the last layers of one or two runs do on a split. Raises ConfigError if they read different texts."""
     from lm.scoring import look  # matplotlib takes half a second to import
@@ -109,7 +115,7 @@ def look_inside(arguments: argparse.Namespace) -> None:
         one = look.Activations(len(ids), start, count)
         result = evaluate(model, ids, columns, watch=one.add)
         check_loss(result.loss, f"{name}: {split}", "train again with a lower --lr", result.activation)
-        label = f"{name}: AR {trained.alpha:g}, TAR {trained.beta:g}; perplexity {result.perplexity:.2f}"
+        label = f"{_with_penalties(name, trained)}; perplexity {result.perplexity:.2f}"
         seen[f"{label}, rms h {result.activation['rms']:.3f}, rms dh {result.activation['temporal_rms']:.3f}"] = one
         report = {"run": str(name), "loss": result.loss, "ppl": result.perplexity, "activation": result.activation}
         reports.append(report | one.as_json())
@@ -136,18 +142,20 @@ def judge_pairs(arguments: argparse.Namespace) -> None:
         tokenization, tokenize = pairs.tokenization_for(trained.config, arguments.sentences)
         answers.append(pairs.answer_pairs(trained.model, trained.tokenizer, sets, tokenize))
         reports.append({"run": str(run_dir), "sentences": tokenization} | pairs.report(sets, answers[-1]))
-        names.append(f"{run_dir}: AR {trained.config.alpha:g}, TAR {trained.config.beta:g}")
+        names.append(_with_penalties(run_dir, trained.config))
     if arguments.plot:
         from lm.scoring.pairs_plot import draw
 
         draw(arguments.plot, arguments.pairs.resolve().name, reports, names)
     found: dict[str, Any] = {"pairs": str(arguments.pairs)} | reports[0]
-    text = pairs.table(reports[0])
     if arguments.beside:
         from lm.scoring import pairs_difference
 
-        found |= {"beside": reports[1], "difference": pairs_difference.differences(sets, *answers)}
-        text = pairs_difference.table(names, reports, found["difference"])
+        difference = pairs_difference.differences(sets, *answers)
+        found |= {"beside": reports[1], "difference": difference}
+        text = pairs_difference.table(names, reports, difference)
+    else:
+        text = pairs.table(reports[0])
     show((json.dumps(found) if arguments.json else text) + "\n")
 
 

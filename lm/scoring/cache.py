@@ -102,10 +102,9 @@ class Votes:
 
     def on_all(self, nats_RV: Tensor, rows: slice) -> Tensor:
         """Nats of every word, (R, V) in float64, under the mixture at some of the N rows; `nats_RV` are the model's."""
-        distance_RK = self.distance_NK[rows]
-        attention_RK = _attention(self.scores_1NK[:, rows], distance_RK, self.cache.window, self.cache.theta)[
-            0
-        ].double()
+        scores_1RK, distance_RK = self.scores_1NK[:, rows], self.distance_NK[rows]
+        attention_1RK = _attention(scores_1RK, distance_RK, self.cache.window, self.cache.theta)
+        attention_RK = attention_1RK.squeeze(0).double()
         p_RV = torch.zeros_like(nats_RV, dtype=torch.float64)
         p_RV.scatter_add_(1, self.words_1K.expand_as(attention_RK), attention_RK)
         p_RV.masked_fill_(attention_RK.isnan().any(1, keepdim=True), torch.nan)

@@ -32,7 +32,7 @@ from lm.text.tokenizer import TextTokenizer
 logger = logging.getLogger(__name__)
 BLIMP_FILE = Path(__file__).with_name("blimp.toml")
 # Of intervals.
-_LEVEL = 0.95
+LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def _accuracy(right: int, pairs: int) -> dict[str, float | None]:
     """In percent, with Wilson's interval (1927) at 95 %."""
     if not pairs:
         return dict.fromkeys(("accuracy", "low", "high"))
-    interval = stats.binomtest(right, pairs).proportion_ci(_LEVEL, "wilson")
+    interval = stats.binomtest(right, pairs).proportion_ci(LEVEL, "wilson")
     return {"accuracy": 100 * right / pairs, "low": float(100 * interval.low), "high": float(100 * interval.high)}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from lm.scoring.pairs import Answers, PairSet, parts
+from lm.scoring.pairs import LEVEL, Answers, PairSet, parts
 
 
 def differences(sets: Sequence[PairSet], mine: Answers, theirs: Answers) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def _difference(points: np.ndarray) -> dict[str, float | None]:
     mean = float(points.mean())
     if len(points) < 2:
         return {"difference": mean, "low": None, "high": None}
-    reach = float(stats.t.ppf(0.975, len(points) - 1) * points.std(ddof=1) / len(points) ** 0.5)
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, len(points) - 1) * points.std(ddof=1) / len(points) ** 0.5)
     return {"difference": mean, "low": mean - reach, "high": mean + reach}
 
 
