@@ -16,6 +16,7 @@ import dataclasses
 import itertools
 import json
 import multiprocessing
+import os
 import signal
 import statistics
 import time
@@ -28,8 +29,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lm.base.device import keep_freed_memory, peak_memory, pick_device, pick_precision
+from lm.base.device import peak_memory, pick_device, pick_precision
 from lm.base.errors import ConfigError, LMError, run_cli
+from lm.base.memory import HUGE_PAGES, keep_freed_memory
 from lm.base.process import show
 from lm.base.provenance import cpu_name
 from lm.base.threads import usable_cpus
@@ -206,6 +208,8 @@ def measure(config: TrainConfig, vocab_size: int, turns: int, threads: int, devi
     context = multiprocessing.get_context("spawn")
     workers = []
     for ours in (True, False):
+        if not ours:
+            os.environ.pop(HUGE_PAGES, None)  # plain PyTorch as it comes
         here, there = context.Pipe()
         process = context.Process(target=_worker, args=(there, ours, config, vocab_size, threads, device), daemon=True)
         # Only this process hears Ctrl-C: the other one, a daemon, ends with it.

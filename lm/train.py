@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lm.base.device import keep_freed_memory, pick_device
+from lm.base.device import pick_device
 from lm.base.errors import CorpusError, DivergedError, Interrupted, run_cli
+from lm.base.memory import keep_freed_memory
 from lm.base.process import show
 from lm.base.ranks import ALONE, RankLost, Ranks
 from lm.base.signals import StopSignals

@@ -21,7 +21,8 @@ from typing import Any
 import psutil
 import torch
 
-from lm.base.device import keep_freed_memory, peak_rss_mb, pick_device, pick_precision
+from lm.base.device import pick_device, pick_precision
+from lm.base.memory import keep_freed_memory, peak_rss_mb
 from lm.nn.adaptive import AdaptiveDecoder
 from lm.nn.loss import LinearDecoder
 

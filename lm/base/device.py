@@ -1,21 +1,15 @@
-"""The device under a run: precision, seeds, determinism, memory."""
+"""The device under a run: precision, seeds, determinism, peak memory."""
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from lm.base.errors import ConfigError
+from lm.base.memory import peak_rss_mb
 from lm.base.ranks import ALONE, Ranks
-
-# Parameters of glibc's mallopt (malloc.h).
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_THRESHOLD = -3
 
 
 def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
@@ -52,22 +46,6 @@ def pick_precision(name: str, device: torch.device) -> str:
     return "bf16" if native else "fp32"
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks instead of returning them to the kernel, which must zero them again.
-
-    A training step frees and takes the same tensors each time: at 3x1150 in bf16 this saves 30,000 page faults a step
-    and a third of its time, at the same peak memory. In fp32, where a step takes several times as long and tensors are
-    twice as large, those from 32 MB on are returned, as the heap would fragment; 2x200 gains a quarter of its time.
-    Does nothing where there is no glibc.
-    """
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(_M_MMAP_THRESHOLD, 2**30 if has_native_bf16() else 2**25)
-    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-
-
 def set_determinism(deterministic: bool, seed: int) -> None:
     """Seed every generator and, on request, allow only deterministic algorithms.
 
@@ -92,24 +70,6 @@ def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and state["cuda"]:
         torch.cuda.set_rng_state(state["cuda"][0], device)
-
-
-def peak_rss_mb() -> float:
-    """Peak resident memory of this process, in MB (10^6 bytes)."""
-    try:  # ru_maxrss would start at what the parent process had when it forked
-        status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
-    except (OSError, IndexError):
-        pass
-    try:
-        import resource
-    except ImportError:  # Windows
-        import psutil
-
-        memory = psutil.Process().memory_info()
-        return getattr(memory, "peak_wset", memory.rss) / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss counts bytes on macOS, KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:

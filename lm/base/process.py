@@ -12,6 +12,7 @@ from types import FrameType
 from typing import NoReturn
 
 from lm.base.files import naming
+from lm.base.memory import use_huge_pages
 from lm.base.threads import wait_passively
 
 # What asks a process to end: Ctrl-C, a batch system, a terminal that was closed. Windows has no SIGHUP.
@@ -23,7 +24,7 @@ def begin() -> None:
 
     Standard streams that the caller has closed are opened on the null device: else the next file would take their
     number, and whatever writes there would write into that file. Those that are open write UTF-8. Threads that wait
-    sleep, see `lm.base.threads`.
+    sleep, see `lm.base.threads`, and large tensors lie in large pages, see `lm.base.memory`.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
@@ -39,6 +40,7 @@ def begin() -> None:
             with suppress(OSError):  # of its position, where a pipe has taken the place of the file that it was
                 stream.reconfigure(encoding="utf-8", errors=errors)
     wait_passively()
+    use_huge_pages()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end_at_once)
 

@@ -56,8 +56,8 @@ def write_table(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
         "# Speed of a training step\n",
         f"Each measurement is one `python -m lm.bench --table {folder}`, on a GPU with `--device cuda`: medians over "
         "turns, in which both programs alternate; the ratio is the median of those of the turns. Plain PyTorch runs as "
-        "it comes; on a CPU ours also keeps freed memory (`keep_freed_memory` in "
-        "`lm/base/device.py`), a part of the gain that any program could have.\n",
+        "it comes; on a CPU ours also keeps freed memory and, in fp32, asks for large pages "
+        "(`lm/base/memory.py`), a part of the gain that any program could have.\n",
         "On a CPU the products are the step's matrix products, at their shapes, with nothing else. How fast they run, "
         "in GFLOP/s, shows what the CPU gives, and decides most of the ratio: virtual machines of one name have CPUs "
         "of several generations. Where bf16 products gain less over fp32, so do we.",

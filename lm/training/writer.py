@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lm.base.device import peak_rss_mb
 from lm.base.errors import CheckpointError, ConfigError, LMError
 from lm.base.files import naming, remove_temporaries, write_atomic, write_json
 from lm.base.locks import holds, take_lock
+from lm.base.memory import peak_rss_mb
 from lm.base.numbers import perplexity
 from lm.base.provenance import git_state
 from lm.base.ranks import ALONE, Ranks

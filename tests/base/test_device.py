@@ -49,16 +49,6 @@ def test_generator_states_round_trip():
     assert torch.equal(torch.rand(3), first)
 
 
-def test_keeping_freed_memory_is_harmless_without_glibc(monkeypatch):
-    device.keep_freed_memory()
-
-    def missing(name):
-        raise OSError(name)
-
-    monkeypatch.setattr(device.ctypes, "CDLL", missing)
-    device.keep_freed_memory()
-
-
 def test_fp32_means_fp32_on_cuda():
     torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.rnn.fp32_precision = "tf32"
     device.pick_device("auto")

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 import lm
-from lm.base.device import peak_rss_mb
 from lm.base.files import ROOT, check_regular, read_file, same_place
+from lm.base.memory import peak_rss_mb
 
 WITHOUT_POSIX = """
 import builtins, importlib, sys
@@ -33,7 +33,7 @@ def test_no_module_needs_posix_to_be_imported():
 
 
 def test_peak_memory_without_proc_and_resource(monkeypatch, tmp_path):
-    monkeypatch.setattr("lm.base.device.Path", lambda name: tmp_path / "missing")
+    monkeypatch.setattr("lm.base.memory.Path", lambda name: tmp_path / "missing")
     assert peak_rss_mb() > 10
     memory = SimpleNamespace(rss=1e6, peak_wset=12e6)
     process = SimpleNamespace(memory_info=lambda: memory)
