@@ -21,7 +21,7 @@ from lm.base.process import show
 from lm.nn.model import AWDLSTM
 from lm.scoring.reading import read
 from lm.text.batching import batchify
-from lm.text.given import given_text
+from lm.text.given import given_text, warn_of_unknown
 from lm.text.reading import split_lines
 from lm.text.tokenizer import TextTokenizer
 from lm.text.vectors import write_vectors
@@ -139,6 +139,7 @@ def write_asked(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextTo
     report: dict[str, Any] = {"run": str(arguments.run_dir)}
     if arguments.features is not None:
         text = given_text(arguments.features)
+        warn_of_unknown(tokenizer, text)
         tokens, size = write_features(
             arguments.out, model, tokenizer, text, arguments.layer, independent=arguments.independent
         )

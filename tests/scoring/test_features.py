@@ -33,6 +33,11 @@ def written(main_here, tiny_run, text, out, *flags):
     return np.load(out)
 
 
+def test_words_that_the_model_does_not_know_are_named(main_here, tiny_run, text, tmp_path, caplog):
+    written(main_here, tiny_run, text, tmp_path / "x.npz")
+    assert "not in the vocabulary, read as <unk>: zork (1 in all)" in caplog.text
+
+
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_states_are_those_of_one_pass_over_the_text_token_by_token(main_here, tiny_run, text, tmp_path, layer):
     trained = load(tiny_run)
