@@ -50,7 +50,8 @@ class StopSignals:
     def asked(self) -> bool:
         """Whether a signal has arrived or the time is up, here or in another process of the run."""
         number, late = self._ranks.highest(self.received or 0, time.monotonic() >= self._deadline)
-        self.received = number or None
+        if number:  # else one may have come here since the others were told, which the next look tells them
+            self.received = number
         return bool(number or late)
 
     def check(self) -> None:

@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from lm.base.errors import Interrupted
+from lm.base.ranks import Ranks
 from lm.base.signals import StopSignals
 
 
@@ -35,6 +36,18 @@ def test_a_termination_after_another_signal_changes_nothing(first):
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGHUP)
         assert stop.received == first
+
+
+def test_a_signal_that_comes_while_the_processes_agree_is_not_lost():
+    class Waiting(Ranks):
+        def highest(self, *values):
+            os.kill(os.getpid(), signal.SIGTERM)  # the others were told before it came
+            return list(values)
+
+    with StopSignals(ranks=Waiting()) as stop:
+        assert not stop.asked
+        assert stop.received == signal.SIGTERM
+        assert stop.asked
 
 
 def test_under_nohup_a_closed_terminal_stops_nothing():
