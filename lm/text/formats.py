@@ -82,7 +82,8 @@ def _rows(path: Path, rows: Iterable[Any]) -> Iterator[bytes]:
             yield b"".join(pieces)
             pieces.clear()
             size = 0
-    yield b"".join(pieces)
+    if pieces:
+        yield b"".join(pieces)
 
 
 def _json_text(line: bytes) -> Any:

@@ -127,6 +127,13 @@ def as_folder(folder: Path, split: str) -> None:
     )
 
 
+def test_files_whose_last_row_fills_a_block_have_no_blank_line_between_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "_CHUNK", 4)
+    folder = write(tmp_path, **{"a.jsonl": rows_of(["the cat", "sat"]), "b.jsonl": rows_of(["the dog"])})
+    text = FileText.of([folder / "a.jsonl", folder / "b.jsonl"])
+    assert b"".join(text.chunks()) == b"the cat\nsat\nthe dog\n"
+
+
 TEXT = "\n".join(LINES) + "\n"
 WRITERS = {
     "gzip": lambda folder, split: write(folder, **{f"{split}.txt.gz": gzip.compress(TEXT.encode())}),
