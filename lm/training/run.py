@@ -212,6 +212,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "averaging": self.averaging.state_dict(),
             "learning_rate": self.learning_rate.state_dict(),
+            "rate": self.rate,
             "windows": self.windows.state_dict(),
             "hidden": self._whole_state(),
             "means": self.means.state_dict(),
@@ -243,6 +244,7 @@ class Run:
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": settings})
         self.averaging.load_state_dict(state["averaging"], self.model)
         self.learning_rate.load_state_dict(state["learning_rate"])
+        self.rate = state.get("rate", self.rate)  # older checkpoints have none
         old_rate = state["config"]["lr"]
         self.learning_rate.base *= self.config.lr / old_rate  # 1 unless it was changed
         self.windows.load_state_dict(state["windows"])

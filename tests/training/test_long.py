@@ -82,8 +82,11 @@ def test_patience_ends_training_within_an_epoch_and_a_longer_one_continues_it(ru
     assert went_on["valid_loss"] == pytest.approx(2.5)
 
 
-def test_a_run_stopped_before_a_validation_within_an_epoch_ends_in_the_same_bits(run_with, monkeypatch, tmp_path):
-    flags = ("--epochs=2", "--validate-every=4", "--nonmono=1")
+@pytest.mark.parametrize("steering", [["--nonmono=1"], ["--nonmono=0", "--schedule=linear"]])
+def test_a_run_stopped_before_a_validation_within_an_epoch_ends_in_the_same_bits(
+    steering, run_with, monkeypatch, tmp_path
+):
+    flags = ("--epochs=2", "--validate-every=4", *steering)
     run_with("straight", *flags)
     real = lm.train.validate
 
