@@ -120,25 +120,16 @@ def nats_and_gradients(
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, h_NE, weight_VE, bias_V, target_N, dtype, needs_grad):
-        N = len(h_NE)
-        if needs_grad:
-            nats, *gradients = nats_and_gradients(h_NE, weight_VE, bias_V, target_N, dtype)
-            ctx.save_for_backward(*gradients)
-            ctx.rows = N
-            return nats.mean()
-        exact = weight_VE.dtype
-        h, w, b = h_NE.to(dtype), weight_VE.to(dtype), bias_V.to(dtype)
-        logits = pack_linear(w)
-        nats = torch.empty(N, dtype=exact, device=h.device)
-        for rows in _spans(N, _block_logits(w), len(w)):
-            nats[rows] = _nats_and_gradient_(logits(h[rows], b), target_N[rows], exact, None)
+    def forward(ctx, h_NE, weight_VE, bias_V, target_N, dtype):
+        nats, *gradients = nats_and_gradients(h_NE, weight_VE, bias_V, target_N, dtype)
+        ctx.save_for_backward(*gradients)
+        ctx.rows = len(h_NE)
         return nats.mean()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        return *(g * (grad / ctx.rows) for g in ctx.saved_tensors), None, None, None
+        return *(g * (grad / ctx.rows) for g in ctx.saved_tensors), None, None
 
 
 def linear_cross_entropy(
@@ -153,9 +144,10 @@ def linear_cross_entropy(
     that are compared come from `token_cross_entropy` in fp32.
     float64 inputs are computed in float64. Raises ValueError for another precision.
     """
-    dtype = compute_dtype(precision, weight_VE.dtype)
-    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (h_NE, weight_VE, bias_V))
-    return _LinearCrossEntropy.apply(h_NE, weight_VE, bias_V, target_N, dtype, needs_grad)
+    tensors = (h_NE, weight_VE, bias_V)
+    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
+        return token_cross_entropy(*tensors, target_N, precision).mean()
+    return _LinearCrossEntropy.apply(*tensors, target_N, compute_dtype(precision, weight_VE.dtype))
 
 
 @torch.no_grad()
