@@ -26,7 +26,7 @@ from lm.config.schema import DataConfig
 from lm.nn.model import AWDLSTM
 from lm.scoring.tokens import read_independent
 from lm.text.english import TOKENIZATIONS
-from lm.text.reading import read_text, split_lines, split_words, text_of
+from lm.text.reading import read_text, split_lines, split_words
 from lm.text.tokenizer import TextTokenizer
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def load_pairs(path: Path) -> list[PairSet]:
     """
     found = []
     for file in sorted(path.glob("*.jsonl")) if path.is_dir() else [path]:
-        lines = split_lines(text_of(read_text(file)))
+        lines = split_lines(read_text(file))
         if path.is_dir() and "sentence_good" not in lines[0]:
             logger.info("%s: skipped, holds no pairs", file)
             continue

@@ -6,7 +6,7 @@ import logging
 import sys
 from pathlib import Path
 
-from lm.text.reading import check_text, read_text, text_of
+from lm.text.reading import check_text, read_text
 from lm.text.tokenizer import TextTokenizer
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ def given_text(name: str) -> str:
     """
     if name == "-":
         return check_text(sys.stdin.buffer.read(), "standard input")
-    return text_of(read_text(Path(name)))
+    return read_text(Path(name))
 
 
 def warn_of_unknown(tokenizer: TextTokenizer, text: str) -> None:

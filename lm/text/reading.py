@@ -64,13 +64,13 @@ def check_text(raw: bytes, name: str | Path) -> str:
         raise CorpusError(f"{name}: not UTF-8 text: {error.reason} at byte {error.start}") from error
     if "\0" in text:
         raise CorpusError(f"{name}: not UTF-8 text: a NUL at byte {raw.index(0)} (UTF-16, or a binary file?)")
-    if not any(split_words(line) for line in split_lines(text)):
+    if find_word(text) is None:
         raise CorpusError(f"{name}: empty, holds no word")
     return text
 
 
-def read_text(path: Path) -> bytes:
-    """Bytes of a text file that `check_text` accepts.
+def read_text(path: Path) -> str:
+    """Text of a file that `check_text` accepts.
 
     Raises:
         CorpusError: the file is missing, unreadable, not text, or empty.
@@ -80,8 +80,7 @@ def read_text(path: Path) -> bytes:
         raw = _read(path)
     except OSError as error:
         raise CorpusError(f"{path}: cannot be read: {error.strerror}") from error
-    check_text(raw, path)
-    return raw
+    return check_text(raw, path)
 
 
 def _read(path: Path) -> bytes:
