@@ -21,13 +21,12 @@ import importlib.util
 import itertools
 import math
 import os
-import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from lm.base.errors import ConfigError
 from lm.base.locks import take_lock
-from lm.config.bounds import Bounds
+from lm.config.bounds import Bounds, field_types
 from lm.config.schema import TrainConfig
 from lm.study.specification import Study, identity
 
@@ -99,11 +98,10 @@ def require_optuna() -> None:
 
 def _hint(study: Study, field: str) -> tuple[type, Bounds]:
     """Type and bounds of a numeric configuration field."""
-    hint = typing.get_type_hints(TrainConfig, include_extras=True).get(field)
-    bounds = next((mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Bounds)), None)
+    kind, bounds = field_types(TrainConfig).get(field, (None, None))
     if bounds is None or field == "seed":
         raise ConfigError(f"{study.source}: refine: {field!r} is no numeric configuration field")
-    return typing.get_args(hint)[0], bounds
+    return kind, bounds
 
 
 def parts(study: Study, settings: dict[str, Any]) -> list[dict[str, Any]]:
