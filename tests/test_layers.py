@@ -13,7 +13,11 @@ LM = Path(__file__).resolve().parent.parent / "lm"
 PACKAGES = ["base", "config", "text", "nn", "training", "scoring", "study", "tables", "commands"]
 MODULES = sorted(path for path in LM.rglob("*.py") if path.stem != "__init__")
 # Imported where an optional package is found only.
-NEEDS = {LM / "nn/kernels/triton_steps.py": "triton", LM / "scoring/modeling_awd_lstm.py": "transformers"}
+NEEDS = {
+    LM / "nn/kernels/triton_steps.py": "triton",
+    LM / "nn/kernels/triton_qrnn.py": "triton",
+    LM / "scoring/modeling_awd_lstm.py": "transformers",
+}
 
 
 def name_of(module: Path) -> str:

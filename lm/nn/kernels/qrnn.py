@@ -13,8 +13,6 @@ one AVX2 core, units 1150/650/200 (a scan by doubling has log2 T passes over all
 
 from __future__ import annotations
 
-import importlib
-
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -63,8 +61,9 @@ def _pooling(kernel):
     """The functions forward and backward of a kernel. Triton is imported only where it is asked for."""
     if kernel == "native":
         return pool, pool_back
-    triton = importlib.import_module("lm.nn.kernels.triton_qrnn")
-    return triton.pool, triton.pool_back
+    from lm.nn.kernels import triton_qrnn
+
+    return triton_qrnn.pool, triton_qrnn.pool_back
 
 
 def pool(y_TB3H: Tensor, c_BH: Tensor, k: float) -> tuple[Tensor, Tensor, Tensor]:
