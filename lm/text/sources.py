@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from lm.base.errors import CorpusError
 from lm.text.formats import file_chunks
@@ -25,15 +26,12 @@ class Text(ABC):
 
     name: str
     """what messages call it"""
+    exact: ClassVar[bool] = False
+    r"""whether the text is bytes cut out of more: they stay as they are, \r too, and its end ends no line"""
 
     @abstractmethod
     def chunks(self) -> Iterator[bytes]:
         """The text from its start, UTF-8. Raises CorpusError where it cannot be read."""
-
-    @property
-    def exact(self) -> bool:
-        r"""Whether the text is bytes cut out of more: they stay as they are, \r too, and its end ends no line."""
-        return False
 
     def blocks(self, errors: str = "strict") -> Iterator[str]:
         r"""The text in blocks of lines that end in \n; the last line, and one of megabytes, may come without its end.
@@ -154,6 +152,7 @@ class FileText(Text):
 class CutText(Text):
     """Bytes `start` to `stop` of the file `path`."""
 
+    exact = True
     path: Path
     stamp: tuple[int, ...]
     start: int
@@ -168,10 +167,6 @@ class CutText(Text):
     def name(self) -> str:  # type: ignore[override]
         """The file."""
         return str(self.path)
-
-    @property
-    def exact(self) -> bool:  # noqa: D102 - as the base class
-        return True
 
     def chunks(self) -> Iterator[bytes]:  # noqa: D102 - as the base class
         read = 0
