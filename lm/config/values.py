@@ -74,11 +74,10 @@ def config_id(config: TrainConfig) -> str:
 
     Values at their defaults are left out, so that a field added later changes no identity.
     """
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
     values = {
         name: value
         for name, value in dataclasses.asdict(config).items()
-        if name not in _LABELS and value != defaults[name]
+        if name not in _LABELS and value != getattr(TrainConfig, name)
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 

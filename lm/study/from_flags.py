@@ -31,7 +31,7 @@ def given_fields(args: argparse.Namespace) -> dict[str, Any]:
     """The configuration fields among the parsed flags, in the order of the command line."""
     names = {field.name for field in dataclasses.fields(TrainConfig)}
     return {
-        name: value or [True] if value == [] and name not in SINGLE else value
+        name: [True] if value == [] and name not in SINGLE else value
         for name, value in vars(args).items()
         if name in names
     }

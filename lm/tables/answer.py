@@ -67,11 +67,11 @@ def _effect(configuration: Configuration, analysis: Analysis) -> str:
 
 def _activations(configuration: Configuration, base: Configuration) -> str:
     parts = []
-    for metric, name, digits in (("rms", "activation rms", 4), ("temporal_rms", "temporal rms", 4)):
+    for metric, name in (("rms", "activation rms"), ("temporal_rms", "temporal rms")):
         ours, theirs = configuration.mean(metric), base.mean(metric)
         if ours is not None and theirs:
             change = signed(100 * (ours / theirs - 1), 0)
-            parts.append(f"{name} went from {theirs:.{digits}f} to {ours:.{digits}f} ({change} %)")
+            parts.append(f"{name} went from {theirs:.4f} to {ours:.4f} ({change} %)")
     if (ours := configuration.mean("gap")) is not None and (theirs := base.mean("gap")) is not None:
         parts.append(f"the gap between train and valid from {theirs:.3f} to {ours:.3f} nats")
     return f"Meanwhile {', '.join(parts)}." if parts else ""

@@ -9,7 +9,7 @@ spread of our seeds, as one more draw.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from statistics import fmean
@@ -238,10 +238,6 @@ def _line(row: Row) -> list[str]:
 
 def compare_json(rows: Sequence[Row]) -> dict[str, Any]:
     """The comparison as one object."""
-
-    def mean(row: Row, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: asdict(e) if (e := row.configuration.estimates.get(name)) else None for name in metrics}
-
     return {
         "rows": [
             {
@@ -251,7 +247,7 @@ def compare_json(rows: Sequence[Row]) -> dict[str, Any]:
                 "difference": asdict(row.difference) if row.difference else None,
                 "ppl_difference": row.ppl_difference, "verdict": row.verdict,
                 "config_differs": list(row.config_differs), "unfinished": dict(row.configuration.others),
-                **mean(row, METRICS),
+                **{name: asdict(e) if (e := row.configuration.estimates.get(name)) else None for name in METRICS},
             }
             for row in rows
         ]
