@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 # The folder that holds the package: the repository's, or site-packages where it is installed.
 ROOT = Path(__file__).resolve().parent.parent.parent
 # For `os.open`, which else writes other line ends on Windows.
-BINARY = getattr(os, "O_BINARY", 0)
+_BINARY = getattr(os, "O_BINARY", 0)
 # How the names of scratch folders begin; the host and the process that made one follow.
 _SCRATCH = ".lm-scratch-"
 
@@ -70,12 +70,6 @@ def same_place(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bo
     return Path(one).resolve() == Path(other).resolve()
 
 
-def read_at(descriptor: int, start: int, length: int) -> bytes:
-    """Bytes of an open file, at most `length`; what appends to it still does so at its end. Windows has no pread."""
-    os.lseek(descriptor, start, os.SEEK_SET)
-    return os.read(descriptor, length)
-
-
 def read_file(path: Path) -> bytes:
     """Content of a regular file. Raises OSError, naming `path`."""
     check_regular(path)
@@ -106,16 +100,19 @@ class LineFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | BINARY, 0o644)
+        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _BINARY, 0o644)
 
     def write(self, text: str) -> None:
+        """`append` lines of text."""
+        self.append(text.encode("utf-8", "surrogateescape"))  # names of files may hold any bytes
+
+    def append(self, lines: bytes) -> None:
         """Append lines. Raises OSError, naming the file, and cuts off what did not fit whole."""
         size = self.size
-        data = text.encode("utf-8", "surrogateescape")  # names of files may hold any bytes
         try:
             with naming(self._path):
-                while data:
-                    data = data[os.write(self._descriptor, data) :]
+                while lines:
+                    lines = lines[os.write(self.descriptor, lines) :]
         except BaseException:
             self.truncate(size)
             raise
@@ -123,31 +120,36 @@ class LineFile:
     @property
     def size(self) -> int:
         """Bytes."""
-        return os.fstat(self._descriptor).st_size
+        return os.fstat(self.descriptor).st_size
 
     def truncate(self, size: int) -> None:
         """Cut the file off after `size` bytes, if it is longer."""
         if size < self.size:
-            os.ftruncate(self._descriptor, size)
+            os.ftruncate(self.descriptor, size)
+
+    def partial_line(self) -> bytes:
+        """What follows the last newline: half a line, that the next one would be appended to; mostly nothing."""
+        found = b""
+        end = self.size
+        while end and b"\n" not in found:
+            start = max(0, end - (1 << 16))
+            os.lseek(self.descriptor, start, os.SEEK_SET)  # Windows has no pread; lines are appended all the same
+            found = os.read(self.descriptor, end - start) + found
+            end = start
+        return found[found.rfind(b"\n") + 1 :]
 
     def cut_partial_line(self) -> None:
-        """Cut off what follows the last newline: half a line, that the next one would be appended to."""
-        end = self.size
-        while end and (block := read_at(self._descriptor, end - (size := min(end, 1 << 16)), size)):
-            if (newline := block.rfind(b"\n")) >= 0:
-                self.truncate(end - size + newline + 1)
-                return
-            end -= size
-        self.truncate(end)
+        """Cut off what `partial_line` finds."""
+        self.truncate(self.size - len(self.partial_line()))
 
     def sync(self) -> None:
         """Wait until the disk has it all."""
         with naming(self._path):
-            os.fsync(self._descriptor)
+            os.fsync(self.descriptor)
 
     def close(self) -> None:
         """Close the file; nothing is left to be written."""
-        os.close(self._descriptor)
+        os.close(self.descriptor)
 
 
 def import_path() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import math
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.base.errors import ConfigError
-from lm.base.files import BINARY, check_regular, naming, read_at
+from lm.base.files import LineFile, check_regular, naming
 from lm.base.locks import lock
 
 # What a record holds under these keys, where it has them.
@@ -76,32 +75,26 @@ def append_ledger(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
     if not isinstance(record.get("id"), str):
         raise ValueError("a ledger record needs an id")
     line = json.dumps(_finite(record), sort_keys=True, allow_nan=False, ensure_ascii=False).encode() + b"\n"
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with naming(Path(path)):
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with naming(path):
         _append(path, line)
 
 
-def _append(path: str | os.PathLike[str], line: bytes) -> None:
-    if Path(path).exists():
-        check_regular(Path(path))
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | BINARY, 0o644)
+def _append(path: Path, line: bytes) -> None:
+    if path.exists():
+        check_regular(path)
+    file = LineFile(path)
     try:
-        lock(descriptor)  # closing the descriptor releases it, also when the process is killed
-        size = os.fstat(descriptor).st_size
-        if size and read_at(descriptor, size - 1, 1) != b"\n":
-            content = read_at(descriptor, 0, size)
-            tail = content[content.rfind(b"\n") + 1 :]
-            if parse_line(tail) is not None:
-                line = b"\n" + line
-            else:
-                size -= len(tail)
-                os.ftruncate(descriptor, size)
-        if os.write(descriptor, line) != len(line):
-            os.ftruncate(descriptor, size)
-            raise OSError(errno.ENOSPC, "disk full, the record was not added")
-        os.fsync(descriptor)
+        lock(file.descriptor)  # closing the file releases it, also when the process is killed
+        if parse_line(file.partial_line()) is not None:
+            line = b"\n" + line
+        else:
+            file.cut_partial_line()
+        file.append(line)
+        file.sync()
     finally:
-        os.close(descriptor)
+        file.close()
 
 
 def _finite(value: Any) -> Any:

@@ -109,8 +109,16 @@ def test_a_result_of_another_text_is_not_entered(study, monkeypatch):
 def test_a_ledger_on_a_full_disk_is_named_and_as_it_was(tmp_path, monkeypatch):
     append_ledger(tmp_path / "runs.jsonl", {"id": "a"})
     before = (tmp_path / "runs.jsonl").read_bytes()
-    monkeypatch.setattr(os, "write", lambda descriptor, data, real=os.write: real(descriptor, data[:3]))
-    with pytest.raises(OSError, match="disk full") as caught:
+    real, calls = os.write, []
+
+    def half(descriptor, data):
+        calls.append(data)
+        if len(calls) > 1:
+            raise OSError(28, os.strerror(28))
+        return real(descriptor, data[:3])
+
+    monkeypatch.setattr(os, "write", half)
+    with pytest.raises(OSError, match="No space left") as caught:
         append_ledger(tmp_path / "runs.jsonl", {"id": "b"})
     assert caught.value.filename == str(tmp_path / "runs.jsonl")
     assert (tmp_path / "runs.jsonl").read_bytes() == before
