@@ -272,7 +272,7 @@ class Sweep:
             return None
         early = [ppl for epoch, ppl in curve_of(whole) if epoch <= rung.config.epochs]
         if whole["status"] == "completed" or len(early) == rung.config.epochs:
-            return {"status": "completed", "valid_ppl": min(early)}
+            return {"status": "completed", "valid_ppl": min(early, default=word_ppl(whole, "valid"))}
         return whole if whole["status"] == "diverged" else None
 
     def prune(self, configuration: dict[str, Any], epochs: int) -> None:

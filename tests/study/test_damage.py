@@ -1,12 +1,14 @@
 """A sweep goes on past what is damaged in one run's directory, and takes no figures of another text."""
 
 import json
+import math
 import os
 import shutil
 
 import pytest
 
 from lm.base.errors import CheckpointError
+from lm.config.values import as_plain, config_from_dict, config_id
 from lm.study.executors import outcome_of, read_metrics
 from lm.study.ledger import append_ledger, read_ledger
 from lm.study.progress import run_state
@@ -104,6 +106,16 @@ def test_a_result_of_another_text_is_not_entered(study, monkeypatch):
     file.write_text(json.dumps(result | {"corpus_sha256": result["corpus_sha256"] | {"valid": "0" * 64}}))
     assert sweep._known(jobs[0]) == ""
     assert sweep._known(jobs[1])
+
+
+def test_a_complete_run_without_a_curve_stands_for_its_first_part(study):
+    sweep, (job, _) = open_sweep(study)
+    config = as_plain(job.config) | {"epochs": 3}
+    sweep.study.flags["epochs"] = 3
+    line = {"id": config_id(config_from_dict(config)), "config": config, "status": "completed", "seed": 1}
+    append_ledger(sweep.study.ledger, line | {"valid_ppl": 5.0, "curve": []})
+    sweep.results.refresh()
+    assert sweep.measure([{"alpha": 0}], 1) == [pytest.approx(math.log(5))]
 
 
 def test_a_ledger_on_a_full_disk_is_named_and_as_it_was(tmp_path, monkeypatch):
