@@ -59,7 +59,7 @@ class History:
         K = keys.shape[1]
         scores = keys[:, K - T :] @ keys.transpose(1, 2)
         place = torch.arange(K, device=keys.device)
-        self._kept = keys[:, -self._window :].clone(), words[:, -self._window :].clone()
+        self._kept = keys[:, -self._window :], words[:, -self._window :]
         return scores, words, place[K - T :, None] - place[None]
 
 
