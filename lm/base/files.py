@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import platform
@@ -74,6 +75,13 @@ def read_file(path: Path) -> bytes:
     """Content of a regular file. Raises OSError, naming `path`."""
     check_regular(path)
     return path.read_bytes()
+
+
+def file_sha256(path: Path) -> str:
+    """Checksum of a regular file, read in blocks. Raises OSError, naming `path`."""
+    check_regular(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
@@ -201,6 +209,11 @@ def write_bytes(path: Path, content: bytes) -> None:
     write_atomic(path, lambda file: file.write(content))
 
 
+def json_bytes(value: Any) -> bytes:
+    """A value as the indented JSON of a file."""
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON by `write_atomic`."""
-    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+    """Write a value as `json_bytes` by `write_atomic`."""
+    write_bytes(path, json_bytes(value))

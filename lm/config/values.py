@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.base.errors import ConfigError
-from lm.base.files import check_regular, same_place
+from lm.base.files import file_sha256, same_place
 from lm.base.names import flag
 from lm.config.bounds import checked_value, field_types
 from lm.config.presets import preset_values
@@ -46,9 +46,7 @@ def vectors_digest(path: str) -> str:
 
 @functools.cache  # a study makes the configuration of every run
 def _digest(path: str, _modified: int, _size: int) -> str:
-    check_regular(Path(path))
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(Path(path))
 
 
 def config_from_dict(values: Mapping[str, Any]) -> TrainConfig:

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lm.base.errors import CheckpointError, ConfigError
-from lm.base.files import read_file, scratch_folder, scratch_folders, write_bytes
+from lm.base.files import json_bytes, read_file, scratch_folder, scratch_folders, write_bytes
 from lm.base.rundir import RunDir
 from lm.config.schema import TrainConfig
 from lm.config.values import as_plain, config_from_dict
@@ -88,7 +88,7 @@ def _files(
     return {
         "model.safetensors": save(weights, _metadata(weights, trained | {"beside": beside})),
         "tokenizer.json": tokenizer,
-        "config.json": (json.dumps(as_plain(config), indent=2) + "\n").encode(),
+        "config.json": json_bytes(as_plain(config)),
     }, plain_use(config, weights)
 
 

@@ -6,7 +6,6 @@ first, as before a prompt, and \n is `<eos>` too. Nothing of the library is need
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.normalizers import Replace
 from tokenizers.processors import TemplateProcessing
 
+from lm.base.files import json_bytes
 from lm.config.schema import TrainConfig
 from lm.config.values import as_plain
 from lm.text.tokenizer import EOS, UNK, TextTokenizer
@@ -47,15 +47,11 @@ def transformers_files(config: TrainConfig, weights: bytes, tokenizer: TextToken
     return {
         "model.safetensors": weights,
         "tokenizer.json": _tokenizer(tokenizer).to_str(pretty=True).encode(),
-        "tokenizer_config.json": _json(_tokenizer_config(tokenizer)),
-        "generation_config.json": _json(_generation_config(tokenizer)),
+        "tokenizer_config.json": json_bytes(_tokenizer_config(tokenizer)),
+        "generation_config.json": json_bytes(_generation_config(tokenizer)),
         _MODELING.name: _MODELING.read_bytes(),
-        "config.json": _json(_config(config, tokenizer)),
+        "config.json": json_bytes(_config(config, tokenizer)),
     }
-
-
-def _json(values: dict[str, Any]) -> bytes:
-    return (json.dumps(values, indent=2) + "\n").encode()
 
 
 def _config(config: TrainConfig, tokenizer: TextTokenizer) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from lm.base.errors import CorpusError
-from lm.base.files import check_regular, read_file, scratch_folder
+from lm.base.files import file_sha256, read_file, scratch_folder
 from lm.text.corpus import Corpus
 from lm.text.encoding import Encoding
 from lm.text.tokenization import Tokenization
@@ -39,7 +39,7 @@ def read_cache(folder: Path, name: str, source: str, tokenization: Tokenization)
         if meta.pop("sha256") != hashlib.sha256(json.dumps(meta).encode()).hexdigest():
             raise ValueError("meta.json is not as it was written")
         for file, checksum in meta["checksums"].items():
-            if _file_sha256(folder / file) != checksum:
+            if file_sha256(folder / file) != checksum:  # a memory map's pages would count as memory of this process
                 raise ValueError(f"{file} is not as it was written")
         tokenizer = tokenization.load(folder / "tokenizer.json")
         dtype = np.dtype(meta.get("dtype", "int32"))  # older caches do not say
@@ -52,13 +52,6 @@ def read_cache(folder: Path, name: str, source: str, tokenization: Tokenization)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, CorpusError) as error:
         logger.warning("the token cache %s is damaged (%s): building it anew", folder, error)
         return None
-
-
-def _file_sha256(path: Path) -> str:
-    """Checksum of a file, read in blocks: a memory map's pages would count as memory of this process."""
-    check_regular(path)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_cache(folder: Path, encoding: Encoding, check: Callable[[], None]) -> None:
@@ -79,7 +72,7 @@ def write_cache(folder: Path, encoding: Encoding, check: Callable[[], None]) -> 
         meta = {
             "dtype": np.dtype(encoding.dtype).name,
             "corpus": {name: getattr(encoding.counts, name) for name in _COUNTS},
-            "checksums": {path.name: _file_sha256(path) for path in sorted(new.iterdir())},
+            "checksums": {path.name: file_sha256(path) for path in sorted(new.iterdir())},
         }
         meta["sha256"] = hashlib.sha256(json.dumps(meta).encode()).hexdigest()
         (new / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
