@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,26 +50,12 @@ def busy_cpus() -> float:
         load = os.getloadavg()[0]
         if load < 0.5:
             return 0.0
-        before = _idle_and_total()
-        time.sleep(_SAMPLE)
-        shares = [
-            1 - (idle - idle_before) / max(total - total_before, 1)
-            for (idle_before, total_before), (idle, total) in zip(before, _idle_and_total(), strict=True)
-        ]
-    except (OSError, AttributeError, ValueError):
+        import psutil  # a quiet machine starts without it
+
+        percent = psutil.cpu_percent(_SAMPLE, percpu=True)
+        return min(load, sum(percent[cpu] for cpu in os.sched_getaffinity(0)) / 100)
+    except (OSError, AttributeError, IndexError):
         return 0.0
-    return min(load, sum(shares))
-
-
-def _idle_and_total() -> list[tuple[int, int]]:
-    """Clock ticks that each usable CPU was idle, and all of them, since the machine started."""
-    usable = {f"cpu{number}" for number in os.sched_getaffinity(0)}
-    found = []
-    for line in Path("/proc/stat").read_text(encoding="utf-8").splitlines():
-        name, *ticks = line.split()
-        if name in usable:
-            found.append((int(ticks[3]) + int(ticks[4]), sum(map(int, ticks[:8]))))
-    return found
 
 
 def are_given() -> bool:
