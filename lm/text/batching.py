@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,10 +68,11 @@ def mean_rate_factor(bptt: int, max_delta: int) -> float:
     longest = bptt + max_delta
     mean = 0.0
     for base, weight in ((bptt / 2, _HALF_PROBABILITY), (bptt, 1 - _HALF_PROBABILITY)):
+        lengths = NormalDist(base, _LENGTH_SD)
         below = 0.0
         nearly_all = range(max(_MIN_LENGTH, int(base - 8 * _LENGTH_SD)), int(base + 8 * _LENGTH_SD) + 2)
         for length in nearly_all:
-            up_to = (1 + math.erf((length + 1 - base) / (_LENGTH_SD * math.sqrt(2)))) / 2
+            up_to = lengths.cdf(length + 1)
             mean += weight * (up_to - below) * min(length, longest)
             below = up_to
     return mean / bptt
