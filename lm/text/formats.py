@@ -75,7 +75,7 @@ def _rows(path: Path, rows: Iterable[Any]) -> Iterator[bytes]:
     for number, row in enumerate(rows, 1):
         try:
             pieces.append((row if row.endswith("\n") else f"{row}\n").encode())
-        except (AttributeError, UnicodeEncodeError):
+        except (AttributeError, TypeError, UnicodeEncodeError):
             raise CorpusError(f"{path}: row {number} has no text in {FIELD!r}") from None
         size += len(pieces[-1])
         if size > _CHUNK:

@@ -196,10 +196,13 @@ def test_what_is_no_corpus_is_refused_by_file_and_reason(tmp_path, files, reason
         load_corpus(None, write(tmp_path / "own", **files))
 
 
-def test_a_parquet_file_without_the_column_and_an_empty_folder_are_refused(tmp_path):
+def test_a_parquet_file_without_a_column_of_text_and_an_empty_folder_are_refused(tmp_path):
     folder = write(tmp_path / "own", **{"valid.txt": "a\n"})
     write_rows(folder / "train.parquet", LINES, "sentence")
     with pytest.raises(CorpusError, match="has no column 'text', only id, sentence"):
+        load_corpus(None, folder)
+    write_rows(folder / "train.parquet", [b"bytes"])
+    with pytest.raises(CorpusError, match="row 1 has no text in 'text'"):
         load_corpus(None, folder)
     (folder / "train.parquet").unlink()
     (folder / "train").mkdir()
