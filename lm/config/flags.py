@@ -153,10 +153,10 @@ def _config_to_tune(source: str, options: RunOptions) -> dict[str, Any]:
     home = options.out_dir if options.resume == "auto" else options.resume and Path(options.resume).parent.parent
     if home:
         with contextlib.suppress(ConfigError):
-            own = read_config(RunDir(Path(home)))
+            own = read_config(RunDir(home))
             if own["finetune"] and same_place(own["finetune"], source):
                 return own
-    return read_config(RunDir(Path(source)))
+    return read_config(RunDir(source))
 
 
 @dataclass(frozen=True)

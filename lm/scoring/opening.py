@@ -57,7 +57,7 @@ def open_run(
 def _begin(config: TrainConfig, device: torch.device, ranks: Ranks) -> Run:
     """A run before its first update."""
     if config.finetune:
-        source = RunDir(Path(config.finetune))
+        source = RunDir(config.finetune)
         trained = load_trained(source)
         with fitting(source.path):
             corpus = corpus_to_tune_on(config, source, trained)

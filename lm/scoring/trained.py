@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -115,6 +114,6 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Tr
         CheckpointError: there is no run or export, or it is damaged or incomplete.
         CorpusError: its `tokenizer.json` is missing or damaged.
     """
-    directory = RunDir(Path(path))
+    directory = RunDir(path)
     model, config, trained = load_model(directory, torch.device(device))
     return Trained(model, tokenizer_of(directory, trained, model.encoder.num_embeddings), config)

@@ -22,7 +22,6 @@ from lm.base.errors import DivergedError, Interrupted, LMError
 from lm.base.process import leave
 from lm.base.ranks import RankLost, Ranks, this_rank
 from lm.base.rundir import RunDir
-from lm.nn.model import AWDLSTM
 from lm.training.log import RunLog, log_to
 from lm.training.run import Run
 from lm.training.writer import RunWriter
@@ -98,8 +97,10 @@ class SilentWriter(RunWriter):
         """The first process has the lock."""
         yield
 
-    def prepare(self, run: Run) -> None:
-        """Nothing."""
+    def _nothing(self, *arguments: Any, **keywords: Any) -> None:
+        """Of what the first process alone does."""
+
+    prepare = save_best = keep_best = save_kept = copy_best = _nothing
 
     def save_last(self, run: Run, log_position: int) -> None:
         """Give the first process the hidden state of this one's columns."""
@@ -109,18 +110,6 @@ class SilentWriter(RunWriter):
         """As the first process decides."""
         if run.ranks.any(False):
             self.save_last(run, 0)
-
-    def save_best(self, run: Run, model: AWDLSTM) -> None:
-        """Nothing."""
-
-    def keep_best(self, run: Run, model: AWDLSTM) -> None:
-        """Nothing."""
-
-    def save_kept(self) -> None:
-        """Nothing."""
-
-    def copy_best(self) -> None:
-        """Nothing."""
 
     def write_result(self, run: Run, status: str, scores: dict[str, Any]) -> dict[str, Any]:
         """Its content as this process knows it."""

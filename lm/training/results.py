@@ -36,7 +36,7 @@ def choose_run_dir(config: TrainConfig, options: RunOptions) -> RunDir:
 
 
 def _choose(config: TrainConfig, options: RunOptions) -> RunDir:
-    usual = RunDir(Path(options.out_dir or Path("runs") / run_name(config)))
+    usual = RunDir(options.out_dir or Path("runs", run_name(config)))
     if options.resume not in ("", "auto"):
         return _run_of(Path(options.resume), options.out_dir)
     if usual.is_export:
