@@ -76,8 +76,8 @@ class _ActivationSums:
         small = (h_TBH.abs() < INACTIVE).sum(dtype=torch.float64)
         zero = (h_TBH == 0).sum(dtype=torch.float64)
         self._sums += torch.stack([square, magnitude, small, zero, change])
-        bins = ((h_TBH + 1) * (_BINS / 2)).long().clamp_(0, _BINS - 1)
-        self._counts += torch.bincount(bins.flatten(), minlength=_BINS)
+        bins = ((h_TBH + 1) * (_BINS / 2)).long().clamp_(0, _BINS - 1).flatten()
+        self._counts.index_add_(0, bins, torch.ones_like(bins))  # `bincount` would wait for a GPU, twice
         self._values += h_TBH.numel()
         self._steps += (len(joined) - 1) * h_TBH[0].numel()
         self._last_BH = h_TBH[-1]
