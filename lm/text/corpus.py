@@ -23,9 +23,7 @@ class Corpus:
     name: str  # "ptb", "wikitext-2", "pydocs", or the folder's name for a corpus of one's own
     source: str  # where the text came from: a folder, a hub repository, the interpreter
     tokenizer: TextTokenizer
-    splits: dict[
-        str, np.ndarray
-    ]  # integers (N,), memory-mapped, in memory where there is no cache; test may be missing
+    splits: dict[str, np.ndarray]  # integers (N,), memory-mapped if there is a cache; test may be missing
     unk: dict[str, int]  # tokens that became `<unk>`, as the vocabulary lacks them; a literal `<unk>` is not counted
     lines: dict[str, int]
     words: dict[str, int]  # tokens that the text has at the word level: its words and one `<eos>` a line

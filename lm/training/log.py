@@ -74,7 +74,7 @@ class RunLog:
         return self._file.size
 
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Write one record; `kind` is `step` or `epoch`.
+        """Write one record; `kind` is `step`, `valid` or `epoch`.
 
         Nested values appear in TensorBoard as `kind/name/inner`, lists not at all.
         """
