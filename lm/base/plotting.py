@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -53,31 +54,26 @@ def place_labels(ax: Axes, points: Sequence[tuple[float, float]], texts: Sequenc
     canvas = ax.figure.canvas
     assert isinstance(canvas, FigureCanvasAgg), "a figure of `new_figure`"
     renderer = canvas.get_renderer()
+    pixels = ax.figure.dpi / 72  # of a point
     frame = ax.get_window_extent()
-    dots = [tuple(ax.transData.transform(point)) for point in points]
-    taken: list[tuple[float, float, float, float]] = []
+    dots = ax.transData.transform(np.array(points).reshape(-1, 2))
+    taken = np.concatenate([dots - 10, dots + 10], 1)  # left, bottom, right, top: the dots, and labels from there on
     spots = [(r, math.radians(a)) for r in (9, 22, 34, 46) for a in (30, 330, 150, 210, 90, 270, 60, 300, 120, 240)]
     for i, (point, text) in enumerate(zip(points, texts, strict=True)):
-        near = [(x - 10, y - 10, x + 10, y + 10) for j, (x, y) in enumerate(dots) if j != i]
+        look: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 8.5, "color": "#333333"}
+        unplaced = ax.annotate(text, point, (0, 0), ha="left", **look)
+        width, height = Text.get_window_extent(unplaced, renderer).size
+        unplaced.remove()
+        left, bottom, right, top = np.delete(taken, i, 0).T
         for radius, angle in spots:
             dx, dy = radius * math.cos(angle), radius * math.sin(angle)
             side: Literal["center", "left", "right"] = "center" if abs(dx) < 1 else "left" if dx > 0 else "right"
-            line = {"arrowstyle": "-", "color": "#999999", "linewidth": 0.6, "shrinkB": 4} if radius > 9 else None
-            note = ax.annotate(
-                text,
-                point,
-                (dx, dy),
-                textcoords="offset points",
-                arrowprops=line,
-                ha=side,
-                va="center",
-                fontsize=8.5,
-                color="#333333",
-            )
-            note.update_positions(renderer)
-            x0, y0, x1, y1 = Text.get_window_extent(note, renderer).extents  # the words without their line
+            x0 = dots[i, 0] + dx * pixels - {"left": 0, "center": width / 2, "right": width}[side]
+            y0 = dots[i, 1] + dy * pixels - height / 2
+            x1, y1 = x0 + width, y0 + height
             inside = x0 > frame.x0 and x1 < frame.x1 and y0 > frame.y0 and y1 < frame.y1
-            if inside and not any(x0 < r and x1 > left and y0 < t and y1 > b for left, b, r, t in taken + near):
-                taken.append((x0, y0, x1, y1))
+            if inside and not ((x0 < right) & (x1 > left) & (y0 < top) & (y1 > bottom)).any():
+                line = {"arrowstyle": "-", "color": "#999999", "linewidth": 0.6, "shrinkB": 4} if radius > 9 else None
+                ax.annotate(text, point, (dx, dy), ha=side, arrowprops=line, **look)
+                taken = np.concatenate([taken, [[x0, y0, x1, y1]]])
                 break
-            note.remove()
