@@ -201,17 +201,25 @@ def _configurations(
     usual = _usual(study)
     grouped: dict[Any, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
     for record in records:
-        values = {name: config_of(record).get(name) for name in fields}
+        config = config_of(record)
+        values = {name: config.get(name) for name in fields}
         grouped.setdefault(identity(values), (values, []))[1].append(record)
-    left = sorted(grouped.values(), key=lambda group: _rank(group[0]))
+    groups = sorted(grouped.values(), key=lambda group: _rank(group[0]))
+    known = [name for name in fields if name in usual | study.configurations[0]]
+
+    def key(values: Mapping[str, Any]) -> Any:
+        return identity([values[name] for name in known])
+
+    left = defaultdict(list)
+    for group in groups:
+        left[key(group[0])].append(group)
     configurations = []
     for asked, seeds in zip(study.configurations, study.configuration_seeds, strict=True):
         wanted = usual | asked
-        here = [group for group in left if _agrees(group[0], wanted)]
-        left = [group for group in left if not _agrees(group[0], wanted)]
-        empty = {name: wanted[name] for name in fields if name in wanted}
+        here = left.pop(key(wanted), [])
+        empty = {name: wanted[name] for name in known}
         configurations += [_configuration(*group, seeds) for group in here] or [_configuration(empty, [], seeds)]
-    return fields, configurations + [_configuration(*group, ()) for group in left]
+    return fields, configurations + [_configuration(*group, ()) for group in groups if key(group[0]) in left]
 
 
 def _configuration(values: dict[str, Any], records: Sequence[dict[str, Any]], seeds: Sequence[int]) -> Configuration:

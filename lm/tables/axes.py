@@ -34,8 +34,9 @@ def new_panels(panels: int, size: tuple[float, float]) -> tuple[Figure, list[Axe
 
 def colour_of(analysis: Analysis, configuration: Configuration, other: str = OTHER) -> str:
     """Black for the baseline, orange for the one chosen on valid, `other` for every other."""
-    index = next(i for i, c in enumerate(analysis.configurations) if c is configuration)
-    return CHOSEN if index == analysis.chosen else BASELINE if index == analysis.baseline else other
+    if analysis.chosen is not None and configuration is analysis.configurations[analysis.chosen]:
+        return CHOSEN
+    return BASELINE if configuration is analysis.base else other
 
 
 def configurations_over(analysis: Analysis, *free: str) -> list[Configuration]:
