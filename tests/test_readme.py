@@ -75,6 +75,17 @@ def test_every_preset_has_a_line_in_the_docs_and_is_named_in_the_readme():
         assert f"`{name}`" in TEXTS["README.md"]
 
 
+def test_the_study_in_the_docs_is_what_the_flags_above_it_ask(tmp_path):
+    from lm.study.specification import load_study
+
+    (example,) = re.findall(r"```toml\n(.*?)```", TEXTS["docs/studies.md"], re.DOTALL)
+    (tmp_path / "study.toml").write_text(example)
+    study = load_study(tmp_path)
+    assert [(c["alpha"], c["beta"]) for c, _ in study.runs()[:6]] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+    assert len(study.runs()) == 18
+    assert (study.preset, study.flags) == ("examples-200", {"epochs": 1})
+
+
 def test_every_study_is_read_and_its_runs_are_valid_configurations():
     from lm.config.values import make_config
     from lm.study.specification import load_study
