@@ -195,10 +195,10 @@ def write_readme(table: Table, out: Path, command: str, minutes: float) -> None:
         "Small variants of every line are in the test suite (`tests/test_reliability.py`).",
         "",
         "*Survived* means that the exit code and the one message are those documented, that what was saved before is "
-        f"still good, and that at most `--save-every` ({SAVE_EVERY}) updates are lost. Resumed with `--resume auto`, the "
-        "run must end as an undisturbed one does: `last.pt` and `best.pt` bit for bit, optimizer, averages and random "
-        "generators included; `result.json` except for times and memory; `metrics.jsonl` with no record missing or "
-        "twice; no file left over.",
+        f"still good, and that at most `--save-every` ({SAVE_EVERY}) updates are lost. Resumed with `--resume auto`, "
+        "the run must end as an undisturbed one does: `last.pt` and `best.pt` bit for bit, optimizer, averages and "
+        "random generators included; `result.json` except for times and memory; `metrics.jsonl` with no record "
+        "missing or twice; no file left over.",
         "",
         "A *call* is a system call that changes a file of the run directory or of the token cache: open, write, fsync, "
         "rename, unlink, truncate, mkdir. SIGKILL comes before the call, or in the middle of a write.",

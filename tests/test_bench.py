@@ -1,3 +1,5 @@
+"""lm.bench: the plain program computes what ours does, and a measurement makes its table and plot."""
+
 import dataclasses
 import json
 import multiprocessing

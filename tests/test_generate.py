@@ -1,3 +1,5 @@
+"""lm.generate: sampling, beam search, prompts and scores, as functions and through the command line."""
+
 import io
 import itertools
 import json

@@ -48,8 +48,8 @@ _CLASSIFIER = """\
 
 64 pixels, 256 ReLU units, 10 classes, trained on 300 images. Each strength was chosen by the mean accuracy on valid:
 0, then 0.0001, 0.001, 0.01 and 0.1, then 0.2, 0.5, 2 and 5 times the best of these; dropout out of 0 to 0.7. The
-chosen settings then trained with other seeds and were scored on test once. Gains are over *nothing*, *nats* is the cross
-entropy on test, and *p* is adjusted by Holm's method over this table, so it differs from that of the claims.
+chosen settings then trained with other seeds and were scored on test once. Gains are over *nothing*, *nats* is the
+cross entropy on test, and *p* is adjusted by Holm's method over this table, so it differs from that of the claims.
 """
 _STRENGTHS = ("l1", "l2", "weight_decay", "dropout")
 _METRICS = (("Exact zeros, %", "zeros"), ("Missed, %", "missed"), ("Accuracy of the probe, %", "probe_test"))

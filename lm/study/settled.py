@@ -1,4 +1,4 @@
-"""What a ledger says of configurations, by the identity that each has today: older lines may lack a younger field.
+"""Which configurations a ledger already has, also where older lines lack fields that were added since.
 
 A sweep asks before each run, and a ledger may have 100,000 lines, 300 MB. So a line is read once, as far as its
 identity and status, and parsed when its record is asked for; later only what other processes have added is read.

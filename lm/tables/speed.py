@@ -54,14 +54,14 @@ def write_table(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
     write_bytes(folder / "speed.json", (json.dumps(measured, indent=1) + "\n").encode())
     lines = [
         "# Speed of a training step\n",
-        f"Each measurement is one `python -m lm.bench --table {folder}`, on a GPU with `--device cuda`. The two programs "
-        "alternate in turns; figures are medians over turns. *Ratio* is plain PyTorch's time over ours: above 1, ours is "
-        "faster. Plain PyTorch runs as it comes; on a CPU ours also keeps freed memory and, in fp32, asks for large "
-        "pages (`lm/base/memory.py`), a part of the gain that any program could have.\n",
-        "*Products alone* are the step's matrix products, at their shapes, with nothing else. Their GFLOP/s show what a "
-        "CPU gives, and decide most of the ratio: virtual machines of one name have CPUs of several generations. Where "
-        "bf16 products gain less over fp32, so do we. *Phases* are those of our step: the masks of weight drop, the "
-        "forward pass without them, and so on (`lm/training/phases.py`).",
+        f"Each measurement is one `python -m lm.bench --table {folder}`, on a GPU with `--device cuda`. The two "
+        "programs alternate in turns; figures are medians over turns. *Ratio* is plain PyTorch's time over ours: above "
+        "1, ours is faster. Plain PyTorch runs as it comes; on a CPU ours also keeps freed memory and, in fp32, asks "
+        "for large pages (`lm/base/memory.py`), a part of the gain that any program could have.\n",
+        "*Products alone* are the step's matrix products, at their shapes, with nothing else. Their GFLOP/s show what "
+        "a CPU gives, and decide most of the ratio: virtual machines of one name have CPUs of several generations. "
+        "Where bf16 products gain less over fp32, so do we. *Phases* are those of our step: the masks of weight drop, "
+        "the forward pass without them, and so on (`lm/training/phases.py`).",
     ]
     plotted: set[str] = set()
     for measurement in reversed(measured):
