@@ -42,6 +42,14 @@ def test_a_link_leads_somewhere(page, target):
     assert (ROOT / page).parent.joinpath(target).exists()
 
 
+@pytest.mark.parametrize(("page", "target"), found(r"\]\(((?!https?:)[^)]*#[^)]+)"))
+def test_a_link_to_a_section_leads_to_its_heading(page, target):
+    path, section = target.split("#")
+    text = ((ROOT / page).parent / path if path else ROOT / page).read_text()
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    assert section in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/")])
 def test_the_readme_links_every_page_of_the_docs(page):
     assert f"({page})" in TEXTS["README.md"]
