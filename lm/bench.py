@@ -48,6 +48,7 @@ from lm.text.layout import SPLITS
 from lm.text.tokenizer import EOS, UNK
 from lm.text.words import WordTokenizer
 from lm.train import update
+from lm.training.phases import Phases, replay_seconds, timed_phases
 from lm.training.run import Run
 
 # Against too little memory.
@@ -68,19 +69,8 @@ _GROWTH: list[Benchmark] = [
     ("examples-200, PTB", "examples-200", "ptb", {}),
     ("awd-lstm, batch 80", "awd-lstm", "ptb", {"batch_size": 80}),
     ("awd-lstm, 575 units", "awd-lstm", "ptb", {"nhid": 575}),
+    ("awd-lstm, window 35", "awd-lstm", "ptb", {"bptt": 35}),
 ]
-
-
-def _timed(call: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
-    """`call`, which also adds its duration to the last entry of `spent`."""
-
-    def wrapper(*arguments: Any, **keywords: Any) -> Any:
-        started = time.perf_counter()
-        result = call(*arguments, **keywords)
-        spent[-1] += time.perf_counter() - started
-        return result
-
-    return wrapper
 
 
 def random_run(config: TrainConfig, vocab_size: int, device: torch.device = _CPU) -> Run:
@@ -103,23 +93,14 @@ def random_run(config: TrainConfig, vocab_size: int, device: torch.device = _CPU
     return Run(config, corpus, device)
 
 
-def _our_step(config: TrainConfig, vocab_size: int, device: torch.device) -> tuple[Step, dict[str, list[float]]]:
-    """The program's own `update` on random text and, on a CPU, the times of its phases, one entry a step."""
+def _our_step(config: TrainConfig, vocab_size: int, device: torch.device) -> tuple[Step, Phases]:
+    """The program's own `update` on random text, and the times of its phases."""
     keep_freed_memory()
     run = random_run(config, vocab_size, device)
-    phases: dict[str, list[float]] = {}
-    if device.type == "cpu":
-        for phase, owner, name in (
-            ("forward", run.model, "forward"),
-            ("loss", run.model, "loss"),
-            ("update", run.optimizer, "step"),
-        ):
-            phases[phase] = []
-            setattr(owner, name, _timed(getattr(owner, name), phases[phase]))
+    phases = timed_phases(run)
 
     def step() -> None:
-        for spent in phases.values():
-            spent.append(0.0)
+        phases.begin()
         if (window := next(run.windows, None)) is None:
             run.windows.rewind()
             window = next(run.windows)
@@ -128,13 +109,13 @@ def _our_step(config: TrainConfig, vocab_size: int, device: torch.device) -> tup
     return step, phases
 
 
-def _plain_step(config: TrainConfig, vocab_size: int, device: torch.device) -> tuple[Step, dict[str, list[float]]]:
+def _plain_step(config: TrainConfig, vocab_size: int, device: torch.device) -> tuple[Step, Phases]:
     torch.manual_seed(config.seed)
     with device:
         model = PlainLM(vocab_size, config)
         data = torch.randint(vocab_size, (config.bptt + 1, config.batch_size))
     optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, weight_decay=config.wdecay)
-    return lambda: plain_step(model, optimizer, data[:-1], data[1:]), {}
+    return lambda: plain_step(model, optimizer, data[:-1], data[1:]), Phases()
 
 
 def _worker(connection: Connection, ours: bool, config: TrainConfig, vocab_size: int, threads: int, name: str) -> None:
@@ -146,8 +127,7 @@ def _worker(connection: Connection, ours: bool, config: TrainConfig, vocab_size:
     steps = _STEPS_A_TURN[device.type]
     for _ in range(steps):
         step()
-    for spent in phases.values():
-        spent.clear()
+    phases.forget()
     while connection.recv():
         step()
         wait()
@@ -156,7 +136,8 @@ def _worker(connection: Connection, ours: bool, config: TrainConfig, vocab_size:
             step()
         wait()
         connection.send((time.perf_counter() - started) / (steps - 1))
-    connection.send(({phase: statistics.median(spent) for phase, spent in phases.items()}, peak_memory(device)))
+        phases.end()
+    connection.send((phases.medians(), peak_memory(device)))
     connection.close()
 
 
@@ -181,15 +162,18 @@ def products(config: TrainConfig, vocab_size: int) -> list[tuple[int, int, int, 
     return found
 
 
-def gemm_seconds(config: TrainConfig, vocab_size: int, dtype: torch.dtype) -> float:
-    """Time of a step's matrix products alone, at their real shapes, weights packed, each in its fastest form."""
+def gemm_seconds(config: TrainConfig, vocab_size: int, dtype: torch.dtype, device: torch.device = _CPU) -> float:
+    """Time of a step's matrix products alone, at their real shapes, each in its fastest form."""
     shapes = products(config, vocab_size)
-    return sum(count * _product_seconds(m, k, n, dtype, min(count, 10)) for count, m, k, n in shapes)
+    return sum(count * _product_seconds(m, k, n, dtype, min(count, 10), device) for count, m, k, n in shapes)
 
 
-def _product_seconds(m: int, k: int, n: int, dtype: torch.dtype, repeats: int) -> float:
-    """Median time of one (m, k) x (k, n) product over seven rounds of `repeats`, packed or plain."""
-    a, b = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)
+def _product_seconds(m: int, k: int, n: int, dtype: torch.dtype, repeats: int, device: torch.device) -> float:
+    """Median time of one (m, k) x (k, n) product over seven rounds of `repeats`: on a CPU with packed weights or
+    plain, on a GPU within a CUDA graph."""
+    a, b = (torch.randn(*shape, device=device).to(dtype) for shape in ((m, k), (k, n)))
+    if device.type == "cuda":
+        return replay_seconds(lambda: a @ b, repeats)
     packed = pack_linear(b.t().contiguous())
     rounds = [timeit.repeat(form, number=repeats, repeat=7) for form in (lambda: packed(a), lambda: a @ b)]
     return min(map(statistics.median, rounds)) / repeats
@@ -242,11 +226,10 @@ def measure(config: TrainConfig, vocab_size: int, turns: int, threads: int, devi
     for name in memory:
         row |= {name: round(memory[name]), f"plain_{name}": round(plain_memory[name])}
     if device == "cuda":
-        return row | {"gpu": torch.cuda.get_device_name()}
-    phases["backward and the rest"] = seconds - sum(phases.values())
-    gemm = gemm_seconds(config, vocab_size, torch.bfloat16 if precision == "bf16" else torch.float32)
+        row["gpu"] = torch.cuda.get_device_name()
+    gemm = gemm_seconds(config, vocab_size, torch.bfloat16 if precision == "bf16" else torch.float32, place)
     row |= {"gemm_seconds": gemm, "gemm_ratio": seconds / gemm, "gemm_gflop": gflop(config, vocab_size)}
-    return row | {"phases": phases}
+    return row | {"phases": phases | {"rest": seconds - sum(phases.values())}}
 
 
 def main() -> None:

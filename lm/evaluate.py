@@ -32,7 +32,7 @@ from lm.scoring.export import FORMATS, export_run
 from lm.scoring.loading import load_run
 from lm.scoring.trained import load
 from lm.text.batching import check_columns
-from lm.text.english import TOKENIZATIONS
+from lm.text.english import CHOICES, tokenization_for
 from lm.text.units import NAMES, units_text
 from lm.training.divergence import check_loss
 
@@ -139,7 +139,7 @@ def judge_pairs(arguments: argparse.Namespace) -> None:
     reports = []
     for run_dir in filter(None, (arguments.run_dir, arguments.beside)):
         trained = load(run_dir, device)
-        tokenization, tokenize = pairs.tokenization_for(trained.config, arguments.sentences)
+        tokenization, tokenize = tokenization_for(trained.config, arguments.sentences)
         answers.append(pairs.answer_pairs(trained.model, trained.tokenizer, sets, tokenize))
         reports.append({"run": str(run_dir), "sentences": tokenization} | pairs.report(sets, answers[-1]))
         names.append(_with_penalties(run_dir, trained.config))
@@ -194,8 +194,9 @@ def _parse() -> argparse.Namespace:
     grammar.add_argument("--plot", type=Path, metavar="PNG", help="draw the accuracies of --pairs")
     grammar.add_argument(
         "--sentences",
-        choices=list(TOKENIZATIONS),
-        help="tokenize the sentences as this corpus; plain: not at all (default: as the run's corpus, else plain)",
+        choices=CHOICES,
+        default="auto",
+        help="tokenize the sentences as this corpus; plain: not at all; auto: as the run's, else plain (default)",
     )
     parser.add_argument("--export", type=RunDir, metavar="DIR", help="write the model for use without this program")
     text = "pytorch: safetensors for plain PyTorch and this program (default); transformers: for AutoModelForCausalLM"

@@ -194,15 +194,16 @@ def write_readme(table: Table, out: Path, command: str, minutes: float) -> None:
         f"`{command}` on {cpu_name()}, PyTorch {torch.__version__}; {minutes:.0f} minutes. "
         "Small variants of every line are in the test suite (`tests/test_reliability.py`).",
         "",
-        "Survived means: the exit code and the one message are the documented ones; what was good is still good; at "
-        f"most `--save-every` ({SAVE_EVERY}) updates are lost; and, resumed with `--resume auto`, the run ends as an "
-        "undisturbed one: `last.pt` and `best.pt` bit for bit, optimizer, averages and generators included, "
-        "`result.json` but for times and memory, `metrics.jsonl` with no record missing or twice, no file left over.",
+        "*Survived* means that the exit code and the one message are those documented, that what was saved before is "
+        f"still good, and that at most `--save-every` ({SAVE_EVERY}) updates are lost. Resumed with `--resume auto`, "
+        "the run must end as an undisturbed one does: `last.pt` and `best.pt` bit for bit, optimizer, averages and "
+        "random generators included; `result.json` except for times and memory; `metrics.jsonl` with no record "
+        "missing or twice; no file left over.",
         "",
-        "A call is one that changes a file of the run directory or of the token cache: open, write, fsync, rename, "
-        "unlink, truncate, mkdir. SIGKILL comes before it, in a write in the middle of it.",
+        "A *call* is a system call that changes a file of the run directory or of the token cache: open, write, fsync, "
+        "rename, unlink, truncate, mkdir. SIGKILL comes before the call, or in the middle of a write.",
         "",
-        "| fault | where | tried | survived | |",
+        "| fault | where | tried | survived | remarks |",
         "|---|---|--:|--:|---|",
         *(f"| {' | '.join(row)} |" for row in table.rows),
     ]

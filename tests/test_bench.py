@@ -1,3 +1,5 @@
+"""lm.bench: the plain program computes what ours does, and a measurement makes its table and plot."""
+
 import dataclasses
 import json
 import multiprocessing
@@ -60,13 +62,16 @@ def test_a_measurement_has_the_documented_figures_and_makes_a_table_and_a_plot(t
         "phases", "kernel", "precision", "threads", "cpu",
     } <= row.keys()  # fmt: skip
     assert row["tokens_per_s"] == round(15 / row["seconds_per_step"])
+    assert list(row["phases"]) == ["masks", "forward", "loss", "backward", "update", "rest"]
     assert abs(sum(row["phases"].values()) - row["seconds_per_step"]) < 1e-9
+    assert min(row["phases"].values()) > 0
     for turns in (2, 3):
         write_table(tmp_path, {"tiny": row | {"turns": turns}})
     assert [m["rows"]["tiny"]["turns"] for m in json.loads((tmp_path / "speed.json").read_text())] == [2, 3]
     table = (tmp_path / "README.md").read_text()
     assert table.index("3 turns") < table.index("2 turns")
-    assert table.count("| tiny |") == 2
+    assert table.count("| tiny |") == 4  # of each measurement the figures and the phases
+    assert table.count("| ms | masks | forward | loss | backward | update | rest |") == 2
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
     assert "tokens/s" in text("tiny", row)
 
@@ -80,7 +85,7 @@ def test_a_measurement_on_a_gpu_has_its_own_memory_and_plot_and_no_products(tmp_
     }  # fmt: skip
     write_table(tmp_path, {"tiny": row})
     table = (tmp_path / "README.md").read_text()
-    assert "| tiny | 1.4 | 500,000 | 100,000 | 5.00 | 115 | 172 |" in table
+    assert "| tiny | 1.40 | 500,000 | 100,000 | 5.00 | 115 | 172 |" in table
     assert "some GPU" in table and "products alone" not in table
     assert (tmp_path / "speed-gpu.png").exists() and not (tmp_path / "speed.png").exists()
     assert "products" not in text("tiny", row)

@@ -1,3 +1,5 @@
+"""lm.evaluate: exact perplexity against plain PyTorch and against the run's own figures."""
+
 import json
 import math
 

@@ -1,3 +1,5 @@
+"""lm.generate: sampling, beam search, prompts and scores, as functions and through the command line."""
+
 import io
 import itertools
 import json
@@ -252,6 +254,26 @@ def test_unknown_words_are_named_once_in_the_same_words_whatever_they_are_for(ma
     assert [record.getMessage() for record in caplog.records] == 3 * [
         f"not in the vocabulary, read as <unk>: {named}, ... (13 in all)"
     ]
+
+
+def test_ordinary_english_is_scored_as_its_tokenization_is_and_words_keep_their_places(main_here, tiny_run, tmp_path):
+    raw = ["A\tW1's W2, W3.", "B\t\u201cW4\u201d costs 1,500 w5s"]
+    written = ["A\tw1 's w2 w3", "B\tw4 costs N w5s"]
+    (tmp_path / "raw.txt").write_text("\n".join(raw) + "\n", encoding="utf-8")
+    (tmp_path / "written.txt").write_text("\n".join(written) + "\n")
+    tables = []
+    for name, flags in (("raw", ["--sentences=ptb"]), ("written", [])):
+        flags = [*flags, "--ids", "--independent", "--per-token"]
+        table = main_here(lm.generate, tiny_run, "--score", tmp_path / f"{name}.txt", *flags)
+        tables.append([line.split("\t") for line in table.splitlines()])
+    ours, theirs = tables
+    kept = [place for place, column in enumerate(ours[0]) if column not in ("start", "end")]
+    assert [[row[k] for k in kept] for row in ours] == [[row[k] for k in kept] for row in theirs]
+    start, end = ours[0].index("start"), ours[0].index("end")
+    places = [raw["AB".index(row[0])][2:][int(row[start]) : int(row[end])] for row in ours[1:]]
+    assert places == ["W1", "'s", "W2", "W3", "", "W4", "costs", "1,500", "w5s", ""]
+    report = json.loads(main_here(lm.generate, tiny_run, "--score", tmp_path / "raw.txt", "--sentences=auto", "--json"))
+    assert report["sentences"] == "plain"  # of no known corpus
 
 
 @pytest.mark.parametrize("way", [["--temperature=3"], ["--greedy"], ["--beam=3", "--samples=3"]])

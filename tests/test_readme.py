@@ -42,6 +42,14 @@ def test_a_link_leads_somewhere(page, target):
     assert (ROOT / page).parent.joinpath(target).exists()
 
 
+@pytest.mark.parametrize(("page", "target"), found(r"\]\(((?!https?:)[^)]*#[^)]+)"))
+def test_a_link_to_a_section_leads_to_its_heading(page, target):
+    path, section = target.split("#")
+    text = ((ROOT / page).parent / path if path else ROOT / page).read_text()
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    assert section in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/")])
 def test_the_readme_links_every_page_of_the_docs(page):
     assert f"({page})" in TEXTS["README.md"]
@@ -73,6 +81,17 @@ def test_every_preset_has_a_line_in_the_docs_and_is_named_in_the_readme():
     for name in PRESETS:
         assert f"| `{name}` |" in TEXTS["docs/commands.md"]
         assert f"`{name}`" in TEXTS["README.md"]
+
+
+def test_the_study_in_the_docs_is_what_the_flags_above_it_ask(tmp_path):
+    from lm.study.specification import load_study
+
+    (example,) = re.findall(r"```toml\n(.*?)```", TEXTS["docs/studies.md"], re.DOTALL)
+    (tmp_path / "study.toml").write_text(example)
+    study = load_study(tmp_path)
+    assert [(c["alpha"], c["beta"]) for c, _ in study.runs()[:6]] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+    assert len(study.runs()) == 18
+    assert (study.preset, study.flags) == ("examples-200", {"epochs": 1})
 
 
 def test_every_study_is_read_and_its_runs_are_valid_configurations():

@@ -125,6 +125,17 @@ def test_deterministic_runs_on_cuda_end_in_the_same_bits(cli, corpus_dir, tmp_pa
     assert same(weights(runs[0]), weights(runs[1]))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", ["native", "triton"])
+def test_a_cuda_run_that_stops_and_goes_on_ends_in_the_bits_of_one_that_does_not(kernel, cli, corpus_dir, tmp_path):
+    common = ["train", "--data", corpus_dir, *TINY, "--device=cuda", "--precision=bf16", f"--kernel={kernel}"]
+    common += ["--deterministic", "--no-tensorboard", "--resume=auto"]
+    for run, epochs in (("whole", 2), ("parts", 1), ("parts", 2)):
+        done = cli(*common, f"--epochs={epochs}", "--out-dir", tmp_path / run)
+        assert done.returncode == 0, done.stderr
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
 def test_resuming_with_another_number_of_threads_says_that_rounding_differs(faults, trials, tmp_path):
     trials.train(tmp_path, action="kill", at=trials.positions("^training")[30])
     done = trials.train(tmp_path, "--threads=3", "--dry-run")

@@ -1,3 +1,5 @@
+"""lm.train: what a run writes, repeats to the bit, continues from, and refuses."""
+
 import json
 import os
 import shutil

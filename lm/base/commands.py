@@ -1,4 +1,4 @@
-"""What an installed `lm-train` starts: `python -m lm.train`, and so on for each of the seven commands."""
+"""Entry points of the installed package: `lm-train` is `python -m lm.train`, and so on for the seven commands."""
 
 from __future__ import annotations
 

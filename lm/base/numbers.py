@@ -1,4 +1,4 @@
-"""Perplexity with one cap, and what counts as a number in a record."""
+"""Perplexity, capped so that it stays a finite number, and what counts as a number in a record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The modes of adaptation behind `--adapt MODE`: their flags, their settings, and the report of `lm.evaluate`.
+"""The flags of `--adapt MODE`, the settings that they give, and the report of `lm.evaluate`; see `lm.scoring.adapt`.
 
 `lm.evaluate RUN_DIR --adapt MODE...` scores splits, `lm.generate RUN_DIR --score FILE --adapt MODE` your own text.
 

@@ -1,4 +1,4 @@
-"""How a run begins: anew, where its last checkpoint ends, or from the weights of another run."""
+"""The start of a run: anew, from its last checkpoint, or from the weights of another run."""
 
 from __future__ import annotations
 

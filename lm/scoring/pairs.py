@@ -22,10 +22,8 @@ import numpy as np
 from scipy import stats
 
 from lm.base.errors import CorpusError
-from lm.config.schema import DataConfig
 from lm.nn.model import AWDLSTM
 from lm.scoring.tokens import read_independent
-from lm.text.english import TOKENIZATIONS
 from lm.text.reading import read_text, split_lines, split_words
 from lm.text.tokenizer import TextTokenizer
 
@@ -89,12 +87,6 @@ def _blimp() -> dict[str, Any]:
 def _phenomena() -> dict[str, str]:
     """The phenomenon of each set of BLiMP."""
     return {name: phenomenon for phenomenon, names in _blimp()["phenomena"].items() for name in names}
-
-
-def tokenization_for(config: DataConfig, wanted: str | None) -> tuple[str, Callable[[str], str]]:
-    """The name of the way that sentences are tokenized in, and the function: `wanted`, or that of the run's corpus."""
-    name = wanted or (config.dataset if config.dataset in TOKENIZATIONS else "plain")
-    return name, TOKENIZATIONS[name]
 
 
 @dataclass(frozen=True)

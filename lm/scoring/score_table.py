@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
+from bisect import bisect
 from typing import Any
 
 from lm.base.errors import ConfigError, CorpusError
 from lm.base.process import show
 from lm.scoring.adaptation import adapt_to_text, add_adaptation_flags, check_one_mode, settings_text
 from lm.scoring.score import score_text
-from lm.scoring.surprisal import surprisal
+from lm.scoring.surprisal import Row, surprisal
 from lm.scoring.trained import Trained
+from lm.text.english import CHOICES, spans_in, tokenization_for
 from lm.text.given import given_text, warn_of_unknown
 from lm.text.reading import split_lines
 
@@ -45,6 +48,12 @@ def add_score_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--top", type=int, default=0, metavar="K", help="show the K likeliest tokens of each prediction (default: 0)"
     )
+    group.add_argument(
+        "--sentences",
+        choices=CHOICES,
+        default="plain",
+        help="the lines are ordinary English: tokenize them as this corpus; auto: as the model's (default: plain, no)",
+    )
     group.add_argument("--ids", action="store_true", help="each line begins with its id and a tab")
     add_adaptation_flags(parser, splits=False)
     parser.add_argument(
@@ -67,7 +76,8 @@ def check_score_flags(given: set[str], arguments: argparse.Namespace) -> None:
             raise ConfigError(f"--score: leave it out with --{name}")
     if arguments.independent and not scores and arguments.features is None:
         raise ConfigError("--independent is for scoring: give --score FILE too")
-    for name, spelling in (("per", f"--per-{arguments.per}"), ("adapt", "--adapt")):
+    spellings = {"per": f"--per-{arguments.per}", "adapt": "--adapt", "sentences": "--sentences"}
+    for name, spelling in spellings.items():
         if name in given and not scores:
             raise ConfigError(f"{spelling} is for scoring: give --score FILE too")
     if arguments.top and arguments.per != "token":
@@ -84,15 +94,19 @@ def write_scores(arguments: argparse.Namespace, trained: Trained) -> None:
     lines, ids = split_lines(text), None
     if arguments.ids:
         lines, ids = _split_ids(arguments.score, lines)
+    sentences, tokenize = tokenization_for(trained.config, arguments.sentences)
+    given, lines = lines, [*map(tokenize, lines)]
     warn_of_unknown(trained.tokenizer, "\n".join(lines))
     mode = "independent" if arguments.independent else "continuous"
-    head: dict[str, Any] = {"run": str(arguments.run_dir), "file": arguments.score, "mode": mode}
+    head: dict[str, Any] = {"run": str(arguments.run_dir), "file": arguments.score}
+    head |= {"sentences": sentences, "mode": mode}
     adapt = None
     if arguments.adapt != ["none"]:
         adapt = adapt_to_text(arguments, trained.model, trained.config)
         head |= {"adapt": arguments.adapt[0], **adapt.settings(), "fast": arguments.adapt_fast}
         logger.info("%s: %s", head["adapt"], settings_text(head))
     if arguments.per is None:
+        text = "".join(line + "\n" for line in lines)
         scores = score_text(trained.model, trained.tokenizer, text, independent=arguments.independent, adapt=adapt)
         show(json.dumps(head | scores) + "\n" if arguments.json else _score_table(scores))
         return
@@ -100,6 +114,8 @@ def write_scores(arguments: argparse.Namespace, trained: Trained) -> None:
         trained.model, trained.tokenizer, lines, independent=arguments.independent, per_word=arguments.per == "word",
         per_line=arguments.per == "line", bits=arguments.base == "2", top=arguments.top, adapt=adapt,
     )  # fmt: skip
+    if sentences != "plain" and arguments.per != "line":
+        found = map(_placed, found, given, lines)
     named = ([{"id": ids[row["line"] - 1]} | row for row in rows] if ids else rows for rows in found)
     if arguments.json:
         rows = [row for rows in named for row in rows]
@@ -109,6 +125,15 @@ def write_scores(arguments: argparse.Namespace, trained: Trained) -> None:
         if not number:
             show("\t".join(_cells(rows[0])) + "\n")
         show("".join("\t".join(_cells(row).values()) + "\n" for row in rows))
+
+
+def _placed(rows: list[Row], sentence: str, line: str) -> list[Row]:
+    """The rows of a tokenized line with the places of their words in the sentence as it was given."""
+    starts = [word.start() for word in re.finditer(r"\S+", line)]
+    spans = [(0, 0), *spans_in(sentence, line.split())]
+    ends = (len(sentence), len(sentence))
+    places = (ends if row["start"] == len(line) else spans[bisect(starts, row["start"])] for row in rows)
+    return [row | {"start": start, "end": end} for row, (start, end) in zip(rows, places, strict=True)]
 
 
 def _split_ids(name: str, lines: list[str]) -> tuple[list[str], list[str]]:

@@ -1,4 +1,4 @@
-"""What a ledger says of configurations, by the identity that each has today: older lines may lack a younger field.
+"""Which configurations a ledger already has, also where older lines lack fields that were added since.
 
 A sweep asks before each run, and a ledger may be larger than memory. So of a line its identity and status are kept,
 and its record is read again when it is asked for; later only what other processes have added is read.

@@ -1,4 +1,4 @@
-"""Published figures, from `published.toml` beside this module, and what those mean that were divided by tokens.
+"""Published figures, from `published.toml` beside this module, corrected where a loss was divided by tokens.
 
 `lm.report --compare STUDY published` holds a study against them.
 """

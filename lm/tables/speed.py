@@ -17,7 +17,7 @@ def text(label: str, row: dict[str, Any]) -> str:
     """One measurement as a line."""
     gemm = ""
     if "gemm_seconds" in row:
-        gemm = f"products alone {row['gemm_seconds'] * 1e3:6.0f} ms ({row['gemm_ratio']:.2f} x)   "
+        gemm = f"products alone {row['gemm_seconds'] * 1e3:7.1f} ms ({row['gemm_ratio']:.2f} x)   "
     peak, plain_peak = _peaks(row)
     return (
         f"{label:22} {row['seconds_per_step'] * 1e3:7.1f} ms {row['tokens_per_s']:8,} tokens/s in {row['precision']}   "
@@ -54,13 +54,14 @@ def write_table(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
     write_bytes(folder / "speed.json", (json.dumps(measured, indent=1) + "\n").encode())
     lines = [
         "# Speed of a training step\n",
-        f"Each measurement is one `python -m lm.bench --table {folder}`, on a GPU with `--device cuda`: medians over "
-        "turns, in which both programs alternate; the ratio is the median of those of the turns. Plain PyTorch runs as "
-        "it comes; on a CPU ours also keeps freed memory and, in fp32, asks for large pages "
-        "(`lm/base/memory.py`), a part of the gain that any program could have.\n",
-        "On a CPU the products are the step's matrix products, at their shapes, with nothing else. How fast they run, "
-        "in GFLOP/s, shows what the CPU gives, and decides most of the ratio: virtual machines of one name have CPUs "
-        "of several generations. Where bf16 products gain less over fp32, so do we.",
+        f"Each measurement is one `python -m lm.bench --table {folder}`, on a GPU with `--device cuda`. The two "
+        "programs alternate in turns; figures are medians over turns. *Ratio* is plain PyTorch's time over ours: above "
+        "1, ours is faster. Plain PyTorch runs as it comes; on a CPU ours also keeps freed memory and, in fp32, asks "
+        "for large pages (`lm/base/memory.py`), a part of the gain that any program could have.\n",
+        "*Products alone* are the step's matrix products, at their shapes, with nothing else. Their GFLOP/s show what "
+        "a CPU gives, and decide most of the ratio: virtual machines of one name have CPUs of several generations. "
+        "Where bf16 products gain less over fp32, so do we. *Phases* are those of our step: the masks of weight drop, "
+        "the forward pass without them, and so on (`lm/training/phases.py`).",
     ]
     plotted: set[str] = set()
     for measurement in reversed(measured):
@@ -82,8 +83,9 @@ def _section(measurement: dict[str, Any]) -> list[str]:
     first = next(iter(rows.values()))
     gpu = "gpu" in first
     machine = first["gpu"] if gpu else f"{first['cpu']}, {first['threads']} threads"
+    digits = 2 if gpu else 0
     columns = ["", "ms a step", "tokens/s", "plain: tokens/s", "ratio"]
-    if not gpu:
+    if products := "gemm_seconds" in first:  # older measurements on GPUs lack them
         columns += ["products alone: ms", "GFLOP/s", "step / products"]
     columns += ["peak MB", "plain: peak MB"]
     lines = [
@@ -93,12 +95,24 @@ def _section(measurement: dict[str, Any]) -> list[str]:
         f"|---|{'--:|' * (len(columns) - 1)}",
     ]
     for label, row in rows.items():
-        entries = [label, f"{row['seconds_per_step'] * 1e3:.{1 if gpu else 0}f}", f"{row['tokens_per_s']:,}"]
+        entries = [label, f"{row['seconds_per_step'] * 1e3:.{digits}f}", f"{row['tokens_per_s']:,}"]
         entries += [f"{row['plain_tokens_per_s']:,}", f"{row['ratio']:.2f}"]
-        if not gpu:
+        if products:
             rate = row["gemm_gflop"] / row["gemm_seconds"]
-            entries += [f"{row['gemm_seconds'] * 1e3:.0f}", f"{rate:.0f}", f"{row['gemm_ratio']:.2f}"]
+            entries += [f"{row['gemm_seconds'] * 1e3:.{digits}f}", f"{rate:,.0f}", f"{row['gemm_ratio']:.2f}"]
         lines.append("| " + " | ".join([*entries, *(f"{peak:,}" for peak in _peaks(row))]) + " |")
+    return [*lines, *_phases(rows, digits)]
+
+
+def _phases(rows: dict[str, dict[str, Any]], digits: int) -> list[str]:
+    """Table of the milliseconds of each phase, of measurements that tell masks from the forward pass."""
+    names = list(next(iter(rows.values())).get("phases", {}))
+    if "masks" not in names:
+        return []
+    lines = ["", "| ms | " + " | ".join(names) + " |", f"|---|{'--:|' * len(names)}"]
+    for label, row in rows.items():
+        entries = [f"{row['phases'][name] * 1e3:.{digits}f}" for name in names]
+        lines.append("| " + " | ".join([label, *entries]) + " |")
     return lines
 
 

@@ -10,13 +10,15 @@ What a model of Penn Treebank or WikiText-2 should read of "Derek's ex-wife can'
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from lm.config.schema import DataConfig
 from lm.text.pydocs import words_of
 
 # A full stop belongs to these wherever they stand, and to letters that each have one ("U.S.").
 _ABBREVIATION = r"\b(?:[Mm]rs?|[Mm]s|[Dd]r|[Jj]r|[Ss]r|[Ss]t|[Ii]nc|[Cc]orp|[Cc]o|[Ll]td|vs|etc)\.|\b(?:[^\W\d_]\.){2,}"
 _NUMBER = r"\d+(?:[.,]\d+)*(?!\w)"
+_SPELT_OUT = re.compile(r"\d+(?:[.,]\d+)*\w*|%")  # what N stands for
 _WORD = r"[^\W_]+(?:[-'.][^\W_]+)*"
 _TOKEN = re.compile(rf"{_ABBREVIATION}|{_NUMBER}|{_WORD}|(?<=s)'|\.\.\.|--|[^\w\s]|_")
 _TYPOGRAPHIC = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
@@ -74,3 +76,25 @@ def _laid_out(words: list[str]) -> str:
 TOKENIZATIONS: dict[str, Callable[[str], str]] = {
     "ptb": as_ptb, "wikitext-2": as_wikitext, "pydocs": as_pydocs, "plain": as_it_stands,
 }  # fmt: skip
+# The flag that chooses one; `auto` is that of the model's corpus.
+CHOICES = ["auto", *TOKENIZATIONS]
+
+
+def tokenization_for(config: DataConfig, wanted: str) -> tuple[str, Callable[[str], str]]:
+    """The name of the way that sentences are tokenized in, and the function: `wanted`, or that of the run's corpus."""
+    name = wanted if wanted != "auto" else config.dataset if config.dataset in TOKENIZATIONS else "plain"
+    return name, TOKENIZATIONS[name]
+
+
+def spans_in(sentence: str, words: Sequence[str]) -> list[tuple[int, int]]:
+    """Where each of the `words` that a tokenization made of a sentence begins and ends in the sentence."""
+    sentence = sentence.translate(_TYPOGRAPHIC)
+    spans = []
+    end = 0
+    for word in words:
+        sign = word[1:-1] if len(word) == 3 and word[0] == word[2] == "@" else word
+        pattern = re.compile(re.escape(sign.translate(_TYPOGRAPHIC)), re.IGNORECASE)
+        found = pattern.search(sentence, end) if word != "N" else _SPELT_OUT.search(sentence, end)
+        spans.append(found.span() if found else (end, end))
+        end = spans[-1][1]
+    return spans

@@ -1,4 +1,4 @@
-"""Text that a command is given, by a file or standard input, and what of it a vocabulary lacks."""
+"""Text that a command is given, by a file or standard input, and the warning of its unknown words."""
 
 from __future__ import annotations
 

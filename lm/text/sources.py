@@ -1,4 +1,4 @@
-"""The texts of a corpus as streams, read in blocks whatever their size; known by their files, so that they are keys."""
+"""The texts of a corpus as streams, read in blocks whatever their size; a source is hashable, by its files."""
 
 from __future__ import annotations
 

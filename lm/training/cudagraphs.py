@@ -1,4 +1,4 @@
-"""CUDA graphs: the kernels of a training step are recorded once a window length, and from then on launched as one.
+"""CUDA graphs: the kernels of a training step are recorded once for each window length and then launched as one.
 
 A step is some hundred kernels of a few microseconds each, since cuDNN's LSTM launches several a time step. Launched one
 by one from Python they take longer to launch than to run, and the GPU waits (rates with and without: results/speed).

@@ -1,4 +1,4 @@
-"""One run on several processes: how they meet, and the parts of those that neither write nor speak.
+"""One run on several processes: how they find each other, and the silent writer and log of all but the first.
 
 Each process holds the whole model and computes its columns of the batch (`lm.base.ranks`). PyTorch's
 DistributedDataParallel adds their gradients up during the backward pass, so that every process makes the same update.

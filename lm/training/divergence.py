@@ -1,4 +1,4 @@
-"""When a run has diverged: one rule, asked of an update, of what updates left behind, and of an evaluation.
+"""When a run has diverged: one rule for an update, for the weights that updates leave, and for an evaluation.
 
 A value has diverged if it is not finite, or is a loss above `LARGEST_LOSS`, whose perplexity no record could hold.
 """

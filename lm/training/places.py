@@ -1,4 +1,4 @@
-"""What a run must not replace: files of others in its directory, an earlier run there, what `--save` names."""
+"""Checks that a run replaces no file of others in its directory, no earlier run, and by `--save` only a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which directory a run has, and what an earlier one left there: the one answer to whether a run is finished."""
+"""The directory of a run, and whether an earlier start has finished the run there."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Device, precision, determinism and the states of random generators."""
+
 import os
 
 import pytest

@@ -1,3 +1,5 @@
+"""Configuration: defaults, presets, published command lines, bounds, and identity."""
+
 import dataclasses
 import json
 

@@ -1,3 +1,5 @@
+"""AWDLSTM against an independent plain-PyTorch reference, its published sizes, its masks and its names."""
+
 import copy
 import dataclasses
 

@@ -1,3 +1,5 @@
+"""AR, TAR and ActivationPenalty against their definitions, on any module and axis of time."""
+
 import copy
 import doctest
 import gc

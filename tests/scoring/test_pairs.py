@@ -12,9 +12,9 @@ import lm.evaluate
 from lm.base.errors import ConfigError, CorpusError
 from lm.nn.model import AWDLSTM
 from lm.scoring import pairs_difference
-from lm.scoring.pairs import BLIMP_FILE, Answers, PairSet, answer_pairs, load_pairs, report, table, tokenization_for
+from lm.scoring.pairs import BLIMP_FILE, Answers, PairSet, answer_pairs, load_pairs, report, table
 from lm.scoring.score import score_text
-from lm.text.english import as_it_stands, as_ptb
+from lm.text.english import as_it_stands, as_ptb, tokenization_for
 from lm.text.words import WordTokenizer
 from tests.nn.test_model import tiny
 
@@ -93,9 +93,9 @@ def test_where_every_pair_has_an_unknown_word_there_is_no_accuracy_without(model
 
 def test_sentences_are_tokenized_as_the_runs_corpus_unless_told(model):
     config = lm.make_config(dataset="ptb")
-    assert tokenization_for(config, None) == ("ptb", as_ptb)
+    assert tokenization_for(config, "auto") == ("ptb", as_ptb)
     assert tokenization_for(config, "plain") == ("plain", as_it_stands)
-    assert tokenization_for(lm.make_config(dataset="mine"), None) == ("plain", as_it_stands)
+    assert tokenization_for(lm.make_config(dataset="mine"), "auto") == ("plain", as_it_stands)
     sets = [PairSet("x", "y", [("A, b.", "C!")])]
     assert score_pairs(model, TOKENIZER, sets, as_ptb)["overall"]["unknown"] == 0
     assert score_pairs(model, TOKENIZER, sets, as_it_stands)["overall"]["unknown"] == 1

@@ -1,3 +1,5 @@
+"""Columns and windows: every token is a target once, and variable lengths are those published."""
+
 import numpy as np
 import pytest
 import torch

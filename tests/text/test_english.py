@@ -3,7 +3,7 @@
 import pytest
 
 from lm.text.detokenize import detokenize
-from lm.text.english import TOKENIZATIONS
+from lm.text.english import TOKENIZATIONS, spans_in
 
 SENTENCES = {
     "Derek's ex-wife can't stay.": (
@@ -37,3 +37,22 @@ def test_detokenizing_gives_back_the_sentence_that_wikitext_would_hold(sentence)
 @pytest.mark.parametrize("name", ["ptb", "wikitext-2"])
 def test_a_line_has_the_spaces_of_the_published_files(name):
     assert TOKENIZATIONS[name]("a cat") == " a cat "
+
+
+@pytest.mark.parametrize("name", TOKENIZATIONS)
+@pytest.mark.parametrize("sentence", SENTENCES)
+def test_words_are_found_in_the_sentence_that_they_were_made_of(sentence, name):
+    words = TOKENIZATIONS[name](sentence).split()
+    spans = spans_in(sentence, words)
+    typographic = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
+    straight = sentence.translate(typographic)
+    for word, (start, end) in zip(words, spans, strict=True):
+        found = straight[start:end]
+        word = word.translate(typographic).strip("@")
+        assert found.lower() == word.lower() or (word == "N" and (found[0].isdigit() or found == "%"))
+    ends = [0, *(end for _, end in spans)]
+    assert all(end <= start for end, (start, _) in zip(ends, spans, strict=False))
+
+
+def test_a_word_that_the_sentence_lacks_has_an_empty_place_after_the_one_before_it():
+    assert spans_in("a cat sat", ["a", "dog", "sat"]) == [(0, 1), (1, 1), (6, 9)]

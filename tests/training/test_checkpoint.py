@@ -1,3 +1,5 @@
+"""Checkpoints: round trips, detected damage, and the one before."""
+
 import os
 
 import pytest

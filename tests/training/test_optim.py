@@ -1,3 +1,5 @@
+"""NT-ASGD, optimizers, clipping, divergence and schedules against their definitions and PyTorch's own."""
+
 import copy
 import math
 
