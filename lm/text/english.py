@@ -94,7 +94,9 @@ def spans_in(sentence: str, words: Sequence[str]) -> list[tuple[int, int]]:
     for word in words:
         sign = word[1:-1] if len(word) == 3 and word[0] == word[2] == "@" else word
         pattern = re.compile(re.escape(sign.translate(_TYPOGRAPHIC)), re.IGNORECASE)
-        found = pattern.search(sentence, end) if word != "N" else _SPELT_OUT.search(sentence, end)
+        if word == "N" and not sentence[end:].lstrip().startswith("N"):  # there it is the letter
+            pattern = _SPELT_OUT
+        found = pattern.search(sentence, end)
         spans.append(found.span() if found else (end, end))
         end = spans[-1][1]
     return spans

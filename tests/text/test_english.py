@@ -54,5 +54,11 @@ def test_words_are_found_in_the_sentence_that_they_were_made_of(sentence, name):
     assert all(end <= start for end, (start, _) in zip(ends, spans, strict=False))
 
 
+def test_the_letter_n_is_no_number():
+    sentence = "Vitamin N has 5"
+    spans = spans_in(sentence, TOKENIZATIONS["wikitext-2"](sentence).split())
+    assert [sentence[slice(*span)] for span in spans] == ["Vitamin", "N", "has", "5"]
+
+
 def test_a_word_that_the_sentence_lacks_has_an_empty_place_after_the_one_before_it():
     assert spans_in("a cat sat", ["a", "dog", "sat"]) == [(0, 1), (1, 1), (6, 9)]
