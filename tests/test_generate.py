@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 import lm.generate
 from lm.base.errors import CorpusError
+from lm.config.values import make_config
 from lm.nn.model import AWDLSTM
 from lm.scoring.sampling import Limits, Sampling, beam_search, next_word_probabilities, sample
 from lm.scoring.score import score_text
 from lm.scoring.tokens import read_running
-from lm.scoring.trained import load
+from lm.scoring.trained import Trained, load
+from lm.text.bpe import BPETokenizer
 from lm.text.detokenize import detokenize
 from lm.text.finding import load_corpus
 from lm.text.words import WordTokenizer
@@ -274,6 +276,18 @@ def test_ordinary_english_is_scored_as_its_tokenization_is_and_words_keep_their_
     assert places == ["W1", "'s", "W2", "W3", "", "W4", "costs", "1,500", "w5s", ""]
     report = json.loads(main_here(lm.generate, tiny_run, "--score", tmp_path / "raw.txt", "--sentences=auto", "--json"))
     assert report["sentences"] == "plain"  # of no known corpus
+
+
+def test_a_piece_that_begins_with_a_space_has_the_place_of_its_word(main_here, monkeypatch, tmp_path):
+    tokenizer = BPETokenizer.from_text(" the cat sat \n" * 9, 270)
+    trained = Trained(AWDLSTM(tokenizer.vocab_size, tiny()).eval(), tokenizer, make_config(dataset="ptb"))
+    monkeypatch.setattr(lm.generate, "load", lambda path, device: trained)
+    (tmp_path / "raw.txt").write_text("The cat, sat.\n")
+    flags = ["--sentences=auto", "--per-token", "--json"]
+    rows = json.loads(main_here(lm.generate, "run", "--score", tmp_path / "raw.txt", *flags))["rows"]
+    assert [(row["word"], "The cat, sat."[row["start"] : row["end"]]) for row in rows if row["word"] != " "] == [
+        (" the", "The"), (" cat", "cat"), (" sat", "sat"), ("<eos>", ""),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("way", [["--temperature=3"], ["--greedy"], ["--beam=3", "--samples=3"]])

@@ -6,7 +6,7 @@ import argparse
 import json
 import logging
 import re
-from bisect import bisect
+from bisect import bisect_left
 from typing import Any
 
 from lm.base.errors import ConfigError, CorpusError
@@ -132,7 +132,8 @@ def _placed(rows: list[Row], sentence: str, line: str) -> list[Row]:
     starts = [word.start() for word in re.finditer(r"\S+", line)]
     spans = [(0, 0), *spans_in(sentence, line.split())]
     ends = (len(sentence), len(sentence))
-    places = (ends if row["start"] == len(line) else spans[bisect(starts, row["start"])] for row in rows)
+    # By its end, as a piece of BPE begins with the space before its word.
+    places = (ends if row["start"] == len(line) else spans[bisect_left(starts, row["end"])] for row in rows)
     return [row | {"start": start, "end": end} for row, (start, end) in zip(rows, places, strict=True)]
 
 
