@@ -1,4 +1,4 @@
-"""What a ledger says of configurations, each line read once."""
+"""What a ledger says of configurations, read without parsing its lines."""
 
 import json
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import lm.study.settled
 from lm.base.errors import ConfigError
-from lm.config.values import as_plain, config_from_dict, config_id, make_config, plain_id
+from lm.config.values import as_plain, config_from_dict, config_id, json_id, make_config
 from lm.study.ledger import append_ledger
 from lm.study.settled import Settled
 
@@ -32,10 +32,14 @@ def ledger(tmp_path):
         "when": st.lists(st.integers(1, 9), max_size=3), "data": st.text(), "lr": st.floats(1e-9, 1e9),
     }),
 )  # fmt: skip
-def test_the_identity_of_plain_values_is_that_of_the_configuration(kept, values):
+def test_the_identity_in_the_text_of_a_configuration_is_that_of_the_configuration(kept, values):
     plain = as_plain(make_config(**values | {"emsize": 9, "nhid": 9}))
     plain = {name: value for name, value in plain.items() if name in kept or name in ("emsize", "nhid")}
-    assert plain_id(plain) == config_id(config_from_dict(plain))
+    text = json.dumps(plain, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    try:
+        assert json_id(text) == config_id(config_from_dict(plain))
+    except UnicodeDecodeError:  # read the long way
+        assert "data" in plain
 
 
 def test_every_line_of_the_committed_studies_has_the_identity_of_its_configuration():
@@ -48,7 +52,7 @@ def test_every_line_of_the_committed_studies_has_the_identity_of_its_configurati
         for line in path.read_bytes().splitlines(keepends=True):
             parsed = json.loads(line)
             expected = config_id(config_from_dict(parsed["config"])), parsed["status"]
-            assert lm.study.settled._look(line, "") == expected, path
+            assert lm.study.settled._glance(line) == expected, path
 
 
 def test_an_older_line_has_the_identity_that_its_configuration_has_today(tmp_path):
@@ -70,8 +74,8 @@ def test_lines_that_another_hand_wrote_are_read_as_well(tmp_path):
 
 def test_only_what_was_added_is_read_again_and_all_of_a_file_that_was_edited(ledger, monkeypatch):
     read = []
-    look = lm.study.settled._look
-    monkeypatch.setattr(lm.study.settled, "_look", lambda line, where: read.append(line) or look(line, where))
+    glance = lm.study.settled._glance
+    monkeypatch.setattr(lm.study.settled, "_glance", lambda line: read.append(line) or glance(line))
     settled = Settled(ledger)
     settled.refresh()
     assert len(read) == 3
