@@ -255,6 +255,24 @@ def others() -> list[str]:
     ]
 
 
+def beside_the_lstm_of_words() -> list[str]:
+    """A QRNN, and a model of characters."""
+    cells = {record["config"]["model"]: record for record in ledger("ptb-qrnn")}
+    characters = only("pennchar")
+    lines = (ROOT / "results/pennchar/validations.jsonl").read_text().splitlines()
+    bits = [f"{json.loads(line)['valid_loss'] / math.log(2):.2f}" for line in lines]
+    shown = [
+        f"{pair(record, sign=' / test ')} in {record['seconds'] / 60:.0f} minutes"
+        for record in (cells["QRNN"], cells["LSTM"])
+    ]
+    return [
+        f"the QRNN ends at valid {shown[0]}, the LSTM at valid {shown[1]}",
+        f"valid {characters['valid_bits_per_char']:.3f} / test {characters['test_bits_per_char']:.3f} bits per "
+        f"character after {characters['steps']:,} updates",
+        f"On valid it had {bits[0]}, {bits[1]} and {bits[2]} after 250, 500 and 750",
+    ]
+
+
 def speed() -> str:
     """The ranges of the speed table: each page is one measurement of lm.bench."""
     ratios: dict[str, list[float]] = {"gpu": [], "bf16": [], "fp32": []}
@@ -504,7 +522,7 @@ EXPECTED = {
     "README.md": readme_rows(),
     "results/README.md": [
         *baselines(), *three_seeds(), *strengths(), *noise(), *activations(), own_page(), beside_a_cache(),
-        *elsewhere(), *others(), speed(), *claims_of_the_subject(), grammar()[0],
+        *elsewhere(), *others(), *beside_the_lstm_of_words(), speed(), *claims_of_the_subject(), grammar()[0],
     ],
     "results/blimp/README.md": grammar(),
     "results/ptb-200/adaptation.md": [*adaptation(), six_epochs()],
@@ -514,7 +532,7 @@ EXPECTED = {
 QUOTED = {
     "61.2": "awd-lstm-lm", "58.8": "awd-lstm-lm", "60.3": "Merity et al. 2018", "57.3": "Merity et al. 2018",
     "70.1": "Merity et al. 2018", "65.8": "Merity et al. 2018", "87.17": "pytorch/examples",
-    "69.8": "Warstadt et al. 2020",
+    "69.8": "Warstadt et al. 2020", "1.175": "awd-lstm-lm",
 }  # fmt: skip
 # Coefficients, dropouts, thresholds and versions.
 SETTINGS = {
