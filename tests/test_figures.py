@@ -257,16 +257,10 @@ def others() -> list[str]:
 
 def beside_the_lstm_of_words() -> list[str]:
     """A QRNN, and a model of characters."""
-    cells = {record["config"]["model"]: record for record in ledger("ptb-qrnn")}
     characters = only("pennchar")
     lines = (ROOT / "results/pennchar/validations.jsonl").read_text().splitlines()
     bits = [f"{json.loads(line)['valid_loss'] / math.log(2):.2f}" for line in lines]
-    shown = [
-        f"{pair(record, sign=' / test ')} in {record['seconds'] / 60:.0f} minutes"
-        for record in (cells["QRNN"], cells["LSTM"])
-    ]
     return [
-        f"the QRNN ends at valid {shown[0]}, the LSTM at valid {shown[1]}",
         f"valid {characters['valid_bits_per_char']:.3f} / test {characters['test_bits_per_char']:.3f} bits per "
         f"character after {characters['steps']:,} updates",
         f"On valid it had {bits[0]}, {bits[1]} and {bits[2]} after 250, 500 and 750",
@@ -510,7 +504,7 @@ def grammar() -> list[str]:
     largest = max(abs(row["difference"]) for row in found["difference"]["phenomena"])
     overall = with_both["overall"]
     return [
-        f"{-over_sets['difference']:.1f} points [{-over_sets['high']:.1f}, {-over_sets['low']:.1f}]",
+        f"{over_sets['difference']:.1f} points [{over_sets['low']:.1f}, {over_sets['high']:.1f}]",
         f"{regularized['test_ppl']:.2f} against {plain['test_ppl']:.2f}",
         f"by up to {largest:.1f} points",
         f"{100 * overall['unknown'] / overall['pairs']:.1f} % hold a word",
