@@ -257,10 +257,13 @@ def others() -> list[str]:
 
 def beside_the_lstm_of_words() -> list[str]:
     """A QRNN, and a model of characters."""
+    cells = {record["config"]["model"]: record for record in ledger("ptb-qrnn")}
     characters = only("pennchar")
     lines = (ROOT / "results/pennchar/validations.jsonl").read_text().splitlines()
     bits = [f"{json.loads(line)['valid_loss'] / math.log(2):.2f}" for line in lines]
+    shown = [pair(cells[name], sign=" / test ") for name in ("QRNN", "LSTM")]
     return [
+        f"the QRNN ends at valid {shown[0]}, the LSTM at valid {shown[1]}",
         f"valid {characters['valid_bits_per_char']:.3f} / test {characters['test_bits_per_char']:.3f} bits per "
         f"character after {characters['steps']:,} updates",
         f"On valid it had {bits[0]}, {bits[1]} and {bits[2]} after 250, 500 and 750",
