@@ -117,6 +117,24 @@ def main_here(work_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     return run
 
 
+@pytest.fixture
+def fill_disk(monkeypatch: pytest.MonkeyPatch):
+    """Call it, and the disk takes three bytes more."""
+
+    def fill() -> None:
+        real, calls = os.write, []
+
+        def half(descriptor, data):
+            calls.append(data)
+            if len(calls) > 1:
+                raise OSError(28, os.strerror(28))
+            return real(descriptor, data[:3])
+
+        monkeypatch.setattr(os, "write", half)
+
+    return fill
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

@@ -166,18 +166,10 @@ def test_a_log_message_that_does_not_fit_raises_and_names_the_file(tmp_path, mon
     assert caught.value.filename == str(tmp_path / "train.log")
 
 
-def test_a_line_that_does_not_fit_whole_is_cut_off(tmp_path, monkeypatch):
+def test_a_line_that_does_not_fit_whole_is_cut_off(tmp_path, fill_disk):
     file = LineFile(tmp_path / "lines")
     file.write("first\n")
-    real, calls = os.write, []
-
-    def half(descriptor, data):
-        calls.append(data)
-        if len(calls) > 1:
-            raise OSError(28, os.strerror(28))
-        return real(descriptor, data[:3])
-
-    monkeypatch.setattr(os, "write", half)
+    fill_disk()
     with pytest.raises(OSError, match="No space left"):
         file.write("second\n")
     assert (tmp_path / "lines").read_text() == "first\n"

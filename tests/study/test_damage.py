@@ -118,18 +118,10 @@ def test_a_complete_run_without_a_curve_stands_for_its_first_part(study):
     assert sweep.measure([{"alpha": 0}], 1) == [pytest.approx(math.log(5))]
 
 
-def test_a_ledger_on_a_full_disk_is_named_and_as_it_was(tmp_path, monkeypatch):
+def test_a_ledger_on_a_full_disk_is_named_and_as_it_was(tmp_path, fill_disk):
     append_ledger(tmp_path / "runs.jsonl", {"id": "a"})
     before = (tmp_path / "runs.jsonl").read_bytes()
-    real, calls = os.write, []
-
-    def half(descriptor, data):
-        calls.append(data)
-        if len(calls) > 1:
-            raise OSError(28, os.strerror(28))
-        return real(descriptor, data[:3])
-
-    monkeypatch.setattr(os, "write", half)
+    fill_disk()
     with pytest.raises(OSError, match="No space left") as caught:
         append_ledger(tmp_path / "runs.jsonl", {"id": "b"})
     assert caught.value.filename == str(tmp_path / "runs.jsonl")
