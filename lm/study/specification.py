@@ -13,7 +13,7 @@ beta = [0]
 seed = [1]                   # optional: this block's seeds instead of the study's
 [[grid]]
 alpha = [0]
-beta = [1, 2, 4]
+beta = [1, 2, 4]             # "dropout+dropouth" = [0.1, 0.2] would set two fields to one value in each run
 [baseline]                   # the configuration that the others are compared with; default: the first
 alpha = 0
 beta = 0
@@ -29,6 +29,7 @@ from __future__ import annotations
 import itertools
 import os
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,7 +185,7 @@ def _expand(
     _check(file, "grid", isinstance(blocks, list) and all(isinstance(b, dict) for b in blocks), "must be [[grid]]")
     if not blocks:
         return ({},), (seeds,)
-    blocks = [dict(block) for block in blocks]
+    blocks = [step for block in blocks for step in _in_step(file, block)]
     block_seeds = [_seeds(file, "grid.seed", b.pop("seed")) if "seed" in b else seeds for b in blocks]
     blocks = [_fields(file, "grid", block) for block in blocks]
     fields = list(dict.fromkeys(name for block in blocks for name in block))
@@ -203,6 +204,18 @@ def _expand(
             configuration = dict(zip(fields, combination, strict=True))
             found.setdefault(identity(configuration), (configuration, {}))[1].update(dict.fromkeys(own_seeds))
     return tuple(configuration for configuration, _ in found.values()), tuple(tuple(own) for _, own in found.values())
+
+
+def _in_step(file: Path, block: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The block as several without keys such as `dropout+dropouth`: in each, these fields have one and the same value."""
+    joined = {key: values for key, values in block.items() if "+" in key}
+    for key, values in joined.items():
+        _check(file, f"grid.{key}", isinstance(values, list) and bool(values), "must be a list of values")
+    others = {key: values for key, values in block.items() if key not in joined}
+    for combination in itertools.product(*joined.values()):
+        yield others | {
+            field.strip(): [value] for key, value in zip(joined, combination, strict=True) for field in key.split("+")
+        }
 
 
 def _baseline(

@@ -90,6 +90,14 @@ def test_configurations_are_the_set_union_of_the_blocks_products(tmp_path_factor
     assert set(configurations) == {pair for a, b in blocks for pair in itertools.product(a, b)}
 
 
+def test_fields_that_are_named_together_have_the_same_value_in_every_run(tmp_path):
+    study = study_at(tmp_path, BASE + '[[grid]]\nalpha = [0, 1]\n"dropout + dropout-h" = [0.1, 0.2]\nseed = [1]\n')
+    assert [tuple(c.items()) for c in study.configurations] == [
+        (("alpha", alpha), ("dropout", value), ("dropout_h", value)) for value in (0.1, 0.2) for alpha in (0, 1)
+    ]
+    assert set(study.configuration_seeds) == {(1,)}
+
+
 def test_a_field_that_a_block_leaves_out_takes_its_value_from_the_flags(tmp_path):
     text = BASE + "[flags]\ndropout = 0.2\n[[grid]]\nalpha = [0]\n[[grid]]\nalpha = [0]\ndropout = [0.2, 0.4]\n"
     study = study_at(tmp_path, text)
@@ -129,6 +137,8 @@ def test_dashes_and_underscores_name_the_same_field(tmp_path):
         (BASE + "[grid]\nalpha = [1]\n", "grid"),
         (BASE + "[[grid]]\nalpha = 1\n", "grid.alpha"),
         (BASE + "[[grid]]\nalpha = []\n", "grid.alpha"),
+        (BASE + '[[grid]]\n"alpha+beta" = 1\n', "grid.alpha+beta"),
+        (BASE + '[[grid]]\n"alpha+beta" = []\n', "grid.alpha+beta"),
         (BASE + "[[grid]]\nalpha = [0]\n[[grid]]\nbeta = [1]\n", "grid.beta"),
         (BASE + "[[grid]]\nalpha = [0]\nseed = 1\n", "grid.seed"),
         (BASE + "[[grid]]\nalpha = [0]\n[baseline]\nbeta = 1\n", "baseline.beta"),
