@@ -100,7 +100,7 @@ def train_epoch(
     done = progress.tokens - (progress.epoch - 1) * run.targets_per_epoch
     log.start_epoch(progress.epoch, run.config.epochs, run.targets_per_epoch, done)
     logged_tokens = progress.tokens
-    logged_seconds = progress.seconds
+    seconds = 0.0  # of training since then, without validations
     while progress.step < max_steps:
         if run.validation_due():
             score_valid(run, writer, log, stop, in_epoch=True)
@@ -117,12 +117,14 @@ def train_epoch(
         save = saves.due(progress.step)
         if due or save or stopped:  # what is saved must be good; waits for a GPU, whose work is in the time then
             check_run(run)
-        progress.seconds += time.perf_counter() - started
+        spent = time.perf_counter() - started
+        progress.seconds += spent
+        seconds += spent
         log.progress(run.targets(window.targets_TB))
         if due:
-            record_step(run, log, (progress.tokens - logged_tokens) / (progress.seconds - logged_seconds))
+            record_step(run, log, (progress.tokens - logged_tokens) / seconds)
             logged_tokens = progress.tokens
-            logged_seconds = progress.seconds
+            seconds = 0.0
         if save:
             writer.save_last(run, log.sync())
             saves.start()

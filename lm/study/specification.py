@@ -207,7 +207,7 @@ def _expand(
 
 
 def _in_step(file: Path, block: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The block as several without keys such as `dropout+dropouth`: in each, these fields have one and the same value."""
+    """The block as several without keys such as `dropout+dropouth`: in each, these fields have the same value."""
     joined = {key: values for key, values in block.items() if "+" in key}
     for key, values in joined.items():
         _check(file, f"grid.{key}", isinstance(values, list) and bool(values), "must be a list of values")

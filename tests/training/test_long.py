@@ -59,6 +59,19 @@ def test_valid_is_scored_every_n_updates_and_at_each_end_of_an_epoch_without_a_c
     assert same(weights(tmp_path / "often"), weights(tmp_path / "seldom"))
 
 
+def test_tokens_per_second_leave_out_validations_within_an_epoch(run_with, monkeypatch, tmp_path):
+    real = lm.train.validate
+
+    def slow(run, *arguments):
+        run.progress.seconds += 1e6
+        return real(run, *arguments)
+
+    monkeypatch.setattr(lm.train, "validate", slow)
+    run_with("run", "--epochs=1", "--max-steps=6", "--validate-every=2", "--nonmono=0")
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert all(line["tokens_per_s"] > 0 for line in lines if line["kind"] == "step")
+
+
 def test_nonmono_and_plateau_count_validations_within_an_epoch_too(run_with, losses, tmp_path):
     losses(3.0, 3.1, 3.2, 3.3, 3.4)
     run_with("sgd", "--epochs=1", "--max-steps=9", "--validate-every=2", "--nonmono=1")
