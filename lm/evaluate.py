@@ -26,7 +26,7 @@ from lm.base.rundir import RunDir
 from lm.base.threads import choose_threads
 from lm.config.flags import Parser
 from lm.config.schema import TrainConfig
-from lm.scoring.adaptation import Adaptation, add_adaptation_flags, check_adaptation_flags, settings_text
+from lm.scoring.adapt_flags import Adaptation, add_adaptation_flags, check_adaptation_flags, settings_text
 from lm.scoring.evaluation import evaluate, protocol_columns, split_report
 from lm.scoring.export import FORMATS, export_run
 from lm.scoring.loading import load_run

@@ -11,7 +11,7 @@ from typing import Any
 
 from lm.base.errors import ConfigError, CorpusError
 from lm.base.process import show
-from lm.scoring.adaptation import adapt_to_text, add_adaptation_flags, check_one_mode, settings_text
+from lm.scoring.adapt_flags import adapt_to_text, add_adaptation_flags, check_one_mode, settings_text
 from lm.scoring.score import score_text
 from lm.scoring.surprisal import Row, surprisal
 from lm.scoring.trained import Trained
