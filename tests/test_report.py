@@ -22,7 +22,7 @@ from lm.study.specification import load_study
 from lm.tables.analysis import analyse
 from lm.tables.answer import answer
 from lm.tables.compare import compare, compare_json, compare_text
-from lm.tables.page import report, report_text, unfinished
+from lm.tables.page import readme, report, report_text, unfinished
 from lm.tables.plots import draw_plots
 from lm.tables.published import comparable_ppl, load_published, per_target
 from lm.tables.stats import draw_difference, holm, paired_difference, pooled_sd, welch_difference
@@ -475,6 +475,17 @@ def test_a_configuration_far_off_is_marked_at_the_edge_and_does_not_flatten_the_
         assert {text.get_text() for text in ax.texts} == {"0/0", "1/0", "0/1", "2/0: 235.3"}
     caption = dict(draw_plots(analysis_of(tmp_path / "near", lines[:3], seeds=(1,)), tmp_path))["activations.png"]
     assert "triangles" not in caption
+
+
+def test_a_study_of_one_configuration_is_told_as_a_measurement_beside_what_is_quoted(tmp_path):
+    quoted = '[[quoted]]\nlabel = "2x200"\nsource = "a README"\ntest_ppl = 87.17\n'
+    analysis = analysis_of(tmp_path, [record(1, 4.5, test=4.4)], seeds=(1,), body=quoted)
+    assert answer(analysis) == (
+        "Measured: perplexity valid 90.02 / test 81.45 (one seed). Quoted, 2x200: perplexity test 87.17."
+    )
+    page = readme(analysis, [])
+    assert "\n- *Perplexity* is the mean ± sd over n seeds; *train* is without dropout.\n- *gap*" in page
+    assert "baseline" not in page
 
 
 def test_the_page_holds_answer_table_quoted_figure_command_commit_and_cost(full_study):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from lm.tables.analysis import Analysis
 from lm.tables.configurations import Configuration, on_seeds
 from lm.tables.stats import Difference
@@ -29,7 +32,8 @@ def answer(analysis: Analysis) -> str:
         best, base = _paired(analysis.configurations[analysis.ranking[1]], base)
         text += f" Next to it comes {best.label}, {_ppl(best)}: {_effect(best, analysis)} {_activations(best, base)}"
     elif len(analysis.configurations) == 1:
-        text = f"One configuration: {base.label}, {_ppl(base)}, n = {len(base.runs)}."
+        seed = "" if len(base.runs) > 1 else " (one seed)"
+        text = " ".join([f"Measured: {_ppl(base)}{seed}.", *map(_quoted, analysis.study.quoted)])
     return text.rstrip() + unfinished
 
 
@@ -49,6 +53,11 @@ def _ppl(configuration: Configuration) -> str:
     ]
     seeds = f" (mean of {len(configuration.runs)} seeds)" if len(configuration.runs) > 1 else ""
     return f"perplexity {' / '.join(found)}{seeds}"
+
+
+def _quoted(figure: Mapping[str, Any]) -> str:
+    found = [f"{split} {figure[f'{split}_ppl']:.2f}" for split in ("valid", "test") if figure.get(f"{split}_ppl")]
+    return f"Quoted, {figure['label']}: perplexity {' / '.join(found)}."
 
 
 def _effect(configuration: Configuration, analysis: Analysis) -> str:
