@@ -92,6 +92,12 @@ def tiny_run(cli, corpus_dir: Path, work_dir: Path) -> Path:
     return run_dir
 
 
+@pytest.fixture(autouse=True)
+def _threads_for_each_test():
+    """What a test trains here may choose its threads; the next test has those of the suite."""
+    torch.set_num_threads(int(forks.THREADS))
+
+
 @pytest.fixture
 def train_here(work_dir: Path, monkeypatch: pytest.MonkeyPatch):
     """Train in this process, which spares the start of another, and return the result."""
