@@ -80,6 +80,7 @@ def test_files_that_cannot_grow_are_one_message_with_tensorboard_too(faults, tri
     [
         ((signal.SIGINT,), "^training", 14),
         ((signal.SIGTERM,), "^evaluation", 1),
+        ((signal.SIGTERM,), "^evaluation", 4),  # after the last update, so that none sets the rate again
         ((signal.SIGTERM,), "^evaluation", -1),
         ((signal.SIGINT,), "write .*ckpt/.last.pt", 4),
         ((signal.SIGINT, signal.SIGINT), "write .*ckpt/.last.pt", 4),

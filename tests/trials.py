@@ -138,7 +138,7 @@ def kill_after_damage(trials: Trials, number: int) -> None:
 def lose_last_after(trials: Trials, number: int) -> str:
     """SIGKILL at one call, and last.pt deleted: begun anew where nothing is lost by it, else refused, all kept."""
     place = trials.new_place()
-    trials.faults.train(place, *trials.flags, action="kill", at=number)
+    trials.train(place, action="kill", at=number)
     run = place / "run"
     for path in run.glob("ckpt/last*"):
         path.unlink()
@@ -146,7 +146,7 @@ def lose_last_after(trials: Trials, number: int) -> str:
         trials.finish(place)
         return "begun anew"
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    ended = trials.faults.train(place, *trials.flags)
+    ended = trials.train(place)
     assert (ended.returncode, "last.pt: not there" in ended.stderr) == (5, True), ended.stderr
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     shutil.rmtree(place)
@@ -156,11 +156,11 @@ def lose_last_after(trials: Trials, number: int) -> str:
 def cut_metrics_after(trials: Trials, number: int) -> None:
     """SIGKILL at one call, and half of metrics.jsonl lost: what is left are whole lines, the bits the same."""
     place = trials.new_place()
-    trials.faults.train(place, *trials.flags, action="kill", at=number)
+    trials.train(place, action="kill", at=number)
     metrics = place / "run" / "metrics.jsonl"
     with metrics.open("r+b") as file:
         file.truncate(metrics.stat().st_size // 2)
-    done = trials.faults.train(place, *trials.flags)
+    done = trials.train(place)
     assert done.returncode == 0, done.stderr
     found, expected = ending(place / "run"), trials.expected
     steps = [record["step"] for record in found["metrics"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,19 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     # The first step of a shape runs outside a graph, which PyTorch takes for a mistake.
     warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
     return kind(parameters, rate, betas, weight_decay=config.wdecay, fused=True, capturable=on_cuda)
+
+
+def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Continue from what an optimizer's `state_dict` was, perhaps on a device of another kind.
+
+    Settings stay those of this device, but for the rate and beta1, which change from update to update.
+    """
+    settings = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state["state"], "param_groups": settings})
+    last = state["param_groups"][0]
+    set_rate(optimizer, float(last["lr"]))
+    if "betas" in last:
+        set_beta1(optimizer, last["betas"][0])
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

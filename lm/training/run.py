@@ -25,7 +25,7 @@ from lm.text.vectors import read_vectors
 from lm.training.averaging import NTASGD
 from lm.training.cudagraphs import CUDAGraphs
 from lm.training.means import IntervalMeans
-from lm.training.optim import build_optimizer
+from lm.training.optim import build_optimizer, load_state
 from lm.training.progress import Progress
 from lm.training.results import OTHER_TEXT
 from lm.training.schedule import LearningRate, trapezoid_of
@@ -239,9 +239,7 @@ class Run:
         if "optimizer" not in state:
             raise CheckpointError("--resume: this checkpoint holds weights only; continue from a last.pt")
         self.model.load_state_dict(state["model"])
-        # The settings stay this device's; the rate among them is set before every update.
-        settings = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": settings})
+        load_state(self.optimizer, state["optimizer"])
         self.averaging.load_state_dict(state["averaging"], self.model)
         self.learning_rate.load_state_dict(state["learning_rate"])
         self.rate = state.get("rate", self.rate)  # older checkpoints have none
