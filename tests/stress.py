@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -71,7 +72,7 @@ class Table:
             try:
                 returned.append(attempt())
             except AssertionError as error:
-                self.failures.append(f"{fault}, {where}, attempt {tried}: {error}")
+                self.failures.append(f"{fault}, {where}, attempt {tried}: {error or traceback.format_exc(limit=-1)}")
                 print(self.failures[-1][:2000], file=sys.stderr)
         self.rows.append([fault, where, str(tried), str(len(returned)), note])
         seconds = time.monotonic() - started

@@ -11,7 +11,7 @@ from lm.base.errors import DivergedError
 from lm.config.values import make_config
 from lm.training.averaging import NTASGD
 from lm.training.divergence import check_update
-from lm.training.optim import build_optimizer, clip
+from lm.training.optim import build_optimizer, clip, load_state, set_beta1, set_rate
 from lm.training.schedule import LearningRate, schedule_factor
 
 
@@ -88,6 +88,21 @@ def test_adam_and_adamw_take_the_configured_values(name, kind):
     assert type(optimizer) is kind
     group = optimizer.param_groups[0]
     assert (group["lr"], group["weight_decay"], group["betas"]) == (0.1, 0.2, (0.5, 0.6))
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_a_loaded_optimizer_has_the_rate_and_beta1_of_its_last_update(kind):
+    config = make_config(optimizer=kind, lr=0.1)
+    before, after = (build_optimizer(nn.Linear(1, 1), config) for _ in range(2))
+    set_rate(before, 0.025)
+    if kind == "adam":
+        set_beta1(before, 0.7)
+    saved = before.state_dict()
+    for group in saved["param_groups"]:
+        group["lr"] = torch.tensor(group["lr"], dtype=torch.float64)  # as a GPU keeps it
+    load_state(after, saved)
+    assert after.param_groups[0]["lr"] == 0.025
+    assert after.param_groups[0].get("betas", (0.7,))[0] == 0.7
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
