@@ -92,12 +92,6 @@ def tiny_run(cli, corpus_dir: Path, work_dir: Path) -> Path:
     return run_dir
 
 
-@pytest.fixture(autouse=True)
-def _threads_for_each_test():
-    """What a test trains here may choose its threads; the next test has those of the suite."""
-    torch.set_num_threads(int(forks.THREADS))
-
-
 @pytest.fixture
 def train_here(work_dir: Path, monkeypatch: pytest.MonkeyPatch):
     """Train in this process, which spares the start of another, and return the result."""
@@ -142,7 +136,9 @@ def fill_disk(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _start() -> None:
+    """Each test has the suite's seed and threads, whatever the one before it chose."""
+    torch.set_num_threads(int(forks.THREADS))
     torch.manual_seed(0)
 
 

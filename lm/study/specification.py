@@ -164,6 +164,10 @@ def _check(file: Path, key: str, good: bool, demand: str) -> None:
         raise ConfigError(f"{file}: {key}: {demand}")
 
 
+def _check_values(file: Path, name: str, values: Any) -> None:
+    _check(file, f"grid.{name}", isinstance(values, list) and bool(values), "must be a list of values")
+
+
 def _seeds(file: Path, key: str, seeds: Any) -> tuple[int, ...]:
     good = isinstance(seeds, list) and bool(seeds) and all(type(seed) is int and seed >= 0 for seed in seeds)
     _check(file, key, good and len(set(seeds)) == len(seeds), "must be a list of different integers, each at least 0")
@@ -199,7 +203,7 @@ def _expand(
                 "one block sets it and another does not; give it in every block, or its usual value under [flags]",
             )
             values = block.get(name, [flags.get(name)])
-            _check(file, f"grid.{name}", isinstance(values, list) and bool(values), "must be a list of values")
+            _check_values(file, name, values)
         for combination in itertools.product(*(block.get(name, [flags.get(name)]) for name in fields)):
             configuration = dict(zip(fields, combination, strict=True))
             found.setdefault(identity(configuration), (configuration, {}))[1].update(dict.fromkeys(own_seeds))
@@ -210,7 +214,7 @@ def _in_step(file: Path, block: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The block as several without keys such as `dropout+dropouth`: in each, these fields have the same value."""
     joined = {key: values for key, values in block.items() if "+" in key}
     for key, values in joined.items():
-        _check(file, f"grid.{key}", isinstance(values, list) and bool(values), "must be a list of values")
+        _check_values(file, key, values)
     others = {key: values for key, values in block.items() if key not in joined}
     for combination in itertools.product(*joined.values()):
         yield others | {

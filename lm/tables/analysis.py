@@ -43,6 +43,11 @@ class Analysis:
     notes: tuple[str, ...]
 
     @property
+    def compares(self) -> bool:
+        """Whether there is more than one configuration."""
+        return len(self.configurations) > 1
+
+    @property
     def chosen(self) -> int | None:
         """The best configuration on valid."""
         return self.ranking[0] if self.ranking else None

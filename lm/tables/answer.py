@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
 
 from lm.tables.analysis import Analysis
 from lm.tables.configurations import Configuration, on_seeds
@@ -31,9 +30,10 @@ def answer(analysis: Analysis) -> str:
     if len(analysis.ranking) > 1:
         best, base = _paired(analysis.configurations[analysis.ranking[1]], base)
         text += f" Next to it comes {best.label}, {_ppl(best)}: {_effect(best, analysis)} {_activations(best, base)}"
-    elif len(analysis.configurations) == 1:
+    elif not analysis.compares:
         seed = "" if len(base.runs) > 1 else " (one seed)"
-        text = " ".join([f"Measured: {_ppl(base)}{seed}.", *map(_quoted, analysis.study.quoted)])
+        quoted = [f"Quoted, {figure['label']}: {_splits(figure.get)}." for figure in analysis.study.quoted]
+        text = " ".join([f"Measured: {_ppl(base)}{seed}.", *quoted])
     return text.rstrip() + unfinished
 
 
@@ -46,18 +46,14 @@ def _paired(*configurations: Configuration) -> list[Configuration]:
 
 
 def _ppl(configuration: Configuration) -> str:
-    found = [
-        f"{split} {configuration.mean(f'{split}_ppl'):.2f}"
-        for split in ("valid", "test")
-        if configuration.mean(f"{split}_ppl")
-    ]
     seeds = f" (mean of {len(configuration.runs)} seeds)" if len(configuration.runs) > 1 else ""
-    return f"perplexity {' / '.join(found)}{seeds}"
+    return _splits(configuration.mean) + seeds
 
 
-def _quoted(figure: Mapping[str, Any]) -> str:
-    found = [f"{split} {figure[f'{split}_ppl']:.2f}" for split in ("valid", "test") if figure.get(f"{split}_ppl")]
-    return f"Quoted, {figure['label']}: perplexity {' / '.join(found)}."
+def _splits(value: Callable[[str], float | None]) -> str:
+    """`perplexity valid 1.00 / test 2.00` of the splits that have a value."""
+    found = {split: value(f"{split}_ppl") for split in ("valid", "test")}
+    return f"perplexity {' / '.join(f'{split} {ppl:.2f}' for split, ppl in found.items() if ppl)}"
 
 
 def _effect(configuration: Configuration, analysis: Analysis) -> str:
