@@ -152,16 +152,16 @@ def _signals() -> Iterator[None]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hide GPUs from all tests but those of `-m gpu`: what the others promise, equal bits above all, is of CPUs.
+    """Hide GPUs from all tests but those of `-m gpu` (or `-m "gpu and ..."`).
 
-    There Triton's kernels run in its interpreter, which it must know before a kernel is defined.
+    What the others promise, equal bits above all, is of CPUs. There Triton's kernels run in its interpreter, which it must know before a kernel is defined.
 
     Signals are as in a terminal: `nohup` and a shell's `&` have them ignored, and every child would inherit that.
     """
     for name, usual in (("SIGHUP", signal.SIG_DFL), ("SIGINT", signal.default_int_handler)):
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
             signal.signal(getattr(signal, name), usual)
-    if config.getoption("markexpr") != "gpu":
+    if not config.getoption("markexpr").startswith("gpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         os.environ["TRITON_INTERPRET"] = "1"
 

@@ -24,11 +24,12 @@ def mps() -> Iterator[str]:
     os.environ |= dict.fromkeys(names, f"/tmp/mps-{os.getpid()}") if control else {}
     try:
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}  # the daemon keeps what it inherits open
-        works = control and not subprocess.run([control, "-d"], check=False, **quiet).returncode
         probe = [sys.executable, "-c", "import torch; torch.ones(1, device='cuda').item()"]
-        if works:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                works = not subprocess.run(probe, check=False, timeout=60).returncode
+        works = False
+        if control:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # either may wait for ever where MPS cannot work
+                started = not subprocess.run([control, "-d"], check=False, timeout=20, **quiet).returncode
+                works = started and not subprocess.run(probe, check=False, timeout=60).returncode
         logger.info("MPS: %s", "on" if works else "not to be had, runs take turns on the GPU")
         if control and not works:
             _stop_mps(control, names)

@@ -1,28 +1,25 @@
 """One sitting on a borrowed GPU: AWD-LSTM's short recipe on PTB and WikiText-2, each run scored and brought home.
 
-    python -m tests.sitting --minutes 9 --out DIR              # there; the same command again resumes what is left
-    python -m tests.sitting --join DIR/ptb-fast.* --out EXPORT  # here: the weights, put together and verified
-    python -m tests.sitting --tiny --minutes 5 --out DIR        # every line of it on a CPU, in tiny sizes
+    python3 -m tests.sitting --studies ptb-fast --out DIR         # there; the same again resumes what is left
+    python3 -m tests.sitting --join DIR/ptb-fast.* --out EXPORT   # here: the weights, put together and verified
+    python3 -m tests.sitting --tiny --minutes 5 --out DIR         # every line of it on a CPU, in tiny sizes
 
 Needs data/ptb and data/wikitext-2, which git ignores, so that they have to be taken along (data/cache as well spares
 the encoding), and keeps its state in runs/sitting and the runs in runs/STUDY, which must survive for a second call. DIR
-gets at most eight files of 16 MiB: home.tar.gz (ledgers, figures, logs; written anew whenever a run ends) and the best
-weights in bf16. The epochs of a study are chosen once, after half a minute of measuring, and written into its
-study.toml; if results/STUDY has runs already, they are as many as those had.
+gets what is to be kept (tests/sitting_home.py). The epochs of a study are chosen once, after half a minute of
+measuring, and written into its study.toml; if results/STUDY has runs already, they are as many as those had.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,15 +28,14 @@ from lm.base.errors import DivergedError, run_cli
 from lm.base.files import ROOT, write_atomic
 from lm.base.rundir import RunDir
 from lm.base.signals import StopSignals
-from lm.scoring.export import export_run
 from lm.study.executors import Job, outcome_of, read_metrics
-from lm.study.ledger import read_ledger
 from lm.study.scheduler import Sweep, finished
 from lm.study.specification import load_study
 from lm.sweep import parse_args
 from lm.text.finding import configured_corpus
 from tests.mps import mps
-from tests.parcel import join, pack, split, unpack
+from tests.parcel import join, unpack
+from tests.sitting_home import FILE_BYTES, Home
 from tests.sitting_plan import (
     MODES,
     PLAN,
@@ -56,28 +52,30 @@ from tests.sitting_plan import (
 
 logger = logging.getLogger("lm.sitting")
 MEASURE_MINUTES = 0.4
+MEASURE_START_S = 90.0  # that a process has to begin in; after them and the minutes it is killed
 WORTH_STARTING_S = 90.0
-FILES = 8
-FILE_BYTES = 16 << 20
-ALL_BYTES = 63 << 20
-_KEPT = ("config.json", "env.json", "metrics.jsonl", "train.log", "output.log", "result.json", "adapt.txt")
+END_S = 25.0  # for everything that runs to save and end in
+STOPPED = (-signal.SIGTERM, 128 + signal.SIGTERM)  # what a process that was asked to stop ends with
 
 
 class Sitting:
     """The plan's runs within the time given: what is missing, what runs, and what is brought home."""
 
-    def __init__(self, args: argparse.Namespace, device: str, end: float) -> None:
+    def __init__(self, args: argparse.Namespace, device: str, end: float, stop: StopSignals) -> None:
         self.args = args
         self.device = device
         self.end = end
+        self.stop = stop
         self.state = ROOT / "runs" / ("sitting-tiny" if args.tiny else "sitting")
-        self.plan = PLAN[:2] if args.first or args.tiny else PLAN
+        self.plan = [run for run in PLAN if run[0] in args.studies][: 2 if args.tiny else None]
+        self.todo: list[Task] = []
+        self.scores: list[Task] = []
         self.running: dict[subprocess.Popen[bytes], Task] = {}
-        self.sent: dict[str, str] = {}  # whose weights are in DIR, by study
+        self.retried: set[str] = set()
         self.sweeps: dict[str, Sweep] = {}
         self.tokens: dict[str, list[int]] = {}
         self.state.mkdir(parents=True, exist_ok=True)
-        args.out.mkdir(parents=True, exist_ok=True)
+        self.home = Home(args.out, self.state, self.sweeps, 4096 if args.tiny else FILE_BYTES)
         if args.tiny:
             self._make_tiny()
         os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -106,7 +104,10 @@ class Sitting:
         return Sweep(load_study(self.state / study), parse_args("", flags))
 
     def settle_epochs(self) -> None:
-        """Give each study its folder, with its ledger so far and the number of epochs of all its runs."""
+        """Give each study its folder, with its ledger so far and the number of epochs of all its runs.
+
+        A study that could not be measured is left out of the plan.
+        """
         open_studies = []
         for study in dict.fromkeys(run[0] for run in self.plan):
             folder = self.state / study
@@ -119,14 +120,19 @@ class Sitting:
                 (folder / "study.toml").write_text(self.asked(study))
             else:
                 open_studies.append(study)
-        for study, epoch in self._measure(open_studies).items():
+        lanes = self.args.lanes
+        groups = [open_studies[first : first + lanes] for first in range(0, len(open_studies), lanes)]
+        found = {study: seconds for group in groups for study, seconds in self._measure(group).items()}
+        for study, epoch in found.items():
             most = self._trial(study).config.epochs
             starts = 3 if self.args.then else 1
-            seconds = self.left() + 60 * self.args.then - starts * START_S - sum(scoring_seconds(*self.tokens[study]))
+            seconds = (self.left() + 60 * self.args.then) / len(groups)
+            seconds -= starts * START_S + sum(scoring_seconds(*self.tokens[study]))
             epochs = choose_epochs(seconds, epoch, most)
             logger.info("%s: %.2f s an epoch, %.0f s for them: %d of %d epochs", study, epoch, seconds, epochs, most)
             text = with_epochs(self.asked(study), epochs)
             write_atomic(self.state / study / "study.toml", lambda file, text=text: file.write(text.encode()))
+        self.plan = [run for run in self.plan if (self.state / run[0] / "study.toml").exists()]
 
     def _trial(self, study: str) -> Job:
         """The study's most important run, as the repository asks for it."""
@@ -146,20 +152,33 @@ class Sitting:
         for study, job in jobs.items():
             self._count(study, job)
         minutes = MEASURE_MINUTES / 8 if self.args.tiny else MEASURE_MINUTES
-        lanes = max(self.args.lanes, len(studies)) if studies else 0
-        for lane in reversed(range(lanes)):
+        for lane in reversed(range(self.args.lanes)):
             study = studies[lane % len(studies)]
             flags = ("--no-eval-test", "--log-interval=20", f"--out-dir={scratch / str(lane)}")
             self._train(Task(study, jobs[study]), minutes, *flags)
-        for process in self.running:
-            process.wait()
+        self._wait(60 * minutes + MEASURE_START_S)
+        for process, task in self.running.items():
+            process.kill()
+            if process.wait() not in (0, *STOPPED):
+                logger.warning("measuring %s failed: %s", task.study, outcome_of(task.job, process.returncode).tail)
         self.running.clear()
         found = {}
         for lane, study in enumerate(studies):
-            records = read_metrics(RunDir(scratch / str(lane)))
-            found[study] = epoch_seconds(records, self.tokens[study][0])
+            train, valid, _ = self.tokens[study]
+            try:
+                found[study] = epoch_seconds(read_metrics(RunDir(scratch / str(lane))), train, valid)
+            except ValueError as problem:
+                logger.warning("%s: left out: %s", study, problem)
         shutil.rmtree(scratch, ignore_errors=True)
         return found
+
+    def _wait(self, seconds: float) -> None:
+        """Until everything that runs has ended, at most so long, or until this process is to stop."""
+        end = time.monotonic() + seconds
+        while any(process.poll() is None for process in self.running) and time.monotonic() < end:
+            if self.stop.asked:
+                return
+            time.sleep(0.2)
 
     def _count(self, study: str, job: Job) -> None:
         """Encode the corpus of a study, once for all its processes, and keep its splits' sizes."""
@@ -177,38 +196,38 @@ class Sitting:
             process = subprocess.Popen([sys.executable, *command[1:]], cwd=ROOT, stdout=out, stderr=log)
         self.running[process] = task
 
-    def work(self, stop: StopSignals) -> None:
+    def work(self) -> None:
         """Train, score and bring home until nothing is left or the time is up; whatever happens, all is kept."""
-        self.sweeps = {study: self.sweep(study) for study in dict.fromkeys(run[0] for run in self.plan)}
-        todo = []
-        for study, alpha, beta, seed in self.plan:
-            todo.append(Task(study, self.sweeps[study].job({"alpha": alpha, "beta": beta}, seed)))
-            if study not in self.tokens:
-                self._count(study, todo[-1].job)
-        scores: list[Task] = []
         try:
-            for task in [task for task in todo if finished(task.job)]:  # of an earlier call
-                self.sweeps[task.study].run([task.job])  # enters it, if it is not
-                self._keep(task, scores)
-            todo = [task for task in todo if self.sweeps[task.study].missing([task.job])]
-            while self.left() > 0 and not stop.asked and self._turn(todo, scores):
+            self.settle_epochs()
+            self.sweeps |= {study: self.sweep(study) for study in dict.fromkeys(run[0] for run in self.plan)}
+            for study, alpha, beta, seed in self.plan:
+                task = Task(study, self.sweeps[study].job({"alpha": alpha, "beta": beta}, seed))
+                if study not in self.tokens:
+                    self._count(study, task.job)
+                if finished(task.job):  # in an earlier call
+                    self.sweeps[study].run([task.job])  # enters it, if it is not
+                    self._keep(task)
+                if self.sweeps[study].missing([task.job]):
+                    self.todo.append(task)
+            while self.left() > 0 and not self.stop.asked and self._turn():
                 time.sleep(0.2)
         finally:
-            self._end(scores)
+            self._end()
 
-    def _turn(self, todo: list[Task], scores: list[Task]) -> bool:
+    def _turn(self) -> bool:
         """Take note of what has ended and start what there is room for; False when nothing is left to wait for."""
         for process in [process for process in self.running if process.poll() is not None]:
-            self._ended(process, scores)
+            self._ended(process)
         training = sum(not task.modes for task in self.running.values())
-        if todo and training < self.args.lanes and self._training_seconds(todo[0]) > self._worth():
-            task = todo.pop(0)
+        if self.todo and training < self.args.lanes and self._training_seconds(self.todo[0]) > self._worth():
+            task = self.todo.pop(0)
             self._train(task, self._training_seconds(task) / 60)
-        elif scores and len(self.running) - training < self.args.lanes:
-            scores.sort(key=lambda task: MODES.index(task.modes))
-            task = scores.pop(0)
+        elif self.scores and len(self.running) - training < self.args.lanes:
+            self.scores.sort(key=lambda task: MODES.index(task.modes))
+            task = self.scores.pop(0)
             self._start(task, task.scoring, task.figures)
-        return bool(self.running or scores)
+        return bool(self.running or self.scores)
 
     def _worth(self) -> float:
         return 0.0 if self.args.tiny else WORTH_STARTING_S
@@ -218,7 +237,7 @@ class Sitting:
         later = self.args.tiny or self.args.then
         return self.left() - START_S - (0.0 if later else scoring_seconds(*self.tokens[task.study])[1])
 
-    def _ended(self, process: subprocess.Popen[bytes], scores: list[Task]) -> None:
+    def _ended(self, process: subprocess.Popen[bytes]) -> None:
         task = self.running.pop(process)
         folder = task.job.run_dir.path
         code = process.returncode
@@ -229,79 +248,42 @@ class Sitting:
                 file.write(f"$ {' '.join(task.scoring)}\n{task.figures.read_text()}")
         elif not task.modes and (finished(task.job) or code == DivergedError.exit_code):
             logger.info("%s", self.sweeps[task.study].settle(outcome_of(task.job, code)))
-            self._keep(task, scores)
-        elif code not in (0, -signal.SIGTERM, 128 + signal.SIGTERM):
-            logger.info("%s", outcome_of(task.job, code).tail)
+            self._keep(task)
+        elif code not in (0, *STOPPED):
+            logger.warning("%s", outcome_of(task.job, code).tail)
+            if not task.modes and task.job.id not in self.retried:  # from its last checkpoint, a minute old at most
+                self.retried.add(task.job.id)
+                self.todo.insert(0, task)
         task.figures.unlink(missing_ok=True)
-        self.bring_home()
+        self.home.bring()
 
-    def _keep(self, task: Task, scores: list[Task]) -> None:
+    def _keep(self, task: Task) -> None:
         """Bring home what is in the ledger: first the logs, then the weights; scoring is to follow."""
-        self.bring_home()
+        self.home.bring()
         if finished(task.job):
-            self.send_weights()
-            scores += [each for modes in MODES if not (each := Task(task.study, task.job, modes)).scored]
+            self.home.send_weights(self.args.weights)
+            self.scores += [each for modes in MODES if not (each := Task(task.study, task.job, modes)).scored]
 
-    def _end(self, scores: list[Task]) -> None:
-        """Stop what runs: a training saves and goes on in the next call, a scoring is done anew there."""
-        for process in self.running:
-            process.terminate()
+    def _end(self) -> None:
+        """Stop what runs: a training saves and goes on in the next call, a scoring is done anew there.
+
+        Under MPS a process that is killed at work can take the others along, so trainings save first.
+        """
+        end = time.monotonic() + END_S
+        for scoring in (False, True):
+            ending = [process for process, task in self.running.items() if bool(task.modes) == scoring]
+            for process in ending:
+                process.terminate()
+            for process in ending:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, end - time.monotonic()))
         for process in list(self.running):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(60)
-                self._ended(process, scores)
-        self.bring_home()
-        logger.info("the sitting is over; left to score: %d", len(scores))
-
-    def bring_home(self) -> None:
-        """Write home.tar.gz: the studies with their ledgers, and of each run all but its checkpoints."""
-        content = io.BytesIO()
-        with tarfile.open(fileobj=content, mode="w:gz") as archive:
-            for study, sweep in self.sweeps.items():
-                for name in ("study.toml", "runs.jsonl"):
-                    if (path := self.state / study / name).exists():
-                        archive.add(path, f"results/{study}/{name}")
-                for path in sorted(sweep.folder.glob("*/*")):
-                    if path.name in _KEPT:
-                        archive.add(path, f"runs/{study}/{path.parent.name}/{path.name}")
-            archive.add(self.state / "sitting.log", "sitting.log")
-        write_atomic(self.args.out / "home.tar.gz", lambda file: file.write(content.getvalue()))
-
-    def send_weights(self) -> None:
-        """Put the best run's weights of each study into DIR, the first named by --weights first, as far as they fit."""
-        room = ALL_BYTES - (self.args.out / "home.tar.gz").stat().st_size
-        files = FILES - 1
-        for study in self.args.weights:
-            done = [line for line in read_ledger(self.state / study / "runs.jsonl") if line["status"] == "completed"]
-            here = {line["id"]: RunDir(self.sweeps[study].folder / line["id"]) for line in done}
-            done = [line for line in done if here[line["id"]].best.exists()]
-            if not done:
-                continue
-            best = min(done, key=lambda line: line["valid_loss"])["id"]
-            if self.sent.get(study) != best:
-                self._send(study, here[best])
-                self.sent[study] = best
-            pieces = list(self.args.out.glob(f"{study}.*of*"))
-            size = sum(path.stat().st_size for path in pieces)
-            if len(pieces) > files or size > room:
-                logger.info("%s: no room for its weights; a second call with --weights %s brings them", study, study)
-                for path in pieces:
-                    path.unlink()
-            else:
-                files -= len(pieces)
-                room -= size
-
-    def _send(self, study: str, run_dir: RunDir) -> None:
-        export = RunDir(self.state / f"{study}.export")
-        shutil.rmtree(export, ignore_errors=True)
-        export_run(run_dir, export)
-        for path in self.args.out.glob(f"{study}.*of*"):
-            path.unlink()
-        pieces = split(pack(export.path), 4096 if self.args.tiny else FILE_BYTES)
-        for number, piece in enumerate(pieces, start=1):
-            write_atomic(
-                self.args.out / f"{study}.{number}of{len(pieces)}", lambda file, piece=piece: file.write(piece)
-            )
+            process.kill()
+            process.wait()
+            self._ended(process)
+        self.home.bring()
+        self.home.send_weights(self.args.weights)
+        logger.info("the sitting is over; left to score: %d", len(self.scores))
 
 
 def main() -> None:
@@ -311,7 +293,7 @@ def main() -> None:
     parser.add_argument("--then", type=float, default=0.0, help="minutes that a second call will add, for the epochs")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="what is brought home; --join: EXPORT")
     parser.add_argument("--lanes", type=int, default=2, metavar="N", help="runs side by side (default: 2)")
-    parser.add_argument("--first", action="store_true", help="only the recipe itself on both corpora")
+    parser.add_argument("--studies", nargs="+", default=[WT2, PTB], choices=[WT2, PTB], help="which of them to run")
     parser.add_argument("--weights", nargs="*", default=[PTB, WT2], metavar="STUDY", help="whose weights come home")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes and corpus, two runs")
     parser.add_argument("--join", nargs="+", type=Path, metavar="PIECE", help="restore an export from its pieces")
@@ -323,12 +305,11 @@ def main() -> None:
         return
     end = time.monotonic() + 60 * args.minutes
     with mps() as device, StopSignals() as stop:
-        sitting = Sitting(args, device, end)
+        sitting = Sitting(args, device, end, stop)
         file = logging.FileHandler(sitting.state / "sitting.log")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         logging.getLogger("lm").addHandler(file)
-        sitting.settle_epochs()
-        sitting.work(stop)
+        sitting.work()
 
 
 if __name__ == "__main__":

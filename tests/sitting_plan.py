@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,9 @@ PLAN = [
     (WT2, 2, 1, 1882), (WT2, 3, 1.5, 1883), (WT2, 0, 0, 1883), (PTB, 2, 1, 142), (PTB, 2, 1, 143), (WT2, 2, 1, 1883),
 ]  # fmt: skip
 START_S = 15.0  # from a process's start to its first update
-SCORING_STEP_S = 60e-6  # of reading one row of columns on an H100 (results/ptb-awd-lstm/adapt.txt: 44 to 120)
+# Seconds of reading one word of all columns on an H100, by their number (results/ptb-awd-lstm/adapt.txt).
+WORD_S = {10: 122e-6, 1: 44e-6}
+SHARED = 1.5  # beside another run reading takes longer; a guess
 MARGIN = 1.08  # an epoch takes longer while checkpoints are written
 MODES = (("none", "cache"), ("dynamic+cache",))  # a command each: the second takes minutes and may be cut off
 _TINY = "emsize = 8\nnhid = 12\nnlayers = 2\nbatch_size = 4\nbptt = 7\neval_batch_size = 2\nepochs = 3"
@@ -54,24 +57,30 @@ class Task:
         return adapt.exists() and f"$ {' '.join(self.scoring)}\n" in adapt.read_text()
 
 
-def epoch_seconds(records: Sequence[dict[str, Any]], targets: int) -> float:
-    """Seconds of an epoch of `targets` tokens with its validation, the first left out where there are more.
+def validation_seconds(valid: int) -> float:
+    """Seconds of a validation in ten columns, from the split's tokens."""
+    return SHARED * valid / 10 * WORD_S[10]
 
-    Without a whole epoch in `records` of metrics.jsonl, from the best speed that they show. Raises ValueError if none.
+
+def epoch_seconds(records: Sequence[dict[str, Any]], targets: int, valid: int) -> float:
+    """Seconds of an epoch of `targets` tokens with its validation, from the records of metrics.jsonl.
+
+    The first epoch has the start of everything in it. Where no second has ended, the later half of the speeds tells.
+    Raises ValueError if there is none.
     """
     ends = [record["seconds"] for record in records if record["kind"] == "epoch"]
     if len(ends) > 1:
         return (ends[-1] - ends[0]) / (len(ends) - 1)
     speeds = [record["tokens_per_s"] for record in records if record["kind"] == "step"]
-    if not ends and not speeds:
+    if not speeds:
         raise ValueError("no record of an update: the measuring was too short")
-    return ends[0] if ends else targets / max(speeds)
+    return targets / statistics.median(speeds[len(speeds) // 2 :]) + validation_seconds(valid)
 
 
 def scoring_seconds(train: int, valid: int, test: int) -> tuple[float, float]:
     """Seconds for a run's own last scores and for `--adapt none cache` after them, from the splits' tokens."""
-    last = (train / 10 + test) * SCORING_STEP_S
-    return last, START_S + 2 * (valid + test) * SCORING_STEP_S  # a model that adapts reads them in one column
+    last = SHARED * (train / 10 * WORD_S[10] + test * WORD_S[1])
+    return last, START_S + SHARED * 2 * (valid + test) * WORD_S[1]  # a model that adapts reads them in one column
 
 
 def choose_epochs(seconds: float, epoch: float, most: int) -> int:

@@ -10,7 +10,8 @@ import torch
 
 import lm.bench
 from lm.base.errors import ConfigError, LMError
-from lm.bench import gflop, measure
+from lm.base.memory import HUGE_PAGES
+from lm.bench import _product_seconds, gflop, measure
 from lm.config.values import make_config
 from lm.nn.model import AWDLSTM
 from lm.nn.plain import PlainLM
@@ -53,6 +54,22 @@ def test_a_measuring_process_that_dies_ends_the_measurement(monkeypatch):
     monkeypatch.setattr(multiprocessing.context.SpawnProcess, "start", killed)
     with pytest.raises(LMError, match="ended early"):
         measure(CONFIG, 50, turns=2, threads=1)
+
+
+def test_our_step_has_large_pages_in_every_row_of_a_table_and_plain_pytorch_in_none(monkeypatch):
+    def start(process):
+        asked.append(os.environ.get(HUGE_PAGES))
+        real(process)
+        process.kill()
+
+    asked: list[str | None] = []
+    real = multiprocessing.context.SpawnProcess.start
+    monkeypatch.setattr(multiprocessing.context.SpawnProcess, "start", start)
+    monkeypatch.setenv(HUGE_PAGES, "1")
+    for _ in range(2):
+        with pytest.raises(LMError, match="ended early"):
+            measure(CONFIG, 50, turns=1, threads=1)
+    assert asked == ["1", None, "1", None]
 
 
 def test_a_measurement_has_the_documented_figures_and_makes_a_table_and_a_plot(tmp_path):
@@ -117,3 +134,9 @@ def test_a_full_disk_leaves_the_old_table(tmp_path, monkeypatch):
         write_table(tmp_path, {"a": {}})
     assert caught.value.filename == str(tmp_path / "speed.json")
     assert (tmp_path / "speed.json").read_text() == "[]"
+
+
+@pytest.mark.gpu
+def test_a_product_takes_longer_with_more_rows():
+    few, many = (_product_seconds(rows, 4096, 4096, torch.float32, 5, torch.device("cuda")) for rows in (64, 4096))
+    assert 0 < few < many

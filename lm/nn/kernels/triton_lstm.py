@@ -21,6 +21,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from types import ModuleType
@@ -54,10 +55,13 @@ class Tile:
 
 
 def available(device: torch.device) -> bool:
-    """Whether the kernels run there: a CUDA device, or any with TRITON_INTERPRET=1, and a Triton that is new enough."""
-    if not (device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"):
-        return False
-    return _has_triton()
+    """Whether the kernels run there: by CUDA with what builds them, or anywhere with TRITON_INTERPRET=1.
+
+    They are built by a Triton that is new enough, and by a C compiler, for the code that starts a kernel.
+    """
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return _has_triton()
+    return device.type == "cuda" and _has_triton() and _has_compiler()
 
 
 @functools.cache
@@ -65,6 +69,11 @@ def _has_triton() -> bool:
     if importlib.util.find_spec("triton") is None:
         return False
     return tuple(int(part) for part in version("triton").split(".")[:2]) >= _OLDEST_TRITON
+
+
+@functools.cache
+def _has_compiler() -> bool:
+    return "CC" in os.environ or any(map(shutil.which, ("gcc", "clang")))
 
 
 @functools.cache
@@ -230,7 +239,8 @@ def _check(x: Tensor, weight: Tensor, dtype: torch.dtype) -> None:
         )
     if not available(x.device):
         raise RuntimeError(
-            f"the Triton LSTM needs CUDA and triton >= 3.6, and this is {x.device.type}; use another kernel"
+            "the Triton LSTM needs CUDA, triton >= 3.6 and gcc or clang, and lacks one of them on "
+            f"{x.device.type}; use another kernel"
         )
     if x.device.type != "cuda" and dtype == torch.bfloat16:
         raise TypeError("Triton's interpreter multiplies bf16 wrongly; use fp32 or fp16 there")

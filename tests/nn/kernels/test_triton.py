@@ -149,7 +149,15 @@ def test_what_the_kernels_cannot_do_is_refused(monkeypatch):
 def test_available_where_triton_is_new_enough_and_can_run(monkeypatch):
     assert available(CPU) and available(torch.device("cuda"))
     monkeypatch.delenv("TRITON_INTERPRET")
+    monkeypatch.setenv("CC", "cc")
+    triton_lstm._has_compiler.cache_clear()
     assert not available(CPU) and available(torch.device("cuda"))
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", "")
+    triton_lstm._has_compiler.cache_clear()
+    assert not available(torch.device("cuda"))
+    monkeypatch.setenv("CC", "cc")
+    triton_lstm._has_compiler.cache_clear()
     monkeypatch.setattr(triton_lstm, "version", lambda name: "3.5.1")
     triton_lstm._has_triton.cache_clear()
     assert not available(torch.device("cuda"))
@@ -157,6 +165,7 @@ def test_available_where_triton_is_new_enough_and_can_run(monkeypatch):
     triton_lstm._has_triton.cache_clear()
     assert not available(torch.device("cuda"))
     triton_lstm._has_triton.cache_clear()
+    triton_lstm._has_compiler.cache_clear()
 
 
 @pytest.fixture(scope="module")
