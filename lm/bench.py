@@ -35,6 +35,7 @@ from lm.base.memory import HUGE_PAGES, keep_freed_memory
 from lm.base.process import show
 from lm.base.provenance import cpu_name
 from lm.base.threads import usable_cpus
+from lm.config.bounds import choices
 from lm.config.flags import Parser
 from lm.config.schema import TrainConfig
 from lm.config.values import make_config
@@ -48,7 +49,7 @@ from lm.text.layout import SPLITS
 from lm.text.tokenizer import EOS, UNK
 from lm.text.words import WordTokenizer
 from lm.train import update
-from lm.training.phases import Phases, replay_seconds, timed_phases
+from lm.training.phases import Phases, timed_phases
 from lm.training.run import Run
 
 # Against too little memory.
@@ -173,10 +174,29 @@ def _product_seconds(m: int, k: int, n: int, dtype: torch.dtype, repeats: int, d
     plain, on a GPU within a CUDA graph."""
     a, b = (torch.randn(*shape, device=device).to(dtype) for shape in ((m, k), (k, n)))
     if device.type == "cuda":
-        return replay_seconds(lambda: a @ b, repeats)
+        return _replay_seconds(lambda: a @ b, repeats)
     packed = pack_linear(b.t().contiguous())
     rounds = [timeit.repeat(form, number=repeats, repeat=7) for form in (lambda: packed(a), lambda: a @ b)]
     return min(map(statistics.median, rounds)) / repeats
+
+
+def _replay_seconds(call: Callable[[], Any], repeats: int) -> float:
+    """Median time of a call's kernels over seven replays of a CUDA graph that holds `repeats` of them."""
+    call()  # libraries set themselves up, which cannot be recorded
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(repeats):
+            call()
+    spent = []
+    for _ in range(7):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        spent.append(start.elapsed_time(end) / 1e3 / repeats)
+    return statistics.median(spent)
 
 
 def gflop(config: TrainConfig, vocab_size: int) -> float:
@@ -191,6 +211,7 @@ def measure(config: TrainConfig, vocab_size: int, turns: int, threads: int, devi
     config = dataclasses.replace(config, variable_bptt=False)
     context = multiprocessing.get_context("spawn")
     workers = []
+    asked = os.environ.get(HUGE_PAGES)
     for ours in (True, False):
         if not ours:
             os.environ.pop(HUGE_PAGES, None)  # plain PyTorch as it comes
@@ -202,6 +223,8 @@ def measure(config: TrainConfig, vocab_size: int, turns: int, threads: int, devi
         signal.signal(signal.SIGINT, heard)
         there.close()  # else this process would wait for ever for a worker that has died
         workers.append((here, process))
+    if asked is not None:  # for our worker in the next row of a table
+        os.environ[HUGE_PAGES] = asked
     times: list[list[float]] = [[], []]
     for _ in range(turns):
         for (connection, _), spent in zip(workers, times, strict=True):
@@ -239,8 +262,8 @@ def main() -> None:
     parser.add_argument("--dataset", default="ptb", choices=["ptb", "wikitext-2"], help="sets the vocabulary size")
     parser.add_argument("--turns", type=int, default=7, help="timed turns of each program (default: 7)")
     parser.add_argument("--threads", type=int, default=usable_cpus(), help="CPU threads of each (default: all)")
-    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="of ours")
-    parser.add_argument("--kernel", choices=["auto", "native", "fused", "triton"], default="auto", help="of ours")
+    parser.add_argument("--precision", choices=choices(TrainConfig, "precision"), default="auto", help="of ours")
+    parser.add_argument("--kernel", choices=choices(TrainConfig, "kernel"), default="auto", help="of ours")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where both programs compute")
     parser.add_argument("--table", metavar="DIR", help="measure every row of the speed table, add it to DIR")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")

@@ -17,6 +17,7 @@ import json
 from lm.base.errors import run_cli
 from lm.base.names import flag
 from lm.base.process import show
+from lm.config.bounds import choices
 from lm.config.flags import Parser, field_help
 from lm.config.schema import DataConfig
 from lm.config.values import make_config
@@ -53,7 +54,7 @@ def main() -> None:
     texts = field_help(DataConfig)
     parser.add_argument("--data", metavar="DIR", help=texts["data"])
     parser.add_argument(
-        "--tokenizer", choices=("word", "char", "bpe", "byte"), default=DataConfig.tokenizer, help=texts["tokenizer"]
+        "--tokenizer", choices=choices(DataConfig, "tokenizer"), default=DataConfig.tokenizer, help=texts["tokenizer"]
     )
     for name in ("bpe_vocab_size", "vocab_size", "min_count"):
         default = getattr(DataConfig, name)

@@ -24,8 +24,9 @@ from lm.base.names import flag
 from lm.base.process import show
 from lm.base.rundir import RunDir
 from lm.base.threads import choose_threads
+from lm.config.bounds import choices
 from lm.config.flags import Parser
-from lm.config.schema import TrainConfig
+from lm.config.schema import RunOptions, TrainConfig
 from lm.scoring.adapt_flags import Adaptation, add_adaptation_flags, check_adaptation_flags, settings_text
 from lm.scoring.evaluation import evaluate, protocol_columns, split_report
 from lm.scoring.export import FORMATS, export_run
@@ -174,7 +175,9 @@ def _parse() -> argparse.Namespace:
         metavar="DIR",
         help="folder of the corpus, if it has moved since training: its text decides",
     )
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if there is one")
+    parser.add_argument(
+        "--device", choices=choices(RunOptions, "device"), default="auto", help="auto: CUDA if there is one"
+    )
     add_adaptation_flags(parser, splits=True)
     inside = parser.add_argument_group("looking inside")
     inside.add_argument("--activations", type=Path, metavar="PNG", help="draw what the last layer does on a split")

@@ -25,7 +25,9 @@ from lm.base.names import flag
 from lm.base.process import show
 from lm.base.rundir import RunDir
 from lm.base.threads import choose_threads
+from lm.config.bounds import choices
 from lm.config.flags import Parser
+from lm.config.schema import RunOptions
 from lm.nn.model import AWDLSTM
 from lm.scoring.features import add_vector_flags, check_vector_flags, write_asked
 from lm.scoring.prompts import continue_prompt
@@ -110,7 +112,9 @@ def _parse() -> argparse.Namespace:
     )
     add_score_flags(parser)
     add_vector_flags(parser)
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if there is one")
+    parser.add_argument(
+        "--device", choices=choices(RunOptions, "device"), default="auto", help="auto: CUDA if there is one"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     arguments = parser.parse_args()
     given = {name for name, value in vars(arguments).items() if value != parser.get_default(name)}

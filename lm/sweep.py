@@ -17,6 +17,7 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
+import itertools
 import json
 import logging
 import sys
@@ -27,15 +28,16 @@ from typing import Any, Literal
 from lm.base import names
 from lm.base.errors import DivergedError, run_cli
 from lm.base.process import show
+from lm.config.bounds import choices
 from lm.config.flags import ALIASES, Parser, flag_groups
-from lm.config.schema import TrainConfig
+from lm.config.schema import RunOptions, TrainConfig
 from lm.study import search
 from lm.study.executors import Job
 from lm.study.from_flags import SINGLE, save_study, study_from_flags, with_refine
 from lm.study.records import label
 from lm.study.scheduler import Sweep, SweepFailed
 from lm.study.specification import load_study
-from lm.text.batching import windows_warning
+from lm.text.windows import windows_warning
 
 logger = logging.getLogger("lm.sweep")
 # Against too little memory.
@@ -46,14 +48,17 @@ def plan(sweep: Sweep) -> list[Job]:
     """Jobs of the study's grid, after a look at every value that the study can come to. Raises ConfigError."""
     study = sweep.study
     settings = sweep.study.refine
+    jobs = [sweep.job(configuration, seed) for configuration, seed in study.runs()]
     if settings:
         search.check_settings(study, settings, sweep.config(study.baseline, study.seeds[0]))
+        if "field" in settings:
+            for part, value in itertools.product(search.parts(study, settings), search.first_values(study, settings)):
+                sweep.config(study.baseline | part | {settings["field"]: value}, study.seeds[0])
         for name, values in settings.get("space", {}).items():
             for value in values if isinstance(values, list) else (values["low"], values["high"]):
                 sweep.config(study.baseline | {name: value}, study.seeds[0])
         if "search" in settings:
             search.require_optuna()
-    jobs = [sweep.job(configuration, seed) for configuration, seed in study.runs()]
     for warning in sorted({windows_warning(job.config) for job in jobs} - {""}):
         logger.warning(warning)
     return jobs
@@ -131,7 +136,7 @@ def parse_args(description: str, arguments: list[str] | None) -> argparse.Namesp
         "--processes-per-run", type=int, default=1, metavar="N",
         help="processes of a run, which split its batch: each has a GPU, or --threads CPU threads (default: 1)",
     )  # fmt: skip
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="as in lm.train")
+    parser.add_argument("--device", choices=choices(RunOptions, "device"), default="auto", help="as in lm.train")
     parser.add_argument("--executor", choices=("local", "ray"), default="local", help="where to compute")
     parser.add_argument(
         "--ray-address",

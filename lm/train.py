@@ -30,6 +30,7 @@ from lm.base.ranks import ALONE, RankLost, Ranks
 from lm.base.signals import StopSignals
 from lm.base.threads import choose_threads
 from lm.config.flags import parse_train_args
+from lm.config.inherit import with_inherited, with_vectors
 from lm.config.schema import RunOptions, TrainConfig
 from lm.config.values import as_plain, make_config
 from lm.nn.kernels.choose import check_device
@@ -37,9 +38,10 @@ from lm.nn.model import carry_state, count_parameters
 from lm.nn.regularization import regularization_terms
 from lm.scoring.opening import open_run
 from lm.scoring.validation import final_scores, log_valid, validate
-from lm.text.batching import Window, windows_warning
+from lm.text.batching import Window
 from lm.text.finding import corpus_name
 from lm.text.units import summary
+from lm.text.windows import windows_warning
 from lm.training.distributed import SilentWriter, joined, run_log
 from lm.training.divergence import check_update, check_weights
 from lm.training.log import RunLog, record_step
@@ -266,16 +268,17 @@ def train(config: TrainConfig, options: RunOptions, ranks: Ranks = ALONE) -> dic
 
 def configure(argv: list[str] | None) -> tuple[TrainConfig, RunOptions]:
     """Configuration and options of a command line (None: that of this process). Raises ConfigError, CorpusError."""
-    given = parse_train_args(argv)
+    given = with_inherited(parse_train_args(argv))
     values = given.values
+    data = values.get("data")
     try:
-        dataset = corpus_name(given.dataset, given.data)  # a preset's values may depend on it
+        dataset = corpus_name(given.dataset, data)  # a preset's values may depend on it
     except CorpusError:
-        if not (given.inherited and given.data and given.dataset):
+        if not (given.inherited and data and given.dataset):
             raise
         dataset = corpus_name(given.dataset, None)
         values = values | {"data": ""}
-    config = make_config(given.preset, dataset, **values)
+    config = with_vectors(make_config(given.preset or "", dataset, **values), given.options)
     for warning in (*given.warnings, windows_warning(config)):
         if warning:
             logger.warning(warning)

@@ -154,7 +154,8 @@ def _signals() -> Iterator[None]:
 def pytest_configure(config: pytest.Config) -> None:
     """Hide GPUs from all tests but those of `-m gpu` (or `-m "gpu and ..."`).
 
-    What the others promise, equal bits above all, is of CPUs. There Triton's kernels run in its interpreter, which it must know before a kernel is defined.
+    What the others promise, equal bits above all, is of CPUs. There Triton's kernels run in its interpreter, which it
+    must know before a kernel is defined.
 
     Signals are as in a terminal: `nohup` and a shell's `&` have them ignored, and every child would inherit that.
     """

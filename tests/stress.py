@@ -130,7 +130,7 @@ def single_calls(table: Table, faults: Faults, folder: Path) -> None:
         for part, numbers in moments.items():
             attempts = [lambda n=n, s=signals: cases.send_at(trials, n, s) for n in numbers]
             table.add(names, part, attempts, f"exit code {code}")
-    table.add("none", "from the start, in another process", [lambda: trials.finish(trials.new_place())] * 3)
+    table.add("no fault", "a whole run, in another process", [lambda: trials.finish(trials.new_place())] * 3)
 
 
 def small_disks(table: Table, faults: Faults, folder: Path) -> None:
@@ -196,13 +196,17 @@ def write_readme(table: Table, out: Path, command: str, minutes: float) -> None:
         "Small variants of every line are in the test suite (`tests/test_reliability.py`).",
         "",
         "*Survived* means that the exit code and the one message are those documented, that what was saved before is "
-        f"still good, and that at most `--save-every` ({SAVE_EVERY}) updates are lost. Resumed with `--resume auto`, "
-        "the run must end as an undisturbed one does: `last.pt` and `best.pt` bit for bit, optimizer, averages and "
-        "random generators included; `result.json` except for times and memory; `metrics.jsonl` with no record "
-        "missing or twice; no file left over.",
+        f"still good, and that at most `--save-every` ({SAVE_EVERY}) updates are lost. The run is then resumed with "
+        "`--resume auto` and must end as an undisturbed one does:",
+        "",
+        "- `last.pt` and `best.pt` are the same bit for bit, optimizer, averages and random generators included.",
+        "- `result.json` is the same except for times and memory.",
+        "- `metrics.jsonl` has every record once.",
+        "- No other file is left.",
         "",
         "A *call* is a system call that changes a file of the run directory or of the token cache: open, write, fsync, "
-        "rename, unlink, truncate, mkdir. SIGKILL comes before the call, or in the middle of a write.",
+        "rename, unlink, truncate, mkdir. *Where* names the file that the call belongs to, or what the run did then. "
+        "SIGKILL comes before the call, or in the middle of a write.",
         "",
         "| fault | where | tried | survived | remarks |",
         "|---|---|--:|--:|---|",

@@ -2,13 +2,15 @@
 
 A page's figures stand in `EXPECTED`, as the text around them with the recomputed values in it: a wrong digit on the
 page fails, and so does a figure with a decimal point that no expected text covers, unless it is a setting, or quoted
-with its source in the same paragraph or row. Blocks of code show what a command printed, and are left out.
+with its source in the same paragraph or row. Blocks of code show what a command printed, and are left out. `IN_DOCS`
+has the figures that pages under docs/ take from ledgers; other figures there are not looked for.
 """
 
 import functools
 import json
 import math
 import re
+import tomllib
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -177,8 +179,8 @@ def noise() -> list[str]:
     reach = stats.t.ppf(0.975, 2) * max(differences) / math.sqrt(3)
     return [
         f"standard deviation of up to {sds['valid']:.4f} nats on valid and {sds['test']:.4f} on test",
-        f"a standard deviation of up to {max(differences):.4f} on valid, so that its mean over three seeds is known "
-        f"to ±{reach:.3f}",
+        f"the difference on valid has a standard deviation of {max(differences):.4f}, which is ±{reach:.3f} for a mean "
+        "of three seeds",
     ]
 
 
@@ -240,7 +242,7 @@ def others() -> list[str]:
     short = only("min-lr")
     return [
         f"seed 141, valid {awd['valid_ppl']:.2f} / test {awd['test_ppl']:.2f} after {awd['epochs']} epochs",
-        f"valid averages {fmean(ppl for _, ppl in awd['curve'][-5:]):.2f} over the last five",
+        f"it averages {fmean(ppl for _, ppl in awd['curve'][-5:]):.2f} over the last five",
         f"the checkpoint has valid {cache['valid', 'cache']:.2f} / test {cache['test', 'cache']:.2f}",
         f"The run took {awd['seconds']:.0f} s",
         f"ends at valid {pair(only('ptb-onecycle'), sign=' / test ')} after {only('ptb-onecycle')['epochs']} epochs",
@@ -450,12 +452,23 @@ def digits_classifier() -> list[str]:
 
 def claims_of_the_subject() -> list[str]:
     """What results/README.md takes from results/digits/README.md, and from the runs with L1 on PTB."""
-    auto, classifier = digits_autoencoders(), digits_classifier()
+    zeros, tanh, strengths, probe, small_code, standardised, probe_verdict = digits_autoencoders()[-7:]
+    finer, gain_l1, norms, decay, dropout, *verdicts = digits_classifier()[-9:]
     l1, l2, base = runs(0.8, 0, 0.2, "l1")[1111], runs(2, 0)[1111], runs(0, 0)[1111]
     gains = [gain(ours, base, "test") for ours in (l1, l2)]
     return [
-        *auto[-7:],
-        *classifier[-9:],
+        f"exact zeros of ReLU codes, L1 0 to 0.1: {zeros.rpartition('), ')[2]}",
+        tanh.partition(", and")[0],
+        strengths,
+        f"gain of a probe: {probe.rpartition(': ')[2]}",
+        f"{small_code.rpartition(': ')[2]} (code 16)",
+        f"(code 16), standardised and raw: {standardised.rpartition('(code 16): ')[2]}",
+        probe_verdict,
+        finer,
+        f"gain: {gain_l1.rpartition(': ')[2]}",
+        f"gain of L1 over L2: {norms.rpartition(': ')[2]}",
+        *(text.replace(", in points", "") for text in (decay, dropout)),
+        *verdicts,
         f"PTB, seed 1111: L1 gains {gains[0]:.3f} nats on test, AR with the mean square {gains[1]:.3f}",
         f"PTB: {100 * l1['activation']['frac_small']:.1f} % near 0, {100 * activation(runs(0, 0), 'frac_small'):.1f} % "
         "without a penalty",
@@ -483,10 +496,8 @@ def readme_rows() -> list[str]:
         f"{all_three:.3f} nats {bracket(*welch, 3)}, Welch",
         f"The other two alone give {held:.3f} nats (Holm-adjusted p = {p:.3f})",
         f"gains {elsewhere[0]:.3f} nats on WikiText-2 and {elsewhere[1]:.3f} at 650 units",
-        *(
-            f"{gain(runs(1, 1, d)[1111], runs(0, 0, d)[1111], 'test'):.3f} nats {where}"
-            for d, where in ((0, "without dropout"), (0.2, "at 0.2"), (0.4, "at 0.4"))
-        ),
+        f"Training without it costs {-gain(runs(0, 0, 0)[1111], base[1111], 'test'):.3f} nats on test",
+        f"At dropout 0.2 the pair gains {gain(both[1111], base[1111], 'test'):.3f} nats (one seed)",
         f"{100 * activation(runs(0.8, 0, 0.2, 'l1'), 'frac_small'):.1f} % of the activations nearly zero "
         f"({100 * activation(base, 'frac_small'):.1f} % without a penalty)",
     ]
@@ -515,6 +526,42 @@ def grammar() -> list[str]:
     ]
 
 
+def minutes(record: dict) -> str:
+    return f"{record['seconds'] / 60:.0f}"
+
+
+def presets_reach() -> list[str]:
+    """What docs/commands.md says that presets reach on PTB, and how long the runs took."""
+    base, wide = runs(0, 0), runs(0, 0, study="ptb-650")[1111]
+    awd, onecycle = only("ptb-awd-lstm"), only("ptb-onecycle")
+    slow, quick, on_gpu = (minutes(base[seed]) for seed in (1111, 1112, 1113))
+    assert [record["versions"]["threads"] for record in (base[1111], base[1112], onecycle)] == [1, 1, 2]
+    return [
+        f"| {fmean(values(base, 'test_ppl')):.1f} (n = {len(base)}) | {quick} and {slow} on one thread of an AMD EPYC, "
+        f"{on_gpu} on an H100 |",
+        f"| {wide['test_ppl']:.1f} | {minutes(wide)} on an H100 |",
+        f"| {awd['test_ppl']:.1f} after {awd['epochs']} of 500 epochs | {minutes(awd)} on an H100 |",
+        f"| {onecycle['test_ppl']:.1f} | {minutes(onecycle)} on two threads of an AMD EPYC |",
+    ]
+
+
+def minutes_of_an_epoch() -> str:
+    on_cpu = [r for r in ledger("ptb-200") if r["versions"]["device"] == "cpu" and r["versions"]["threads"] == 1]
+    found = [record["seconds"] / 60 / record["epochs"] for record in on_cpu]
+    return f"an epoch took {min(found):.0f} to {max(found):.0f} minutes on one thread"
+
+
+def large_vocabulary() -> str:
+    row = json.loads((ROOT / "results/speed/full-size.json").read_text())["train LSTM"]
+    epochs_a_day = row["tokens_per_cpu_s"] * row["threads"] * 86_400 / row["train_tokens"]
+    assert epochs_a_day == pytest.approx(1 / 3, abs=0.04)
+    return f"takes {row['peak_mb']:,} MB of memory"
+
+
+IN_DOCS = {
+    "docs/commands.md": presets_reach(), "docs/studies.md": [minutes_of_an_epoch()],
+    "docs/text.md": [large_vocabulary()],
+}  # fmt: skip
 EXPECTED = {
     "README.md": readme_rows(),
     "results/README.md": [
@@ -546,7 +593,9 @@ def blocks(page: str) -> list[str]:
     return [" ".join(block.split()) for block in text.split("\n\n") if block.strip()]
 
 
-@pytest.mark.parametrize(("page", "expected"), [(page, text) for page, texts in EXPECTED.items() for text in texts])
+@pytest.mark.parametrize(
+    ("page", "expected"), [(page, text) for page, texts in (EXPECTED | IN_DOCS).items() for text in texts]
+)
 def test_a_page_says_what_the_ledgers_give(page, expected):
     assert any(expected in block for block in blocks(page))
 
@@ -576,6 +625,24 @@ def test_the_page_on_minimal_pairs_has_the_table_of_the_committed_scores():
     assert pairs_difference.table(names, reports, found["difference"]) in page
 
 
+@pytest.mark.parametrize(
+    ("study", "records"),
+    [
+        ("min-lr", [runs(0, 0, 0)[1111]]),
+        ("cuda", [runs(0, 0)[1111]]),
+        ("quick/ptb", [runs(0, 0), runs(1, 1)]),
+        ("quick/wikitext-2", [runs(0, 0, study="wikitext-2-200"), runs(1, 1, study="wikitext-2-200")]),
+    ],
+)
+def test_a_study_quotes_another_of_this_repository_as_its_ledger_has_it(study, records):
+    rows = tomllib.loads((ROOT / "results" / study / "study.toml").read_text())["quoted"]
+    own = [(row["valid_ppl"], row["test_ppl"]) for row in rows if "of this repository" in row["source"]]
+    by_seed = [record if 1111 in record else {1111: record} for record in records]
+    assert own == [
+        tuple(round(fmean(values(found, f"{split}_ppl")), 2) for split in ("valid", "test")) for found in by_seed
+    ]
+
+
 def test_the_penalties_cost_perplexity_in_the_first_three_epochs():
     base = dict(runs(0, 0)[1111]["curve"])
     for coefficients in THREE.values():
@@ -587,3 +654,7 @@ def test_the_penalties_cost_perplexity_in_the_first_three_epochs():
 def test_what_was_still_improving_was_not_at_its_lowest_rate():
     for record in (runs(0, 0, 0.4)[1111], runs(1, 1, 0.4)[1111]):
         assert np.all(np.diff([ppl for _, ppl in record["curve"][-4:]]) < 0)
+
+
+def test_the_pair_gains_nothing_at_a_dropout_of_0_4():
+    assert gain(runs(1, 1, 0.4)[1111], runs(0, 0, 0.4)[1111], "test") < 0

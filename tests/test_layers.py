@@ -86,7 +86,7 @@ def test_training_loads_nothing_of_adaptation_sampling_or_studies(tmp_path):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("module", ["lm", "lm.report", "lm.corpus"])
+@pytest.mark.parametrize("module", ["lm", "lm.report", "lm.corpus", "lm.sweep"])
 def test_what_needs_no_pytorch_does_not_load_it(module, tmp_path):
     assert "torch" not in loaded_by(module, tmp_path)
 

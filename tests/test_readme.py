@@ -10,6 +10,7 @@ import pytest
 
 from lm.config.flags import Parser, flags_markdown
 from lm.config.presets import PRESETS
+from lm.config.values import make_config
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", "data/README.md", "results/README.md", "results/ptb-200/adaptation.md"]
@@ -83,19 +84,27 @@ def test_every_preset_has_a_line_in_the_docs_and_is_named_in_the_readme():
         assert f"`{name}`" in TEXTS["README.md"]
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_docs_give_the_strengths_of_a_presets_penalties(name):
+    config = make_config(name, "ptb")
+    row = next(line for line in TEXTS["docs/commands.md"].splitlines() if line.startswith(f"| `{name}` |"))
+    assert row.split(" | ")[2] == f"{config.alpha:g}, {config.beta:g}"
+
+
 def test_the_study_in_the_docs_is_what_the_flags_above_it_ask(tmp_path):
+    from lm.study.search import check_settings
     from lm.study.specification import load_study
 
-    (example,) = re.findall(r"```toml\n(.*?)```", TEXTS["docs/studies.md"], re.DOTALL)
-    (tmp_path / "study.toml").write_text(example)
+    example, search = re.findall(r"```toml\n(.*?)```", TEXTS["docs/studies.md"], re.DOTALL)
+    (tmp_path / "study.toml").write_text(example + search)
     study = load_study(tmp_path)
+    check_settings(study, study.refine, study.config())
     assert [(c["alpha"], c["beta"]) for c, _ in study.runs()[:6]] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
     assert len(study.runs()) == 18
     assert (study.preset, study.flags) == ("examples-200", {"epochs": 1})
 
 
 def test_every_study_is_read_and_its_runs_are_valid_configurations():
-    from lm.config.values import make_config
     from lm.study.specification import load_study
 
     studies = sorted(ROOT.glob("results/**/study.toml"))

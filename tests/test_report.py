@@ -484,7 +484,7 @@ def test_a_study_of_one_configuration_is_told_as_a_measurement_beside_what_is_qu
         "Measured: perplexity valid 90.02 / test 81.45 (one seed). Quoted, 2x200: perplexity test 87.17."
     )
     page = readme(analysis, [])
-    assert "\n- *Perplexity* is the mean ± sd over n seeds; *train* is without dropout.\n- *gap*" in page
+    assert "\n- One seed; *train* is without dropout.\n- *gap*" in page
     assert "baseline" not in page
 
 
@@ -759,6 +759,25 @@ def test_a_study_that_no_run_could_have_is_refused_as_by_the_sweep(tmp_path):
     study = write_study(tmp_path / "a", records_of(LOSSES), body=GRID + "[flags]\nemsizes = 8\n")
     with pytest.raises(ConfigError, match=r"study\.toml: .*emsizes"):
         report(study)
+
+
+def test_a_study_is_reported_whose_flags_alone_are_no_configuration(tmp_path):
+    body = '[flags]\nnlayers = 1\n[[grid]]\n"nhid+emsize" = [100, 200]\n[baseline]\nnhid = 200\nemsize = 200\n'
+    sizes = [{"nlayers": 1, "nhid": size, "emsize": size} for size in (100, 200)]
+    records = [record(seed, 4.5 - size["nhid"] / 1000, config=size) for size in sizes for seed in (1, 2, 3)]
+    analysis = report(write_study(tmp_path / "a", records, body=body))
+    assert [len(one.runs) for one in analysis.configurations] == [3, 3]
+    assert analysis.base.values == {"nhid": 200, "emsize": 200}
+
+
+@pytest.mark.parametrize("files", ["ab", "aa"])
+def test_a_report_reads_no_word_vectors(files, tmp_path):
+    vectors = [{"init_vectors": "gone/glove.txt", "init_vectors_sha256": 64 * digest} for digest in files]
+    records = [record(seed, 4.5, config=one) for one in vectors for seed in (1, 2)]
+    body = '[flags]\ninit_vectors = "gone/glove.txt"\n'
+    analysis = report(write_study(tmp_path / "a", records, body=body, seeds=(1, 2)))
+    assert [len(one.runs) for one in analysis.configurations] == [2] * len({*files})
+    assert analysis.baseline == 0
 
 
 def test_a_damaged_result_file_is_a_config_error(tmp_path):

@@ -388,6 +388,25 @@ def test_a_study_file_is_told_of_and_keeps_its_text_when_refine_is_added(tmp_pat
     assert [record.getMessage().split(", ")[0] for record in caplog.records] == [f"{file}: [refine] added"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--tokenizer=bpe", "--refine=bpe_vocab_size"], "refine.values: give bpe_vocab_size two or more"),
+        (["--refine=trapezoid_rise"], "--trapezoid-rise: works with --schedule trapezoid only"),
+        (["--beta", "1", "x", "--refine=alpha"], "--beta"),
+    ],
+)
+def test_values_that_refining_would_end_at_after_the_grid_are_told_before_anything_runs(
+    flags, message, cli, corpus, tmp_path
+):
+    sizes = [f"--{name}={value}" for name, value in FLAGS.items()]
+    done = cli("sweep", "--data", corpus, *sizes, *flags, "--out", tmp_path / "s", folder=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_flags_beside_a_study_folder_are_refused(tmp_path):
     (tmp_path / "study.toml").write_text('dataset = "ptb"\nseeds = [1]\n')
     with pytest.raises(ConfigError, match="--alpha: .*study.toml says what to run"):

@@ -81,7 +81,10 @@ class Ranks:
                     dist.broadcast(tensor.detach(), 0)
 
     def mean(self, values: Iterable[Tensor], columns: Columns) -> list[Tensor]:
-        """Means over this process's columns (0-dim) -> means over the batch, in float64. Raises RankLost."""
+        """Means over this process's columns (0-dim) -> means over the batch. Raises RankLost.
+
+        Those of several processes are in float64, without a graph; alone, the values themselves are returned.
+        """
         if self.size == 1:
             return list(values)
         import torch

@@ -56,6 +56,11 @@ def field_types(owner: Any) -> dict[str, tuple[Any, Bounds | None]]:
     return found
 
 
+def choices(owner: Any, name: str) -> tuple[str, ...]:
+    """The values that the field `name` of the configuration class `owner` can have, in the order of its declaration."""
+    return typing.get_args(field_types(owner)[name][0])
+
+
 def check_fields(config: Any) -> None:
     """Raise ConfigError, naming the flag, unless every field has its declared type and range."""
     owner: Any = type(config)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
 import dataclasses
 import difflib
 import functools
@@ -16,13 +15,10 @@ import textwrap
 import typing
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from lm.base.errors import ConfigError
-from lm.base.files import read_file, same_place
 from lm.base.names import flag
-from lm.base.rundir import RunDir
 from lm.config.presets import presets_help
 from lm.config.schema import (
     ComputeConfig,
@@ -33,7 +29,6 @@ from lm.config.schema import (
     RunOptions,
     TrainConfig,
 )
-from lm.config.values import as_plain, config_from_dict
 
 # Other spellings in published command lines.
 ALIASES = {"epochs": ("--epoch",)}
@@ -133,45 +128,19 @@ def _flag_type(hint: Any, field: dataclasses.Field, text: str) -> dict[str, Any]
     return {"type": hint, "metavar": metavar, "help": text}
 
 
-def read_config(run_dir: RunDir) -> dict[str, Any]:
-    """The values in the config.json of a run or an export. Raises ConfigError where there is none."""
-    try:
-        values = json.loads(read_file(run_dir.config))
-        if isinstance(values, dict) and "model_type" in values:
-            raise ConfigError("it is one for transformers; give the run that it was made of")
-        return as_plain(config_from_dict(values))
-    except (OSError, ValueError, ConfigError) as error:
-        what = "is neither a run directory nor an export of this program"
-        raise ConfigError(f"--finetune: {run_dir} {what}: {error}") from None
-
-
-def _config_to_tune(source: str, options: RunOptions) -> dict[str, Any]:
-    """What completes the flags of fine-tuning: the configuration of `source`, or of the run that is resumed.
-
-    That run's own will do, and `source` may be gone by now. Raises ConfigError where there is neither.
-    """
-    home = options.out_dir if options.resume == "auto" else options.resume and Path(options.resume).parent.parent
-    if home:
-        with contextlib.suppress(ConfigError):
-            own = read_config(RunDir(home))
-            if own["finetune"] and same_place(own["finetune"], source):
-                return own
-    return read_config(RunDir(source))
-
-
 @dataclass(frozen=True)
 class TrainArguments:
-    """A parsed training command line. Which corpus `dataset` and `data` name, on which a preset may depend, is open."""
+    """A parsed training command line. Which corpus it names, on which a preset's values may depend, is open."""
 
-    preset: str
+    preset: str | None
+    """None: not given; then fine-tuning takes over what is not given"""
     dataset: str | None
-    data: str | None
-    inherited: bool
-    """whether the corpus is that of the run to fine-tune, which may have moved from `data`"""
     values: dict[str, Any]
     """configuration fields that were given, or that fine-tuning takes over"""
     options: RunOptions
     warnings: list[str]
+    inherited: bool = False
+    """whether the corpus is that of the run to fine-tune, which may have moved from `data`"""
 
 
 def parse_train_args(argv: list[str] | None) -> TrainArguments:
@@ -185,23 +154,7 @@ def parse_train_args(argv: list[str] | None) -> TrainArguments:
     if given.pop("cuda"):
         warnings.append("--cuda is ignored: use --device cuda, --device cpu or nothing for automatic choice")
     options = RunOptions(**{f.name: given.pop(f.name) for f in dataclasses.fields(RunOptions) if f.name in given})
-    preset = given.pop("preset")
-    dataset = given.pop("dataset", None)
-    data = given.get("data")
-    inherited = False
-    source = given.get("finetune")
-    if source and preset is None:
-        before = _config_to_tune(source, options)
-        before["average_last"] = 0.0
-        before["init_vectors"] = before["init_vectors_sha256"] = ""
-        preset = before.pop("preset")
-        trained_on = before.pop("dataset")
-        inherited = not data and dataset in (None, trained_on)
-        if inherited:
-            dataset = trained_on
-            data = before["data"] or None
-        given = before | {"data": data or ""} | given
-    return TrainArguments(preset or "", dataset, data, inherited, given, options, warnings)
+    return TrainArguments(given.pop("preset"), given.pop("dataset", None), given, options, warnings)
 
 
 def flags_markdown() -> str:

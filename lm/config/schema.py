@@ -27,6 +27,8 @@ from lm.config.bounds import (
 
 # The cells of kernels that are not for all.
 KERNEL_CELLS = {"fused": ("LSTM",), "triton": ("LSTM", "QRNN")}
+# Parts that make a whole, as 0.33 + 0.56 + 0.11, add up to one this nearly.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -236,7 +238,8 @@ class TrainConfig(ComputeConfig, OptimConfig, RegularizationConfig, ModelConfig,
         for name in ("trapezoid_rise", "trapezoid_flat", "trapezoid_fall", "trapezoid_beta1"):
             if self.schedule != "trapezoid" and getattr(self, name) != getattr(OptimConfig, name):
                 raise ConfigError(f"{flag(name)}: works with --schedule trapezoid only")
-        if self.trapezoid_rise + self.trapezoid_flat + self.trapezoid_fall > 1:
+        parts = self.trapezoid_rise + self.trapezoid_flat + self.trapezoid_fall
+        if parts > 1 + _ROUNDING:
             raise ConfigError("--trapezoid-rise, --trapezoid-flat and --trapezoid-fall: must not exceed 1 in all")
 
 

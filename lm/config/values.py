@@ -13,7 +13,6 @@ from typing import Any
 from lm.base.errors import ConfigError
 from lm.base.files import file_sha256, same_place
 from lm.base.names import flag
-from lm.config.bounds import checked_value, field_types
 from lm.config.presets import preset_values
 from lm.config.schema import TrainConfig
 
@@ -24,15 +23,23 @@ _LABELS = ("preset", "init_vectors")
 def make_config(preset: str = "", dataset: str = "", **overrides: Any) -> TrainConfig:
     """Defaults, then the preset's values for the corpus, then `overrides`.
 
-    Raises ConfigError for an unknown preset or field, a value out of its range, or word vectors that cannot be read.
+    Raises ConfigError for an unknown preset or field, or a value out of its range.
     """
     known = {field.name for field in dataclasses.fields(TrainConfig)}
     if unknown := sorted(overrides.keys() - known):
         raise ConfigError(f"unknown configuration field {unknown[0]!r}; the fields are {', '.join(sorted(known))}")
     values = preset_values(preset, dataset) | overrides | {"preset": preset, "dataset": dataset}
-    if (vectors := values.get("init_vectors")) and not values.get("init_vectors_sha256"):
-        values["init_vectors_sha256"] = vectors_digest(vectors)
     return TrainConfig(**_with_tuples(values))
+
+
+def with_vectors_digest(config: TrainConfig) -> TrainConfig:
+    """`config` with the checksum of the word vectors that it names, if any, where it has none.
+
+    Raises ConfigError if their file cannot be read.
+    """
+    if not config.init_vectors or config.init_vectors_sha256:
+        return config
+    return dataclasses.replace(config, init_vectors_sha256=vectors_digest(config.init_vectors))
 
 
 def vectors_digest(path: str) -> str:
@@ -78,54 +85,6 @@ def config_id(config: TrainConfig) -> str:
         if name not in _LABELS and value != getattr(TrainConfig, name)
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
-
-
-class _Parts(dict[bytes, bytes]):
-    """`name": value`, as JSON has it, -> the same as `config_id` has it, empty where it leaves it out."""
-
-    def __missing__(self, item: bytes) -> bytes:
-        name, _, text = item.decode().partition('": ')
-        hints = field_types(TrainConfig)
-        if name not in hints:
-            raise ConfigError(f"configuration of another version: unknown fields {name}")
-        value = int(text) if text.isdecimal() and text[0] != "0" else json.loads(text)
-        value = checked_value(name, tuple(value) if isinstance(value, list) else value, hints[name])
-        if name in _LABELS or value == getattr(TrainConfig, name):
-            part = b""
-        else:  # numbers of seeds are as many as lines, and encoding takes longer than all else
-            part = b'"%b' % item if type(value) is int else json.dumps({name: value})[1:-1].encode()
-        self[item] = part
-        return part
-
-
-_parts = _Parts()
-
-
-def json_id(text: bytes) -> str:
-    """`config_id` of a configuration as JSON, of the spacing that `json.dumps` has, in a hundredth of the time.
-
-    Fields are looked at one by one and those seen before not again, as ledgers repeat them; what stands around the
-    seed, in which most lines differ from another, not even one by one.
-
-    Raises ValueError for other JSON, ConfigError for an unknown field or a value out of its range.
-    """
-    front, _, rest = text.partition(b', "seed": ')
-    seed, _, back = rest.partition(b', "')
-    item = b'seed": ' + seed
-    if front.rpartition(b', "')[2] < item < back:
-        parts = [_joined_parts(front[2:]), _parts[item], _joined_parts(back[:-1])]
-    else:
-        parts = [_joined_parts(text[2:-1])]
-    return hashlib.sha256(b"{%b}" % b", ".join(filter(None, parts))).hexdigest()[:12]
-
-
-@functools.lru_cache(maxsize=1 << 14)
-def _joined_parts(text: bytes) -> bytes:
-    """The parts of items that are sorted by name, joined. Raises ValueError where they are not sorted."""
-    items = text.split(b', "') if text else []  # no string holds that, as its quote would be escaped
-    if items != sorted(items):
-        raise ValueError("not in the order of names")
-    return b", ".join(filter(None, [_parts[item] for item in items]))
 
 
 def resume_conflicts(now: TrainConfig, before: Mapping[str, Any]) -> list[str]:

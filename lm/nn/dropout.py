@@ -114,7 +114,7 @@ class _Dropout(nn.Module):
     together do what one process does.
     """
 
-    def __init__(self, p: float = 0.5) -> None:
+    def __init__(self, p: float) -> None:
         super().__init__()
         keep_probability(p)
         self.p = p

@@ -31,6 +31,11 @@ class WeightDropLSTM(nn.Module):
     U(-1/sqrt(H), 1/sqrt(H)). In training each forward draws one mask from the global generator of the weight's device;
     kept weights are scaled by 1/(1 - weight_drop), and the raw weight receives the masked gradient. `kernel` and
     `precision`: see `choose_kernel`. In eval mode, native in fp32, it is bitwise the plain layer.
+
+    Raises:
+        ValueError: the cell, kernel or precision is unknown, the kernel is not for the cell, or `weight_drop` is not in
+            [0, 1) or so near to 1 that it would keep nothing.
+        ConfigError: in a forward pass on a device that the kernel is not for.
     """
 
     def __init__(

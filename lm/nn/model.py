@@ -58,6 +58,10 @@ class AWDLSTM(nn.Module):
             vocab_size: V. With `config.cutoffs`, ids are ranks: the most frequent word is 0.
             config: sizes, dropouts, cell and kernel, as `lm.config.values.make_config` puts them together.
             precision: `fp32` or `bf16`: the type of the matrix products' inputs; parameters stay as they are.
+
+        Raises:
+            ConfigError: the last of `config.cutoffs` is not below `vocab_size`.
+            ValueError: the precision is unknown; all else is checked by `config` itself.
         """
         super().__init__()
         self.precision = precision

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 Linear = Callable[..., Tensor]
 # Packing a weight for one product pays from about this many rows.
 _PACK_ROWS = 64
+# Rows of a block of `transposed`.
+_BLOCK_ROWS = 512
 
 
 def pack_linear(weight_NK: Tensor) -> Linear:
@@ -52,11 +54,12 @@ def linear_for(weight_NK: Tensor, rows: int) -> Linear:
     return lambda x, bias=None: nn.functional.linear(x, weight_NK, bias)
 
 
-def transposed(weight_NK: Tensor, block: int = 512) -> Tensor:
+def transposed(weight_NK: Tensor) -> Tensor:
     """Contiguous transpose, copied in blocks of rows: 0.9 ms for 4600 x 1150 in bf16, `.t().contiguous()` 1.9 ms."""
     out = weight_NK.new_empty(weight_NK.shape[::-1])
-    for start in range(0, weight_NK.shape[0], block):
-        out[:, start : start + block].copy_(weight_NK[start : start + block].t())
+    for start in range(0, weight_NK.shape[0], _BLOCK_ROWS):
+        rows = slice(start, start + _BLOCK_ROWS)
+        out[:, rows].copy_(weight_NK[rows].t())
     return out
 
 

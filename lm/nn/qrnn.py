@@ -30,6 +30,11 @@ class WeightDropQRNN(nn.Module):
     pytorch-qrnn. In training each forward draws one mask of it, and with zoneout (Krueger et al. 2017; the paper,
     sec. 2.1) for each time step and unit whether f is 0, so that the unit keeps its state. In evaluation f is scaled by
     1 - zoneout, its expectation. `kernel` and `precision`: see `choose_kernel`.
+
+    Raises:
+        ValueError: the window is neither 1 nor 2, the kernel or precision is unknown, the kernel is not for QRNNs, or
+            `weight_drop` or `zoneout` is not in [0, 1) or so near to 1 that it would keep nothing.
+        ConfigError: in a forward pass on a device that the kernel is not for.
     """
 
     def __init__(

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import add
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+from lm.config.bounds import choices
+from lm.config.schema import RegularizationConfig
 
 # |h| below this counts as inactive in statistics (a unit's output lies in -1..1).
 INACTIVE = 0.01
@@ -26,10 +29,26 @@ NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "l1": lambda h: h.abs().mean(),
     "elastic": lambda h: h.square().mean() + h.abs().mean(),
 }
+_LAYERS = choices(RegularizationConfig, "ar_layers")
+
+
+def _check_name(what: str, name: str, known: Iterable[str]) -> None:
+    """Raise ValueError unless the name is one of those that are known."""
+    if name not in (names := list(known)):
+        raise ValueError(f"{what} {name!r} is not one of {', '.join(names)}")
 
 
 def activation_penalty(h: Tensor | PackedSequence, norm: str = "l2") -> Tensor:
-    """AR before its coefficient: mean h², mean |h| or their sum over all elements of a layer's (dropped) output."""
+    """AR before its coefficient: mean h², mean |h| or their sum over all elements of a layer's (dropped) output.
+
+    Args:
+        h: (T, B, H), or of any other shape.
+        norm: `l2`, `l1` or `elastic`.
+
+    Raises:
+        ValueError: the norm is unknown.
+    """
+    _check_name("norm", norm, NORMS)
     return NORMS[norm](h.data if isinstance(h, PackedSequence) else h)
 
 
@@ -65,7 +84,12 @@ def regularization_terms(
         beta: coefficient of TAR.
         norm: of AR: `l2`, `l1` or `elastic`.
         layers: `last`, or `all` for the sum over layers.
+
+    Raises:
+        ValueError: the norm or the layers are unknown, whatever the coefficients.
     """
+    _check_name("norm", norm, NORMS)
+    _check_name("layers", layers, _LAYERS)
     chosen = slice(None) if layers == "all" else slice(-1, None)
     terms = {}
     if alpha:
@@ -99,8 +123,7 @@ class ActivationPenalty:
     """
 
     def __init__(self, module: nn.Module, norm: str = "l2", coefficient: float = 1.0, *, time_dim: int = 0) -> None:
-        if norm not in (*NORMS, "temporal"):
-            raise ValueError(f"norm {norm!r} is not one of {', '.join(NORMS)}, temporal")
+        _check_name("norm", norm, (*NORMS, "temporal"))
         self._norm = norm
         self._time_dim = time_dim
         self._coefficient = coefficient

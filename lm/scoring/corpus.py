@@ -14,8 +14,8 @@ from lm.base.rundir import RunDir
 from lm.config.schema import TrainConfig
 from lm.config.values import config_from_dict
 from lm.text.corpus import Corpus
-from lm.text.finding import configured_corpus, known_text, load_corpus, text_in, text_in_cache
-from lm.text.locating import usual_places
+from lm.text.finding import configured_corpus, encoded, known_text, text_in, text_in_cache
+from lm.text.locating import find_in, usual_places
 from lm.text.tokenization import tokenization_of
 from lm.text.tokenizer import TextTokenizer
 from lm.training.transfer import check_tunable
@@ -91,12 +91,13 @@ def corpus_of(
     name = config.dataset or Path(config.data).name
     problem: Exception
     try:
-        corpus = load_corpus(name, data, tokenization=tokenization) if data else configured_corpus(config, tokenizer)
+        corpus = encoded(find_in(Path(data), name), tokenization) if data else configured_corpus(config, tokenizer)
         if corpus.sha256 == sha256:
             corpus.check_vocabulary(trained)
             return corpus
         other = f"{directory}: was trained on another text than that in {corpus.source}"
-        problem = CheckpointError(other if data else f"{other}; name the folder of its own by --data DIR")
+        how = "use the version of Python that it was made with, or " if name == "pydocs" else ""
+        problem = CheckpointError(other if data else f"{other}; {how}name the folder of its own by --data DIR")
     except (ConfigError, CorpusError) as error:
         problem = error
     if data:

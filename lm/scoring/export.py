@@ -43,7 +43,8 @@ def export_run(run_dir: RunDir, directory: RunDir, layout: str = "pytorch", *, b
         bf16: round the weights to bfloat16, which halves the file.
 
     Raises:
-        ConfigError: `directory` holds something else, or an export of another format; a package is missing.
+        ConfigError: `directory` holds something else, or an export of another format; `layout` is not for such a model;
+            a package is missing.
         CheckpointError: the run has no usable checkpoint or no result.
         CorpusError: the run's tokenizer is damaged.
     """
@@ -63,6 +64,8 @@ def export_run(run_dir: RunDir, directory: RunDir, layout: str = "pytorch", *, b
         del weights["decoder.weight"]
     if layout != "pytorch" and config.model == "QRNN":
         raise ConfigError(f"--format {layout}: not for --model QRNN; leave --format out")
+    if layout != "pytorch" and config.cutoffs:
+        raise ConfigError(f"--format {layout}: not for --cutoffs (adaptive softmax); leave --format out")
     if bf16:
         weights = {name: tensor.bfloat16() for name, tensor in weights.items()}
     files, use = _files(layout, run_dir, config, weights, trained)

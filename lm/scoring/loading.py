@@ -71,6 +71,7 @@ def _read_export(directory: RunDir) -> dict[str, Any]:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         intact = metadata["sha256"] == weights_digest(weights, metadata["text"])
         text = json.loads(metadata["text"])
+        beside = text.pop("beside")
     except KeyError as error:
         raise CheckpointError(f"{path}: not an export of this program ({error} is missing)") from None
     except Exception as error:  # the library raises its own kind, and others for what it cannot map or decode
@@ -79,9 +80,8 @@ def _read_export(directory: RunDir) -> dict[str, Any]:
         raise CheckpointError(f"{path}: damaged (its checksum differs)")
     if other := metadata.get("layout"):
         raise CheckpointError(f"{directory}: an export for {other}; give the run, or an export made without --format")
-    beside = text.pop("beside", {})  # older exports have none
-    config = _fitting_config(directory.config, weights, beside.get("config"))
-    _check_tokenizer(directory.tokenizer, beside.get("tokenizer"))
+    config = _fitting_config(directory.config, weights, beside["config"])
+    _check_tokenizer(directory.tokenizer, beside["tokenizer"])
     weights = {name: tensor.float() for name, tensor in weights.items()}  # some are rounded to bf16
     if config.tied:
         weights["decoder.weight"] = weights["encoder.weight"]
@@ -103,9 +103,9 @@ def weights_digest(weights: dict[str, Tensor], text: str) -> str:
     return digest.hexdigest()
 
 
-def _check_tokenizer(path: Path, sha256: str | None) -> None:
+def _check_tokenizer(path: Path, sha256: str) -> None:
     """Raise CheckpointError if a tokenizer is not the one that was exported; that there is none says who needs it."""
-    if sha256 is None or not path.exists():
+    if not path.exists():
         return
     try:
         found = hashlib.sha256(read_file(path)).hexdigest()
@@ -115,7 +115,7 @@ def _check_tokenizer(path: Path, sha256: str | None) -> None:
         raise CheckpointError(f"{path}: not as it was exported (its checksum differs)")
 
 
-def _fitting_config(path: Path, weights: dict[str, Tensor], digest: str | None) -> TrainConfig:
+def _fitting_config(path: Path, weights: dict[str, Tensor], digest: str) -> TrainConfig:
     """The configuration in `path`. Raises CheckpointError unless it describes a model with these weights, and has the
     checksum that they were exported with."""
     values = read_json_object(path)
@@ -128,7 +128,7 @@ def _fitting_config(path: Path, weights: dict[str, Tensor], digest: str | None) 
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}  # tied ones come once
     if expected != {name: tensor.shape for name, tensor in weights.items()}:
         raise CheckpointError(f"{path}: describes another model than the one beside it: names or shapes differ")
-    if digest is not None and values_digest(values) != digest:
+    if values_digest(values) != digest:
         raise CheckpointError(f"{path}: not as it was exported: a value that decides what the model computes differs")
     return config
 

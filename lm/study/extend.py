@@ -13,7 +13,7 @@ from lm.base.files import read_file, scratch_folder
 from lm.base.rundir import RunDir
 from lm.config.values import as_plain, config_id, resume_conflicts
 from lm.study.executors import Job
-from lm.training.results import read_result
+from lm.training.results import finished_result
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def begin_with_shorter(job: Job) -> None:
     for epochs in sorted((n for n in _epochs_beside(home) if n < job.config.epochs), reverse=True):
         config = dataclasses.replace(job.config, epochs=epochs)
         shorter = RunDir(home.path.parent / config_id(config))
-        if not shorter.last.exists() or (read_result(shorter, config) or {}).get("status") != "completed":
+        if not shorter.last.exists() or finished_result(shorter, config, tested=False) is None:
             continue
         if resume_conflicts(job.config, as_plain(config)):
             logger.info("%s: begins anew, since its learning rate depends on --epochs", job.name)

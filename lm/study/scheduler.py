@@ -21,7 +21,7 @@ from lm.base.locks import take_lock
 from lm.base.rundir import RunDir
 from lm.base.signals import StopSignals
 from lm.config.schema import TrainConfig
-from lm.config.values import as_plain, config_id
+from lm.config.values import as_plain, config_id, with_vectors_digest
 from lm.study.cluster import make_executor
 from lm.study.executors import (
     Executor,
@@ -71,8 +71,11 @@ class Sweep:
         self._locks: dict[str, int] = {}
 
     def config(self, configuration: dict[str, Any], seed: int) -> TrainConfig:
-        """Configuration of one run, under the name of the corpus that it reads; errors as `Study.config`."""
-        config = self.study.config(**configuration, seed=seed)
+        """Configuration of one run, under the name of the corpus that it reads and with the checksum of its vectors.
+
+        Errors as `Study.config`, and ConfigError where the vectors cannot be read.
+        """
+        config = with_vectors_digest(self.study.config(**configuration, seed=seed))
         if config.data not in self._corpora:
             self._corpora[config.data] = corpus_name(config.dataset, config.data)
         return dataclasses.replace(config, dataset=self._corpora[config.data])
@@ -285,7 +288,7 @@ class Sweep:
             rung = self.results.get(rung_job.id) or read_result(rung_job.run_dir, rung_job.config) or {}
             record = rung | {"id": job.id, "config": as_plain(job.config), "seed": seed, "command": self.command(job)}
             if rung.get("status") != "diverged":
-                ppl = f", valid perplexity {rung['valid_ppl']:.2f}" if rung else ""
+                ppl = f", valid perplexity {word_ppl(rung, 'valid'):.2f}" if rung else ""
                 record |= {"status": "pruned", "error": f"after {epochs} of {job.config.epochs} epochs{ppl}"}
             append_ledger(self.study.ledger, record)
 

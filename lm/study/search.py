@@ -62,11 +62,10 @@ def check_settings(study: Study, settings: dict[str, Any], config: TrainConfig) 
         for name in settings.get("each", []):
             if name == settings["field"] or name not in study.configurations[0]:
                 raise ConfigError(f"{file}: refine.each: {name!r} is no other field of the grid")
-        if (values := settings.get("values")) is None:
-            return
+        values = settings["values"] if "values" in settings else first_values(study, settings)
         if not all(type(v) in {int, kind} and v in bounds for v in values) or len({*values}) < 2:
-            what = f"numbers, {bounds}" if kind is float else f"integers, {bounds}"
-            raise ConfigError(f"{file}: refine.values: {settings['field']} takes two or more different {what}")
+            what = f"{'numbers' if kind is float else 'integers'}, {bounds}"
+            raise ConfigError(f"{file}: refine.values: give {settings['field']} two or more different {what}")
         return
     if settings["search"] not in ("random", "hyperband"):
         raise ConfigError(f"{file}: refine.search: {settings['search']!r} is not one of random, hyperband")
@@ -110,6 +109,19 @@ def parts(study: Study, settings: dict[str, Any]) -> list[dict[str, Any]]:
     return list({identity(part): part for part in found}.values())
 
 
+def first_values(study: Study, settings: dict[str, Any]) -> list[float]:
+    """What `refine` tries first: values of `[refine]`, else those of the grid, else a coarse scale.
+
+    They are of the field's type and within its bounds. Raises ConfigError if the field is not numeric.
+    """
+    field = settings["field"]
+    kind, bounds = _hint(study, field)
+    values = settings.get("values") or [c[field] for c in study.configurations if field in c]
+    if len({*values}) < 2:
+        values = [0, 0.2, 0.4, 0.6, 0.8] if bounds.high <= 1 else [0, 0.1, 1, 10, 100]
+    return [value for value in dict.fromkeys(map(kind, values)) if value in bounds]
+
+
 def refine(
     study: Study,
     settings: dict[str, Any],
@@ -134,11 +146,7 @@ def refine(
     kind, bounds = _hint(study, field)
     linear = bounds.high <= 1  # a probability
     tried: dict[float, float] = {}
-    values = settings.get("values") or list(
-        dict.fromkeys(configuration[field] for configuration in study.configurations if field in configuration)
-    )
-    if len(values) < 2:
-        values = [0, 0.2, 0.4, 0.6, 0.8] if linear else [0, 0.1, 1, 10, 100]
+    values = first_values(study, settings)
     for _ in range(1 + settings.get("rounds", 1)):
         values = [value for value in dict.fromkeys(map(kind, values)) if value not in tried and value in bounds]
         tried |= dict(

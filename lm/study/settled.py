@@ -1,4 +1,4 @@
-"""Which configurations a ledger already has, also where older lines lack fields that were added since.
+"""Which runs a ledger already has: by the `id` of its lines, in which fields added later change nothing.
 
 A sweep asks before each run, and a ledger may have 100,000 lines, 300 MB. So a line is read once, as far as its
 identity and status, and parsed when its record is asked for; later only what other processes have added is read.
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from lm.base.errors import ConfigError
 from lm.base.files import check_regular
 from lm.base.locks import lock
-from lm.config.values import config_from_dict, config_id, json_id
 from lm.study.ledger import check_record, parse_line
 
 logger = logging.getLogger(__name__)
@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 # Where a line lies in the file, its length and number, and the status that it says.
 _Line = tuple[int, int, int, str]
+# In JSON a quote inside of a string has a backslash before it, so a key with both its quotes is no text.
+_ID = re.compile(rb'"id": "([0-9a-f]{12})"')
+_STATUS = re.compile(rb'"status": "([a-z]+)"')
 
 
 class Settled:
@@ -44,7 +47,7 @@ class Settled:
         """Read what was added since the last time, or all of a file that was changed otherwise.
 
         A last line that a killed writer left unfinished is skipped with a warning. Raises ConfigError for any other
-        damage, and for a configuration of another version.
+        damage.
         """
         try:
             check_regular(self._path)
@@ -70,18 +73,13 @@ class Settled:
         """Take in the line at the end of what is read. Whole ones only, for a writer may complete the last."""
         whole = line.endswith(b"\n")
         if line.strip():
-            try:
-                identity, status = _glance(line) or _look(line, f"{self._path}:{self._number + 1}")
-            except (KeyError, TypeError, ConfigError) as error:
-                raise ConfigError(
-                    f"{self._path}: a line that lm.sweep cannot read ({error}); restore or delete it"
-                ) from None
-            except ValueError:
-                where = f"{self._path}:{self._number + 1}"
+            where = f"{self._path}:{self._number + 1}"
+            if (seen := _glance(line) or _look(line, where)) is None:
                 if whole:
-                    raise ConfigError(f"{where}: not a JSON object with an id; restore or delete the line") from None
+                    raise ConfigError(f"{where}: not a JSON object with an id; restore or delete the line")
                 logger.warning("%s: skipped the last line, which was not written to its end", where)
                 return
+            identity, status = seen
             self._lines[identity] = self._end, len(line), self._number + 1, status
             if self._entered:
                 self._entered.pop(identity, None)
@@ -127,29 +125,15 @@ def _stamp(descriptor: int) -> tuple[int, ...]:
 
 
 def _glance(line: bytes) -> tuple[str, str] | None:
-    """Identity and status of a line as `append_ledger` writes it, without parsing it; None for another.
-
-    In JSON a quote inside of a string has a backslash before it, so a key with both its quotes is no text.
-    """
-    config = line.find(b'"config": {')
-    end = line.find(b"}", config)
-    if config < 0 or end < 0 or not line.startswith(b"{") or line.find(b'"id": "') < 0 or line[-2:] != b"}\n":
+    """Identity and status of a line as `append_ledger` writes it, without parsing it; None for another."""
+    identity = _ID.search(line)
+    status = _STATUS.search(line)
+    if identity is None or status is None or line[:1] != b"{" or line[-2:] != b"}\n":
         return None
-    try:
-        identity = json_id(line[config + len(b'"config": ') : end + 1])
-    except ValueError:  # a brace in a path, say
-        return None
-    status = line.find(b'"status": "')
-    if status < 0:
-        return None
-    status += len(b'"status": "')
-    return identity, line[status : line.find(b'"', status)].decode()
+    return identity[1].decode(), status[1].decode()
 
 
-def _look(line: bytes, where: str) -> tuple[str, str]:
-    """The same of any line. Raises ValueError for one that is no record of a run, KeyError, ConfigError, TypeError."""
+def _look(line: bytes, where: str) -> tuple[str, str] | None:
+    """The same of any line; None for one that is no record of a run. Raises ConfigError as `check_record`."""
     record = parse_line(line)
-    if record is None:
-        raise ValueError("no record")
-    check_record(record, where)
-    return config_id(config_from_dict(record["config"])), record.get("status", "")
+    return None if record is None else (record["id"], check_record(record, where).get("status", ""))

@@ -155,8 +155,13 @@ def _unlike_devices(configurations: Sequence[Configuration], baseline: Configura
 
 
 def _usual(study: Study) -> dict[str, Any]:
-    """What a run of the study has in fields that its grid does not name, but a search may vary."""
-    return as_plain(study.config())
+    """What a run of the study has in fields that its grid does not name, but a search may vary.
+
+    The flags alone may make no run, so it is the baseline's. Only their file knows the checksum of word vectors.
+    """
+    usual = as_plain(study.config(**study.baseline))
+    del usual["init_vectors_sha256"]
+    return usual
 
 
 def _seed(record: Mapping[str, Any]) -> int:

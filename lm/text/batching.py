@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,16 +9,8 @@ import torch
 from torch import Tensor
 
 from lm.base.errors import CorpusError
-from lm.config.schema import DataConfig
+from lm.text.windows import HALF_PROBABILITY, LENGTH_SD, MIN_LENGTH
 
-# Variable windows (Merity et al. 2018, sec. 4.1): the base is halved with this probability, ...
-_HALF_PROBABILITY = 0.05
-# ... lengths scatter around it with this standard deviation, ...
-_LENGTH_SD = 5.0
-# ... and none is drawn shorter than this.
-_MIN_LENGTH = 5
-# A mean factor on the learning rate that deserves a word; it is 0.96 to 0.97 at the published 35 and 70.
-_FAR = 1.1
 # Tokens of a window in evaluation: logits of 700 x 33,278 take 93 MB, and longer windows gain nothing.
 _EVALUATION_TOKENS = 700
 # Longer texts stay in the computer's memory and go to the GPU window by window: these take 1 GiB there.
@@ -61,31 +52,6 @@ def batchify(ids: np.ndarray, batch_size: int, device: torch.device) -> Tensor:
     if device.type != "cuda" or len(ids) > _ON_GPU_TOKENS:
         return columns
     return columns.to(torch.int64).contiguous().pin_memory().to(device, non_blocking=True)
-
-
-def mean_rate_factor(bptt: int, max_delta: int) -> float:
-    """Mean of what variable windows multiply the learning rate by: their length as drawn, over `bptt`."""
-    longest = bptt + max_delta
-    mean = 0.0
-    for base, weight in ((bptt / 2, _HALF_PROBABILITY), (bptt, 1 - _HALF_PROBABILITY)):
-        lengths = NormalDist(base, _LENGTH_SD)
-        below = 0.0
-        nearly_all = range(max(_MIN_LENGTH, int(base - 8 * _LENGTH_SD)), int(base + 8 * _LENGTH_SD) + 2)
-        for length in nearly_all:
-            up_to = lengths.cdf(length + 1)
-            mean += weight * (up_to - below) * min(length, longest)
-            below = up_to
-    return mean / bptt
-
-
-def windows_warning(config: DataConfig) -> str:
-    """What a user should know who asks for windows so short that the learning rate is far from the one given."""
-    if not config.variable_bptt or (factor := mean_rate_factor(config.bptt, config.max_seq_len_delta)) < _FAR:
-        return ""
-    return (
-        f"--bptt {config.bptt}: drawn windows have at least {_MIN_LENGTH} tokens, and the learning rate scales with "
-        f"them: times {factor:.1f} on average; --no-variable-bptt gives windows of {config.bptt} at the rate itself"
-    )
 
 
 class Window(NamedTuple):
@@ -160,8 +126,8 @@ class BPTTWindows:
         if not self._variable:
             return self._bptt
         uniform, normal = torch.rand((), generator=self._generator), torch.randn((), generator=self._generator)
-        base = self._bptt / 2 if uniform < _HALF_PROBABILITY else self._bptt
-        return min(max(_MIN_LENGTH, int(base + _LENGTH_SD * normal.item())), self._max_length)
+        base = self._bptt / 2 if uniform < HALF_PROBABILITY else self._bptt
+        return min(max(MIN_LENGTH, int(base + LENGTH_SD * normal.item())), self._max_length)
 
     def state_dict(self) -> dict[str, Any]:
         """Position (rows) and generator state, for `load_state_dict`."""

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lm.base.errors import ConfigError, CorpusError
+from lm.base.errors import CorpusError
 from lm.config.schema import TrainConfig
 from lm.text.cards import known_corpora
 from lm.text.corpus import Corpus
 from lm.text.encoding import Encoding
-from lm.text.locating import files_in, find, text_keys
-from lm.text.token_cache import read_cache, write_cache
+from lm.text.locating import Located, files_in, find
+from lm.text.token_cache import is_cache_of, read_cache, write_cache
 from lm.text.tokenization import Tokenization, tokenization_of
 from lm.text.tokenizer import TextTokenizer
 
@@ -52,9 +52,14 @@ def load_corpus(
         ConfigError: neither `dataset` nor `data` is given, or they contradict each other.
         CorpusError: the corpus is missing, unreadable, not text, empty, or not the one its name says.
     """
-    found = find(dataset, data)
+    return encoded(find(dataset, data), tokenization, cache_dir)
+
+
+def encoded(found: Located, tokenization: Tokenization, cache_dir: str | Path = Path("data")) -> Corpus:
+    """A corpus that was found, verified and encoded, or out of the cache; as `load_corpus`."""
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", found.name)
-    folder = Path(cache_dir) / "cache" / f"{name}-{_cache_key(found.key, tokenization)}"
+    key = hashlib.sha256(f"{found.key}\n{tokenization.definition}".encode()).hexdigest()[:16]
+    folder = Path(cache_dir) / "cache" / f"{name}-{key}"
     read = functools.partial(read_cache, folder, found.name, found.source, tokenization)
     if cached := read():
         return cached
@@ -66,7 +71,7 @@ def load_corpus(
         encoding = Encoding(texts, tokenization)
         check = functools.partial(_check_counts, found.name, tokenization, encoding)
         try:
-            write_cache(folder, encoding, check)
+            write_cache(folder, encoding, tokenization, check)
         except OSError as error:
             logger.warning("cannot write the token cache %s (%s): going on without it", folder, error.strerror)
         else:
@@ -98,29 +103,21 @@ def _check_counts(name: str, tokenization: Tokenization, encoding: Encoding) -> 
         raise CorpusError(f"{name}: types and tokens {found}, published {card.vocab_size, card.tokens}")
 
 
-def _cache_key(text: str, tokenization: Tokenization) -> str:
-    return hashlib.sha256(f"{text}\n{tokenization.definition}".encode()).hexdigest()[:16]
-
-
 def text_in(folder: Path, dataset: str, sha256: Mapping[str, str], tokenization: Tokenization) -> Corpus | None:
     """The corpus in `folder`, named `dataset`, if it is the one with these checksums."""
     try:
         found = files_in(folder, dataset)
-        same = found is not None and found.sha256 == sha256
-        return load_corpus(dataset, folder, tokenization=tokenization) if same else None
-    except (ConfigError, CorpusError):
+        return encoded(found, tokenization) if found and found.sha256 == sha256 else None
+    except CorpusError:
         return None
 
 
-def text_in_cache(
-    sha256: Mapping[str, str], tokenization: Tokenization, cache_dir: Path = Path("data")
-) -> Corpus | None:
+def text_in_cache(sha256: Mapping[str, str], tokenization: Tokenization) -> Corpus | None:
     """The corpus with these checksums out of the token cache, which its text is not needed for."""
-    for key in text_keys(sha256):
-        for folder in sorted((cache_dir / "cache").glob(f"[!.]*-{_cache_key(key, tokenization)}")):
+    for folder in sorted(Path("data/cache").glob("[!.]*")):
+        if is_cache_of(folder, sha256, tokenization):
             name = folder.name.rpartition("-")[0]
-            corpus = read_cache(folder, name, f"the token cache {folder}", tokenization)
-            if corpus and corpus.sha256 == sha256:
+            if corpus := read_cache(folder, name, f"the token cache {folder}", tokenization):
                 return corpus
     return None
 

@@ -40,19 +40,13 @@ class Located:
         return self.make() if self.make else contextlib.nullcontext(self.texts or {})
 
 
-def text_keys(sha256: Mapping[str, str]) -> list[str]:
-    """What may stand for a text with these checksums: as it is, with line ends read otherwise, cut out of a file."""
-    key = f"text {sorted(sha256.items())}"
-    return [key, f"{key}, universal newlines", f"{key}, cut"]
-
-
 def _located(name: str, source: str, texts: Mapping[str, Text]) -> Located:
     digests = {split: survey(text).sha256 for split, text in texts.items()}
-    as_is, newlines, cut = text_keys(digests)
+    key = f"text {sorted(digests.items())}"
     if any(text.exact for text in texts.values()):
-        key = cut
-    else:
-        key = newlines if any(survey(text).carriage for text in texts.values()) else as_is
+        key += ", cut"
+    elif any(survey(text).carriage for text in texts.values()):
+        key += ", universal newlines"
     return Located(name, source, key, texts, sha256=digests)
 
 
@@ -85,7 +79,7 @@ def find(dataset: str | None, data: str | Path | None) -> Located:
         make = functools.partial(_built, pydocs.build)
         return Located("pydocs", pydocs.describe(), pydocs.fingerprint(), make=make)
     if data is not None:
-        return files_in(Path(data), dataset) or _refuse(dataset, [f"{data} (--data)"])
+        return find_in(Path(data), dataset)
     if dataset is None:
         raise ConfigError("which corpus? Give --dataset NAME or --data DIR")
     places = usual_places(dataset)
@@ -149,6 +143,11 @@ def _refuse(dataset: str | None, tried: list[str], cause: Exception | None = Non
     what = f"corpus {dataset} not found" if dataset else "no corpus found"
     helps = "".join(f"\n  - {remedy}" for remedy in remedies)
     raise CorpusError(f"{what}; tried {', '.join(tried)}{reason}\nwhat helps:{helps}") from cause
+
+
+def find_in(folder: Path, dataset: str | None) -> Located:
+    """The corpus whose files lie in `folder`. Raises CorpusError, with all that helps, where they do not."""
+    return files_in(folder, dataset) or _refuse(dataset, [f"{folder} (--data)"])
 
 
 def files_in(folder: Path, dataset: str | None) -> Located | None:

@@ -2,7 +2,8 @@
 
     train.bin, valid.bin, test.bin    token ids, read by memory map: never more of them than is used is in memory
     tokenizer.json                    the tokenizer, in the format of the `tokenizers` library
-    meta.json                         splits, type of their ids, counts, SHA-256 of the files above, and its own
+    meta.json                         splits, type of their ids, counts, checksums of the text, definition of the
+                                      tokenizer, SHA-256 of the files above, and its own
 
 Every checksum is verified on reading. A damaged folder is reported and replaced.
 """
@@ -14,7 +15,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,15 @@ from lm.text.tokenization import Tokenization
 logger = logging.getLogger(__name__)
 # In meta.json.
 _COUNTS = ("unk", "lines", "words", "sha256")
+
+
+def is_cache_of(folder: Path, sha256: Mapping[str, str], tokenization: Tokenization) -> bool:
+    """Whether a cache folder says that it is of this text and tokenizer, which older ones do not say."""
+    try:
+        meta = json.loads(read_file(folder / "meta.json"))
+        return bool(meta["corpus"]["sha256"] == sha256 and meta["definition"] == tokenization.definition)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def read_cache(folder: Path, name: str, source: str, tokenization: Tokenization) -> Corpus | None:
@@ -54,7 +64,7 @@ def read_cache(folder: Path, name: str, source: str, tokenization: Tokenization)
         return None
 
 
-def write_cache(folder: Path, encoding: Encoding, check: Callable[[], None]) -> None:
+def write_cache(folder: Path, encoding: Encoding, tokenization: Tokenization, check: Callable[[], None]) -> None:
     """Encode a corpus into a cache folder, which appears complete or not at all.
 
     Raises `OSError` where it cannot be written, and what `check` raises, which is called when all is counted.
@@ -71,6 +81,7 @@ def write_cache(folder: Path, encoding: Encoding, check: Callable[[], None]) -> 
         encoding.tokenizer.save(new / "tokenizer.json")
         meta = {
             "dtype": np.dtype(encoding.dtype).name,
+            "definition": tokenization.definition,
             "corpus": {name: getattr(encoding.counts, name) for name in _COUNTS},
             "checksums": {path.name: file_sha256(path) for path in sorted(new.iterdir())},
         }

@@ -104,22 +104,3 @@ def timed_phases(run: Run) -> Phases:
     phases.watch("backward", run, "backward")
     phases.watch("update", run.optimizer, "step")
     return phases
-
-
-def replay_seconds(call: Callable[[], Any], repeats: int) -> float:
-    """Median time of a call's kernels over seven replays of a CUDA graph that holds `repeats` of them."""
-    call()  # libraries set themselves up, which cannot be recorded
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(repeats):
-            call()
-    spent = []
-    for _ in range(7):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        spent.append(start.elapsed_time(end) / 1e3 / repeats)
-    return statistics.median(spent)

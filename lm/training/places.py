@@ -49,6 +49,7 @@ def _holds_a_run(run_dir: RunDir) -> bool:
 
 
 def _is_completed(result: Path) -> bool:
+    """Whether the result is of a complete run, of whatever configuration: `finished_result` asks for a certain one."""
     try:
         return json.loads(read_file(result))["status"] == "completed"
     except (OSError, ValueError, LookupError, TypeError):

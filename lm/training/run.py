@@ -138,6 +138,11 @@ class Run:
         done = (progress.epoch - 1 + of_epoch) / config.epochs
         return max(done, progress.step / config.max_steps) if config.max_steps else done
 
+    @property
+    def epochs_begun(self) -> int:
+        """Epochs that training has been in, the current one from its first update on."""
+        return self.progress.epoch - self.windows.at_start
+
     def candidates(self) -> dict[str, AWDLSTM]:
         """What valid is to choose from: `raw` or `averaged` weights or, where --average-last asks for it, both."""
         averaged = self.averaging.averaged
@@ -242,7 +247,7 @@ class Run:
         load_state(self.optimizer, state["optimizer"])
         self.averaging.load_state_dict(state["averaging"], self.model)
         self.learning_rate.load_state_dict(state["learning_rate"])
-        self.rate = state.get("rate", self.rate)  # older checkpoints have none
+        self.rate = state["rate"]
         old_rate = state["config"]["lr"]
         self.learning_rate.base *= self.config.lr / old_rate  # 1 unless it was changed
         self.windows.load_state_dict(state["windows"])
@@ -250,9 +255,7 @@ class Run:
         carry_state(self.hidden, [tuple(whole[mine] for whole in layer) for layer in state["hidden"]])
         self.means.load_state_dict(state["means"])
         self.progress = Progress(**state["progress"])
-        between_epochs = self.windows.at_start
-        epoch = self.progress.epoch
-        if (begun := epoch - between_epochs) > self.config.epochs:
+        if (begun := self.epochs_begun) > self.config.epochs:
             raise ConfigError(f"--epochs: this run is in epoch {begun} already; give at least as many")
         if 0 < self.config.max_steps < self.progress.step:
             raise ConfigError(f"--max-steps: this run has made {self.progress.step} updates already; give as many")
@@ -260,7 +263,7 @@ class Run:
             self.progress.changes.append(
                 f"from update {self.progress.step} on with --lr {self.config.lr:g} (was {old_rate:g})"
             )
-        self.progress.finished = self.has_stalled() or (between_epochs and self.is_over())
+        self.progress.finished = self.has_stalled() or (self.windows.at_start and self.is_over())
         set_rng_state(state["rng"], self.device)
         now, before = self.versions(), {"processes": 1} | state.get("versions", {})
         if changed := [f"{n}={now[n]} (was {before[n]})" for n in _DECIDE_BITS if n in before and before[n] != now[n]]:

@@ -163,7 +163,7 @@ class RunWriter:
             "valid_ppl": perplexity(progress.best_loss) if known else None,
             "train_loss": None, "train_ppl": None, "test_loss": None, "test_ppl": None, **scores,
             "activation": progress.best_activation, "params": count_parameters(run.model),
-            "epochs": progress.epoch - 1, "steps": progress.step, "tokens": progress.tokens,
+            "epochs": run.epochs_begun, "steps": progress.step, "tokens": progress.tokens,
             "averaged": progress.best_averaged, "seconds": round(progress.seconds, 2),
             "tokens_per_s": round(progress.tokens / max(progress.seconds, 1e-9)), "peak_rss_mb": round(peak_rss_mb()),
             "versions": run.versions(), "git": git_state(),

@@ -122,6 +122,17 @@ def test_activation_penalty_is_silent_in_evaluation_and_after_removal():
 def test_an_unknown_norm_is_refused():
     with pytest.raises(ValueError, match="l2, l1, elastic, temporal"):
         ActivationPenalty(nn.Linear(1, 1), "l3")
+    h = torch.ones(2, 1, 1)
+    with pytest.raises(ValueError, match="norm 'L2' is not one of l2, l1, elastic"):
+        activation_penalty(h, norm="L2")
+    with pytest.raises(ValueError, match="norm 'L2' is not one of l2, l1, elastic"):
+        regularization_terms([h], [h], alpha=0, beta=1, norm="L2")
+
+
+def test_unknown_layers_are_refused():
+    h = torch.ones(2, 1, 1)
+    with pytest.raises(ValueError, match="layers 'al' is not one of last, all"):
+        regularization_terms([h], [h], alpha=1, beta=1, layers="al")
 
 
 class Returns(nn.Module):

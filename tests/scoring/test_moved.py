@@ -12,6 +12,9 @@ from lm.base.errors import CheckpointError, CorpusError
 from lm.base.rundir import RunDir
 from lm.scoring.export import export_run
 from lm.scoring.loading import load_run
+from lm.text import pydocs
+from lm.text.finding import load_corpus
+from lm.text.tokenization import Tokenization
 from lm.train import configure, train
 from tests.conftest import TINY, write_corpus
 from tests.rundir import same, weights
@@ -54,6 +57,42 @@ def test_without_it_the_folder_can_be_named_or_put_where_corpora_lie(here, model
         monkeypatch.setenv("LM_CORPORA", str(here / "corpora"))
         assert load_run(RunDir(model), CPU)[2].sha256 == expected
         shutil.rmtree(place)
+
+
+@pytest.fixture
+def other_python(tmp_path, monkeypatch):
+    """A run on the text of one version of Python, under another; the folder `old` holds its text."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LM_CORPORA", raising=False)
+    for seed, version in enumerate(("old", "new")):
+        folder = write_corpus(tmp_path / version, train=60, seed=seed)
+        texts = {split: (folder / f"{split}.txt").read_bytes() for split in ("train", "valid", "test")}
+        monkeypatch.setattr(pydocs, "build", lambda texts=texts: texts)
+        monkeypatch.setattr(pydocs, "fingerprint", lambda version=version: version)
+        if version == "old":
+            train(*configure(["--dataset=pydocs", *FLAGS, "--epochs=1", "--out-dir=run"]))
+    return tmp_path
+
+
+def test_a_text_of_another_python_is_in_the_token_cache_or_in_a_folder(other_python):
+    expected = load_run(RunDir("run"), CPU)[2]
+    assert expected.source.startswith("the token cache")
+    forget(other_python)
+    with pytest.raises(CheckpointError, match="use the version of Python .*, or name the folder of its own by --data"):
+        load_run(RunDir("run"), CPU)
+    with pytest.raises(CheckpointError, match="another text than that in new"):
+        load_run(RunDir("run"), CPU, "new")
+    for data, source in (("old", "old"), ("", "data/pydocs")):
+        shutil.copytree("old", "data/pydocs", dirs_exist_ok=True)
+        found = load_run(RunDir("run"), CPU, data)[2]
+        assert (found.name, found.source, found.sha256) == ("pydocs", source, expected.sha256)
+
+
+def test_the_cache_of_another_tokenizer_is_not_taken_for_it(here):
+    forget(here)
+    load_corpus("mine", "moved", tokenization=Tokenization("char"))
+    with pytest.raises(CorpusError, match="is not there"):
+        load_run(RunDir("run"), CPU)
 
 
 def test_another_text_there_is_not_taken_for_it(here):

@@ -77,10 +77,11 @@ def test_other_cells_and_an_untied_decoder_have_their_graphs(train_here, cell, s
 
 
 @pytest.mark.parametrize("layout", ["onnx", "transformers"])
-def test_a_cell_that_other_programs_lack_is_refused(train_here, layout, small_dir, tmp_path):
-    flags = ["--model=QRNN", "--no-tensorboard", "--max-steps=1", "--eval-train-tokens=50", "--no-eval-test"]
+@pytest.mark.parametrize("model", [["--model", "QRNN"], ["--cutoffs", "10", "25"]], ids="".join)
+def test_a_cell_or_decoder_that_other_programs_lack_is_refused(train_here, layout, model, small_dir, tmp_path):
+    flags = ["--no-tensorboard", "--max-steps=1", "--eval-train-tokens=50", "--no-eval-test", *model]
     train_here("--data", small_dir, *TINY, *flags, "--out-dir", tmp_path / "run")
-    with pytest.raises(ConfigError, match=f"--format {layout}: not for --model QRNN"):
+    with pytest.raises(ConfigError, match=f"--format {layout}: not for {model[0]} .*; leave --format out"):
         export_run(RunDir(tmp_path / "run"), RunDir(tmp_path / "export"), layout)
     assert not (tmp_path / "export").exists()
 

@@ -8,8 +8,10 @@ import pytest
 from lm.base.errors import ConfigError
 from lm.config.values import make_config
 from lm.study.ledger import read_ledger
-from lm.study.search import check_settings, finer, parts, refine, search
+from lm.study.scheduler import Sweep
+from lm.study.search import check_settings, finer, first_values, parts, refine, search
 from lm.study.specification import load_study
+from lm.sweep import parse_args
 from tests.test_sweep import FLAGS, corpus, end, start, write_study  # noqa: F401 - fixtures
 
 
@@ -105,8 +107,13 @@ def test_whole_number_fields_get_whole_numbers_and_a_diverged_value_is_never_bes
         ({"field": "alpha", "each": ["alpha"]}, "no other field of the grid"),
         ({"field": "alpha", "each": ["nhid"]}, "no other field of the grid"),
         ({"field": "alpha", "values": [1]}, "two or more"),
-        ({"field": "dropout", "values": [0.5, 1.0]}, "dropout takes two or more different numbers, at least 0 and at"),
-        ({"field": "nonmono", "values": [0, 0.5]}, "nonmono takes two or more different integers"),
+        ({"field": "dropout", "values": [0.5, 1.0]}, "give dropout two or more different numbers, at least 0 and at"),
+        ({"field": "nonmono", "values": [0, 0.5]}, "give nonmono two or more different integers"),
+        ({"field": "alpha", "values": []}, "two or more"),
+        (
+            {"field": "bpe_vocab_size"},
+            "give bpe_vocab_size two or more different integers, at least 257",
+        ),
         ({"search": "random", "trials": 3, "space": {"nhid": {"low": 10.5, "high": 20}}}, "refine.space.nhid: low"),
         ({"search": "random", "trials": 3, "space": {"lr": {"low": 0, "high": 2, "log": True}}}, "above 0 with log"),
         ({"search": "random", "trials": 3, "space": {"model": {"low": 0, "high": 2}}}, "no numeric"),
@@ -192,6 +199,14 @@ def test_refining_needs_no_more_than_the_field(field, tmp_path):
     )
 
 
+def test_the_usual_first_values_are_those_within_the_fields_bounds_and_of_its_type(tmp_path):
+    study = study_at(tmp_path)
+    first = {field: first_values(study, {"field": field}) for field in ("alpha", "lr", "nhid", "dropout")}
+    assert first == {"alpha": [0, 0.1, 1, 10, 100], "lr": [0.1, 1, 10, 100], "nhid": [1, 10, 100],
+                     "dropout": [0, 0.2, 0.4, 0.6, 0.8]}  # fmt: skip
+    assert all(type(value) is int for value in first["nhid"])
+
+
 def test_refining_starts_from_the_values_of_the_grid(tmp_path):
     study, asked = study_at(tmp_path, "[[grid]]\nalpha = [0, 2, 4]\nbeta = [0, 1]\n"), []
     tried = refine(
@@ -232,6 +247,16 @@ def test_a_search_that_was_cut_off_ends_as_an_undisturbed_one(tmp_path):
     whole, cut = ([epochs_alphas for epochs_alphas in bench.measured if epochs_alphas[1]] for bench in benches)
     assert cut == whole
     assert benches[1].pruned == benches[0].pruned
+
+
+def test_the_perplexity_of_a_configuration_that_is_given_up_is_per_word(corpus, tmp_path):  # noqa: F811
+    study = write_study(tmp_path / "s", corpus, seeds=(1,), tokenizer="char", epochs=9)
+    sweep = Sweep(load_study(study), parse_args("", [str(study)]))
+    rung = {"status": "completed", "valid_ppl": 5.0, "valid_word_ppl": 80.0}
+    sweep.results.enter(sweep.job({"alpha": 0}, 1, 3).id, rung)
+    sweep.prune({"alpha": 0}, 3)
+    (record,) = read_ledger(study / "runs.jsonl")
+    assert record["error"] == "after 3 of 9 epochs, valid perplexity 80.00"
 
 
 def test_hyperband_lengthens_real_runs_to_the_figures_of_straight_ones(start, corpus, tmp_path, monkeypatch):  # noqa: F811

@@ -7,8 +7,9 @@ import pytest
 
 from lm.study.specification import load_study
 from lm.tables.analysis import analyse
-from lm.tables.page import _inert, readme, table_csv
+from lm.tables.page import _inert, how_to_read, readme, table_csv
 from lm.tables.text import aligned, markdown
+from tests.test_report import LOSSES, analysis_of, record, records_of
 
 STUDY = '''title = """Two
 lines"""
@@ -62,3 +63,39 @@ def test_a_spreadsheet_computes_nothing_of_the_words_in_table_csv(analysis):
 )  # fmt: skip
 def test_only_text_that_would_be_computed_is_marked(value, cell):
     assert _inert(value) == cell
+
+
+def test_the_legend_of_one_seed_speaks_of_no_sd_interval_or_seeds_of_the_baseline(tmp_path):
+    lines = [line for line in records_of(LOSSES) if line["seed"] == 1]
+    legend = how_to_read(analysis_of(tmp_path, lines, seeds=(1,), body="[[grid]]\nalpha = [0, 1, 2]\nbeta = [0]\n"))
+    assert legend.startswith("- One seed; *train* is without dropout.\n- *Differences* are to the baseline, in nats")
+    assert not any(word in legend for word in ("±", "interval", "*p*", "Unpaired", "all seeds", "exactly 0"))
+    assert "*Chosen* is the configuration with the lowest difference on valid. Its difference on valid is" in legend
+
+
+def test_the_legend_of_several_seeds_says_how_they_were_tested_and_unpaired_only_where_a_row_is(tmp_path):
+    lines = records_of(LOSSES)
+    legend = " ".join(how_to_read(analysis_of(tmp_path / "paired", lines)).split())
+    assert legend.startswith("- *Perplexity* is the mean ± sd over n seeds; *train* is without dropout.")
+    assert "The 95 % t-interval in brackets and *p*, adjusted by Holm's method" in legend
+    assert "those that ran with all seeds of the baseline" in legend
+    assert "flattered by that choice, its difference on test less so, since the same runs give both." in legend
+    assert "Unpaired" not in legend
+    for line in lines:
+        line["versions"] = line["versions"] | {"device": "cuda" if line["config"]["alpha"] else "cpu"}
+    legend = " ".join(how_to_read(analysis_of(tmp_path / "unpaired", lines)).split())
+    assert "*Unpaired* ones are over the same seeds by Welch's t-test, because some ran on another kind of" in legend
+
+
+def test_the_legend_explains_the_columns_that_the_table_has(tmp_path):
+    sparse = {"rms": 0.3, "frac_zero": 0.5}
+    legend = how_to_read(analysis_of(tmp_path, [record(1, 4.5, activation=sparse, seconds=None)], seeds=(1,), body=""))
+    assert legend.endswith("activations h, *rms h* is the root mean square, *exactly 0* the share with h = 0.")
+    assert not any(word in legend for word in ("*min*", "*rms dh*", "*mean abs h*", "*Differences*", "*Chosen*"))
+
+
+def test_a_baseline_that_is_best_is_chosen_without_a_word_on_what_that_flatters(tmp_path):
+    worse = {(0, 0): (4.4, 4.41, 4.42), (1, 0): (4.5, 4.52, 4.51)}
+    legend = how_to_read(analysis_of(tmp_path, records_of(worse), body="[[grid]]\nalpha = [0, 1]\nbeta = [0]\n"))
+    assert "*Chosen*" in legend
+    assert "flattered" not in legend

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from lm.base.errors import CorpusError
 from lm.config.values import make_config
-from lm.text.batching import BPTTWindows, batchify, mean_rate_factor, windows_warning
+from lm.text.batching import BPTTWindows, batchify
+from lm.text.windows import mean_rate_factor, windows_warning
 
 CPU = torch.device("cpu")
 

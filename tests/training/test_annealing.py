@@ -15,6 +15,7 @@ from lm.base.rundir import RunDir
 from lm.bench import random_run
 from lm.config.presets import PRESETS
 from lm.config.values import make_config
+from lm.train import configure
 from lm.training.checkpoint import load_checkpoint
 from lm.training.schedule import LearningRate, trapezoid_of
 from tests.conftest import TINY
@@ -63,12 +64,21 @@ def test_no_trapezoid_leaves_its_bounds_or_jumps(parts, fraction):
     [
         ({"trapezoid_rise": 0.2}, "--trapezoid-rise"),
         ({"schedule": "trapezoid", "trapezoid_flat": 0.9}, "must not exceed 1"),
+        ({"schedule": "trapezoid", "trapezoid_rise": 0.33, "trapezoid_flat": 0.56, "trapezoid_fall": 0.1101}, "exceed"),
         ({"average_last": 0.1}, "--nonmono 0"),
     ],
 )
 def test_what_makes_no_sense_is_refused(flags, words):
     with pytest.raises(ConfigError, match=words):
         make_config(**flags)
+
+
+def test_parts_that_are_the_whole_run_but_for_rounding_are_taken():
+    parts = {"trapezoid_rise": 0.33, "trapezoid_flat": 0.56, "trapezoid_fall": 0.11}
+    assert sum(parts.values()) > 1
+    config, _ = configure([f"--{name}={value}" for name, value in parts.items()] + ["--schedule=trapezoid"])
+    shape = trapezoid_of(config)
+    assert [shape.rate_factor(fraction) for fraction in (0, 0.5, 1)] == pytest.approx([0.1, 1, 0.1])
 
 
 def test_beta1_and_the_rate_reach_adam(train_here, corpus_dir, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import torch
 import lm.train
 from lm.base.errors import ConfigError
 from lm.base.rundir import RunDir
-from lm.config.flags import read_config
+from lm.config.inherit import read_config
 from lm.training.checkpoint import load_checkpoint
 from tests.conftest import TINY, write_corpus
 

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from lm.base.errors import ConfigError, Interrupted
-from lm.config.values import as_plain, config_from_dict, config_id, json_id, make_config
+from lm.config.values import as_plain, config_from_dict, config_id, make_config, with_vectors_digest
+from lm.study.scheduler import Sweep
+from lm.study.specification import load_study
+from lm.sweep import parse_args, plan
 from lm.text.finding import configured_corpus
 from lm.text.vectors import read_vectors, write_vectors
 from lm.training.run import Run
@@ -24,11 +27,15 @@ def vectors(tmp_path):
     return path
 
 
+def with_vectors(path, **values):
+    return with_vectors_digest(make_config(**values, init_vectors=str(path)))
+
+
 def test_rows_of_the_file_are_taken_and_all_else_is_drawn_as_without_it(vectors, small_dir):
     sizes = {"data": str(small_dir), "emsize": 8, "nhid": 12, "nlayers": 2, "batch_size": 4, "eval_batch_size": 2}
     plain = make_config(**sizes)
     corpus = configured_corpus(plain)
-    config = make_config(**sizes, init_vectors=str(vectors))
+    config = with_vectors(vectors, **sizes)
     before, run = (Run(one, corpus, torch.device("cpu")) for one in (plain, config))
     run.start_from_vectors()
     taken = [corpus.tokenizer.vocab[word] for word in ("w1", "w2")]
@@ -49,23 +56,21 @@ def test_rows_of_the_file_are_taken_and_all_else_is_drawn_as_without_it(vectors,
 
 
 def test_the_content_of_the_file_decides_the_identity_of_a_run_and_not_its_place(vectors, tmp_path):
-    configs = [make_config(init_vectors=str(vectors))]
+    configs = [with_vectors(vectors)]
     (tmp_path / "moved.txt").write_bytes(vectors.read_bytes())
-    configs.append(make_config(init_vectors=str(tmp_path / "moved.txt")))
+    configs.append(with_vectors(tmp_path / "moved.txt"))
     (tmp_path / "other.txt").write_bytes(vectors.read_bytes() + b"w3 1 1 1 1 1 1 1 1\n")
-    configs.append(make_config(init_vectors=str(tmp_path / "other.txt")))
+    configs.append(with_vectors(tmp_path / "other.txt"))
     first, moved, other = map(config_id, configs)
     assert first == moved != other != config_id(make_config())
     for config in configs:
-        text = json.dumps(dict(sorted(as_plain(config).items()))).encode()
-        assert json_id(text) == config_id(config)
         assert config_from_dict(as_plain(config)) == config
 
 
 def test_a_run_continues_bit_for_bit_without_the_file_and_not_with_another(train_here, vectors, small_dir, tmp_path):
     flags = ["--data", small_dir, *TINY, *FLAGS, "--epochs=2", "--init-vectors", vectors]
     train_here(*flags, "--out-dir", tmp_path / "whole")
-    digest = make_config(init_vectors=str(vectors)).init_vectors_sha256
+    digest = with_vectors(vectors).init_vectors_sha256
     with pytest.raises(Interrupted):
         train_here(*flags, "--max-minutes=0.000001", "--out-dir", tmp_path / "parts")
     content = vectors.read_bytes()
@@ -73,11 +78,27 @@ def test_a_run_continues_bit_for_bit_without_the_file_and_not_with_another(train
     with pytest.raises(ConfigError, match=f"--init-vectors-sha256 {digest}"):
         train_here(*flags, "--resume=auto", "--out-dir", tmp_path / "parts")
     vectors.unlink()
-    with pytest.raises(ConfigError, match="--init-vectors: .*cannot be read"):
-        train_here(*flags, "--resume=auto", "--out-dir", tmp_path / "parts")
-    train_here(*flags, "--init-vectors-sha256", digest, "--resume=auto", "--out-dir", tmp_path / "parts")
+    for another in (["--resume=auto", "--out-dir", tmp_path / "new"], ["--out-dir", tmp_path / "parts"]):
+        with pytest.raises(ConfigError, match="--init-vectors: .*cannot be read"):
+            train_here(*flags, *another)
+    with pytest.raises(ConfigError, match=r"--init-vectors: .*another\.txt: cannot be read"):
+        train_here(*flags[:-1], tmp_path / "another.txt", "--resume=auto", "--out-dir", tmp_path / "parts")
+    train_here(*flags, "--resume=auto", "--out-dir", tmp_path / "parts")
     assert same(ending(tmp_path / "whole"), ending(tmp_path / "parts"))
     assert "init_vectors" in json.loads((tmp_path / "parts" / "result.json").read_text())
+
+
+def test_the_runs_of_a_study_have_the_checksum_of_its_file(vectors, small_dir, tmp_path):
+    flags = f'data = "{small_dir}"\nemsize = 8\ninit_vectors = "{vectors}"\n'
+    (tmp_path / "study.toml").write_text(f'dataset = "small"\nseeds = [1]\n[flags]\n{flags}')
+    sweep = Sweep(load_study(tmp_path), parse_args("", [str(tmp_path)]))
+    (job,) = plan(sweep)
+    digest = with_vectors(vectors).init_vectors_sha256
+    assert job.config.init_vectors_sha256 == digest
+    assert f"--init-vectors-sha256={digest}" in job.arguments
+    vectors.unlink()
+    with pytest.raises(ConfigError, match="--init-vectors: .*cannot be read"):
+        plan(sweep)
 
 
 def test_another_file_than_the_checksum_names_starts_no_run(train_here, vectors, small_dir, tmp_path):

@@ -88,11 +88,24 @@ def test_patience_ends_training_within_an_epoch_and_a_longer_one_continues_it(ru
     flags = ("--epochs=1", "--validate-every=2", "--nonmono=0")
     losses(3.0, 3.1, 3.2, 2.0)
     ended = run_with("run", *flags, "--patience=2")
-    assert (ended["steps"], ended["epochs"], ended["valid_loss"]) == (6, 0, pytest.approx(3.0))
+    assert (ended["steps"], ended["epochs"], ended["valid_loss"]) == (6, 1, pytest.approx(3.0))
     losses(*[2.5, 2.6] * 5)
     went_on = run_with("run", *flags, "--patience=4")
     assert went_on["steps"] > 8
     assert went_on["valid_loss"] == pytest.approx(2.5)
+
+
+def test_a_run_that_ends_within_its_first_epoch_has_its_best_in_epoch_1_of_1(cli, small_dir, tmp_path):
+    # Nothing is learned, so no validation is better than the first.
+    flags = ("--lr=1e-30", "--wdecay=0", "--epochs=9", "--validate-every=3", "--patience=2")
+    done = cli("train", "--data", small_dir, *FLAGS, *flags, "--out-dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "(best epoch 1 of 1," in done.stdout
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert (result["steps"], result["epochs"]) == (9, 1)
+    done = cli("evaluate", tmp_path / "run", "--export", tmp_path / "model")
+    assert done.returncode == 0, done.stderr
+    assert "9 updates, weights of epoch 1 of 1\n" in (tmp_path / "model/README.md").read_text()
 
 
 @pytest.mark.parametrize("steering", [["--nonmono=1"], ["--nonmono=0", "--schedule=linear"]])

@@ -10,18 +10,22 @@ import torch
 
 from lm.base.device import has_native_bf16
 from lm.base.errors import ConfigError
-from lm.config.schema import KERNEL_CELLS
+from lm.config.bounds import choices
+from lm.config.schema import KERNEL_CELLS, ComputeConfig
 from lm.nn.kernels.triton_lstm import available
 
+_KERNELS = choices(ComputeConfig, "kernel")
+# A layer's are decided: `auto` has become one of them.
+_PRECISIONS = tuple(name for name in choices(ComputeConfig, "precision") if name != "auto")
 # Units from which the fused kernel is the faster one, see `choose_kernel`.
 _FUSED_FROM_UNITS = 300
 
 
 def check_names(kernel: str, cell: str, precision: str) -> None:
     """Raise ValueError for an unknown name, and for a kernel that is not for the cell."""
-    if kernel not in ("auto", "native", "fused", "triton") or precision not in ("fp32", "bf16"):
+    if kernel not in _KERNELS or precision not in _PRECISIONS:
         raise ValueError(
-            f"kernel must be auto|native|fused|triton and precision fp32|bf16, got {kernel!r}, {precision!r}"
+            f"kernel must be {'|'.join(_KERNELS)} and precision {'|'.join(_PRECISIONS)}, got {kernel!r}, {precision!r}"
         )
     cells = KERNEL_CELLS.get(kernel)
     if cells and cell not in cells:
@@ -33,7 +37,9 @@ def check_device(kernel: str, device: torch.device) -> None:
     if kernel == "fused" and device.type != "cpu":
         raise ConfigError("--kernel: the fused kernel is for CPUs; use auto or native, or --device cpu")
     if kernel == "triton" and not available(device):
-        raise ConfigError("--kernel: the Triton kernels need a CUDA device and triton >= 3.6; use auto or native")
+        raise ConfigError(
+            "--kernel: the Triton kernels need a CUDA device, triton >= 3.6 and gcc or clang; use auto or native"
+        )
 
 
 def choose_kernel(
