@@ -475,6 +475,51 @@ def claims_of_the_subject() -> list[str]:
     ]
 
 
+def sides(study: str) -> tuple[list[dict], list[dict]]:
+    """The completed runs of a study without AR and TAR, and those with."""
+    found = ledger(study)
+    assert all(line["status"] == "completed" for line in found)
+    return tuple([r for r in found if bool(r["config"]["alpha"]) == on] for on in (False, True))
+
+
+def setting(config: dict) -> str:
+    return f"dropout {config['dropout']:g}, rate {config['lr']:g}, weight decay {config['wdecay']:g}"
+
+
+def tuned() -> list[str]:
+    """The search on 60,000 words, and the seeds that took no part in it."""
+    tried, hours, rows = sides("ptb-60k-budget"), 0.0, []
+    best = [min(side, key=lambda r: r["valid_loss"]) for side in tried]
+    for name, side, chosen in zip(("without", "with"), tried, best, strict=True):
+        hours += sum(r["seconds"] for r in side) / 3600
+        rows.append(
+            f"| {name} | {len(side)} | {setting(chosen['config'])} | {pair(chosen, sign=' | ')} |"
+        )
+    fresh = [{r["seed"]: r for r in side} for side in sides("ptb-60k-final")]
+    assert all(
+        r["config"][name] == chosen["config"][name]
+        for side, chosen in zip(fresh, best, strict=True)
+        for r in side.values()
+        for name in ("alpha", "beta", "lr", "wdecay", "dropout", "dropouth", "dropouti", "epochs")
+    )
+    assert not {r["seed"] for r in tried[0] + tried[1]} & set(fresh[0])
+    for name, side in zip(("without", "with"), fresh, strict=True):
+        rows.append(
+            f"| {name} | {len(side)} | {mean_sd(side, 'valid_ppl', interval=True)} "
+            f"| {mean_sd(side, 'test_ppl', interval=True)} | {fmean(values(side, 'train_ppl')):.1f} "
+            f"| {activation(side, 'rms'):.3f} | {activation(side, 'temporal_rms'):.3f} |"
+        )
+    welch = stats.ttest_ind(values(fresh[0], "test_loss"), values(fresh[1], "test_loss"), equal_var=False)
+    mean = fmean(values(fresh[0], "test_loss")) - fmean(values(fresh[1], "test_loss"))
+    p = "p < 0.001" if welch.pvalue < 0.001 else f"p = {welch.pvalue:.3f}"
+    return [
+        *rows,
+        f"{len(tried[0]) + len(tried[1])} runs and {hours:.1f} hours of one core",
+        f"{mean:.3f} nats {bracket(*welch.confidence_interval(), 3)}",
+        p,
+    ]
+
+
 def readme_rows() -> list[str]:
     """The README's table, ours against published per target, and its findings."""
     base, views, awd = runs(0, 0), both_views(), only("ptb-awd-lstm")
