@@ -134,5 +134,4 @@ def test_the_committed_page_and_the_docs_show_the_committed_figures_which_keep_t
         assert f"| {label} | {cpu_s} | {peak:,} |" in docs
     large = rows["encode large"]
     assert f"takes {large['peak_mb']} MB of memory and {large['cpu_seconds']:.0f} s of CPU time" in docs
-    assert f"takes {rows['train QRNN']['peak_mb']:,} MB of memory" in docs
     assert f"{100 * rows['decoder with cutoffs']['in_last_cluster']:.0f} % lie in the last cluster" in docs

@@ -71,7 +71,6 @@ def _read_export(directory: RunDir) -> dict[str, Any]:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         intact = metadata["sha256"] == weights_digest(weights, metadata["text"])
         text = json.loads(metadata["text"])
-        beside = text.pop("beside")
     except KeyError as error:
         raise CheckpointError(f"{path}: not an export of this program ({error} is missing)") from None
     except Exception as error:  # the library raises its own kind, and others for what it cannot map or decode
@@ -80,6 +79,8 @@ def _read_export(directory: RunDir) -> dict[str, Any]:
         raise CheckpointError(f"{path}: damaged (its checksum differs)")
     if other := metadata.get("layout"):
         raise CheckpointError(f"{directory}: an export for {other}; give the run, or an export made without --format")
+    if (beside := text.pop("beside", None)) is None:
+        raise CheckpointError(f"{path}: of a version that did not say what lies beside it; export the run again")
     config = _fitting_config(directory.config, weights, beside["config"])
     _check_tokenizer(directory.tokenizer, beside["tokenizer"])
     weights = {name: tensor.float() for name, tensor in weights.items()}  # some are rounded to bf16
