@@ -21,7 +21,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lm.base.errors import DivergedError, run_cli
@@ -55,7 +55,7 @@ MEASURE_MINUTES = 0.4
 MEASURE_START_S = 90.0  # that a process has to begin in; after them and the minutes it is killed
 WORTH_STARTING_S = 90.0
 END_S = 25.0  # for everything that runs to save and end in
-STOPPED = (-signal.SIGTERM, 128 + signal.SIGTERM)  # what a process that was asked to stop ends with
+WELL_ENDED = (0, -signal.SIGTERM, 128 + signal.SIGTERM)  # exit codes, also of a process that was asked to stop
 
 
 class Sitting:
@@ -120,11 +120,12 @@ class Sitting:
                 (folder / "study.toml").write_text(self.asked(study))
             else:
                 open_studies.append(study)
+        jobs = [(study, self._trial(study)) for study in open_studies]
         lanes = self.args.lanes
-        groups = [open_studies[first : first + lanes] for first in range(0, len(open_studies), lanes)]
-        found = {study: seconds for group in groups for study, seconds in self._measure(group).items()}
+        groups = [jobs[first : first + lanes] for first in range(0, len(jobs), lanes)]
+        found = {study: seconds for group in groups for study, seconds in self._measure(dict(group)).items()}
         for study, epoch in found.items():
-            most = self._trial(study).config.epochs
+            most = dict(jobs)[study].config.epochs
             starts = 3 if self.args.then else 1
             seconds = (self.left() + 60 * self.args.then) / len(groups)
             seconds -= starts * START_S + sum(scoring_seconds(*self.tokens[study]))
@@ -144,11 +145,11 @@ class Sitting:
         _, alpha, beta, seed = next(run for run in PLAN if run[0] == study)
         return sweep.job({"alpha": alpha, "beta": beta}, seed)
 
-    def _measure(self, studies: Sequence[str]) -> dict[str, float]:
-        """Seconds of an epoch of each study, with as many runs side by side as there will be."""
+    def _measure(self, jobs: Mapping[str, Job]) -> dict[str, float]:
+        """Seconds of an epoch of each study's job, with as many runs side by side as there will be."""
         scratch = self.state / "scratch"
         shutil.rmtree(scratch, ignore_errors=True)
-        jobs = {study: self._trial(study) for study in studies}
+        studies = list(jobs)
         for study, job in jobs.items():
             self._count(study, job)
         minutes = MEASURE_MINUTES / 8 if self.args.tiny else MEASURE_MINUTES
@@ -159,7 +160,7 @@ class Sitting:
         self._wait(60 * minutes + MEASURE_START_S)
         for process, task in self.running.items():
             process.kill()
-            if process.wait() not in (0, *STOPPED):
+            if process.wait() not in WELL_ENDED:
                 logger.warning("measuring %s failed: %s", task.study, outcome_of(task.job, process.returncode).tail)
         self.running.clear()
         found = {}
@@ -249,7 +250,7 @@ class Sitting:
         elif not task.modes and (finished(task.job) or code == DivergedError.exit_code):
             logger.info("%s", self.sweeps[task.study].settle(outcome_of(task.job, code)))
             self._keep(task)
-        elif code not in (0, *STOPPED):
+        elif code not in WELL_ENDED:
             logger.warning("%s", outcome_of(task.job, code).tail)
             if not task.modes and task.job.id not in self.retried:  # from its last checkpoint, a minute old at most
                 self.retried.add(task.job.id)
