@@ -28,7 +28,7 @@ from lm.text.finding import load_corpus
 from lm.train import configure
 from lm.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.conftest import TINY
-from tests.test_report import LOSSES, records_of, write_study
+from tests.ledgers import LOSSES, records_of, write_study
 
 SHORT = [*TINY, "--max-steps=2", "--epochs=1", "--save-every=1", "--no-tensorboard"]
 SENTENCE = b"the cat sat on the mat and the dog ran off\n"

@@ -9,7 +9,7 @@ from lm.study.specification import load_study
 from lm.tables.analysis import analyse
 from lm.tables.page import _inert, how_to_read, readme, table_csv
 from lm.tables.text import aligned, markdown
-from tests.test_report import LOSSES, analysis_of, record, records_of
+from tests.ledgers import LOSSES, analysis_of, record, records_of
 
 STUDY = '''title = """Two
 lines"""

@@ -8,7 +8,7 @@ from lm.tables.analysis import analyse
 from lm.tables.answer import answer
 from lm.tables.compare import compare
 from lm.tables.page import report_text, table
-from tests.test_report import LOSSES, configuration_of, record, row_of, write_study
+from tests.ledgers import LOSSES, configuration_of, record, row_of, write_study
 
 GRID = "[[grid]]\nalpha = [0, 1, 2]\n"
 

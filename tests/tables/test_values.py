@@ -13,7 +13,7 @@ from scipy import stats
 from lm.report import main
 from lm.study.ledger import read_ledger
 from lm.tables.page import report, report_text
-from tests.test_report import GRID, LOSSES, records_of, write_study
+from tests.ledgers import GRID, LOSSES, records_of, write_study
 
 # With beta 1 come effects far below and far above seed noise. Sorted, the configurations are in the order of GRID.
 MORE = {(0, 1): (4.49, 4.53, 4.505), (1, 1): (4.4502, 4.4697, 4.4601), (2, 1): (4.471, 4.498, 4.466)}

@@ -8,7 +8,7 @@ import pytest
 
 from lm.base.errors import ConfigError
 from lm.report import main
-from tests.test_report import LOSSES, record, write_study
+from tests.ledgers import LOSSES, record, write_study
 
 EVIL = "</script><script>document.title = 'gone'</script><b>T</b>"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
