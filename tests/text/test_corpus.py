@@ -1,21 +1,13 @@
-"""Finding, verifying, encoding and caching a corpus."""
+"""Finding, verifying and encoding a corpus, and its command line."""
 
-import functools
 import hashlib
-import http.server
 import json
-import logging
-import multiprocessing
 import os
 import subprocess
 import sys
-import threading
-import urllib.parse
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
 
@@ -25,88 +17,11 @@ from lm.text.cards import known_corpora
 from lm.text.finding import corpus_name, load_corpus
 from lm.text.layout import SPLITS
 from lm.text.tokenization import Tokenization
+from tests.text.toy import TOY, TOY_TOKENS, write
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-# Synthetic text in the layout of the published files: a space before and after, blank lines as one space.
-TOY = {
-    "train": " \n = a title = \n \n the <unk> sat on the mat . \n the cat ran . \n",
-    "valid": " the cat sat . \n \n",
-    "test": " a <unk> ran on the mat . \n",
-}
-TOY_TOKENS = {"train": 20, "valid": 6, "test": 8}
-
-
-def write(folder: Path, texts: dict[str, str | bytes], pattern: str = "train.txt") -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, text in texts.items():
-        raw = text if isinstance(text, bytes) else text.encode()
-        (folder / pattern.replace("train", split)).write_bytes(raw)
-    return folder
-
-
-def rows(split: str, column: str) -> list[str]:
-    """The rows of a hub repository: PTB's are stripped, WikiText's end in a newline unless they are blank."""
-    lines = TOY[split].splitlines()
-    if column == "sentence":
-        return [line.strip() for line in lines]
-    return [f"{line}\n" if line.strip() else "" for line in lines]
-
-
-def write_hub(root: Path, folder: str, column: str, names: str) -> Path:
-    """A repository in the hub's layout with the toy corpus in `folder` and another configuration beside it."""
-    for place, wrong in ((folder, []), (f"{folder}-raw", ["not this one"])):
-        for split, hub_split in zip(SPLITS, ("train", "validation", "test"), strict=True):
-            path = root / place / names.format(hub_split)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            content = wrong or rows(split, column)
-            pq.write_table(pa.table({"id": list(range(len(content))), column: content}), path)
-    return root
-
-
-def write_card(path: Path, **hub: str) -> Path:
-    """A card file that knows the toy corpus and no other."""
-    sha256 = {split: hashlib.sha256(text.encode()).hexdigest() for split, text in TOY.items()}
-    lines = {split: text.count("\n") for split, text in TOY.items()}
-
-    def table(values: dict) -> str:
-        return f"{{ {', '.join(f'{key} = {json.dumps(value)}' for key, value in values.items())} }}"
-
-    path.write_text(
-        f'[toy]\ntitle = "Toy"\nlicence = "CC0"\nsource = "this test"\nvocab_size = 12\n'
-        f'files = ["train.txt", "ptb.train.txt", "wiki.train.tokens"]\naliases = ["data/toys"]\n'
-        f"lines = {table(lines)}\ntokens = {table(TOY_TOKENS)}\nsha256 = {table(sha256)}\n"
-        + (f"hub = {table(hub)}\n" if hub else "")
-    )
-    return path
-
-
+pytestmark = pytest.mark.usefixtures("elsewhere")
 # Before the tests take the variable away.
 REAL_CORPORA = os.environ.get("LM_CORPORA", "")
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory and no corpora."""
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-    monkeypatch.delenv("LM_CORPORA", raising=False)
-    return tmp_path
-
-
-@pytest.fixture
-def toy_card(tmp_path, monkeypatch):
-    """Make the toy corpus a known one, in the hub repository that the arguments describe."""
-
-    def install(**hub: str) -> None:
-        monkeypatch.setattr(cards, "CARDS_FILE", write_card(tmp_path / f"cards{len(hub)}.toml", **hub))
-
-    return install
-
-
-@pytest.fixture
-def warnings_logged(caplog):
-    caplog.set_level(logging.WARNING)
-    return lambda: [record.getMessage() for record in caplog.records]
 
 
 @pytest.mark.parametrize("pattern", ["train.txt", "ptb.train.txt", "wiki.train.tokens"])
@@ -266,134 +181,6 @@ def test_the_cards_hold_the_published_counts():
     assert corpus_name("ptb", None) == "ptb"  # without a look at any file
 
 
-LAYOUTS = {
-    "ptb": {"folder": "penn_treebank", "column": "sentence", "names": "{}/0000.parquet"},
-    "ptb, older": {"folder": "penn_treebank", "column": "sentence", "names": "ptb_text_only-{}.parquet"},
-    "wikitext-2": {"folder": "wikitext-2-v1", "column": "text", "names": "{}-00000-of-00001.parquet"},
-}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_hub_rows_give_the_published_bytes(tmp_path, toy_card, layout):
-    repository = write_hub(tmp_path / "repository", **layout)
-    toy_card(id=str(repository), revision="main", folder=layout["folder"], column=layout["column"])
-    corpus = load_corpus("toy")
-    assert corpus.source == f"Hugging Face hub, {repository} at main"
-    assert corpus.sha256 == known_corpora()["toy"].sha256
-    reference = load_corpus("toy", write(tmp_path / "files", TOY))
-    for split in SPLITS:
-        assert np.array_equal(corpus.splits[split], reference.splits[split])
-
-
-def test_what_came_from_the_hub_once_needs_it_no_more(tmp_path, toy_card):
-    repository = write_hub(tmp_path / "repository", **LAYOUTS["wikitext-2"])
-    toy_card(id=str(repository), revision="main", folder="wikitext-2-v1", column="text")
-    first = load_corpus("toy")
-    repository.rename(tmp_path / "gone")
-    assert np.array_equal(load_corpus("toy").splits["train"], first.splits["train"])
-
-
-def test_a_hub_that_holds_another_text_is_refused(tmp_path, toy_card):
-    repository = write_hub(tmp_path / "repository", **LAYOUTS["wikitext-2"])
-    pq.write_table(pa.table({"text": ["another text"]}), next(repository.glob("wikitext-2-v1/test*")))
-    toy_card(id=str(repository), revision="main", folder="wikitext-2-v1", column="text")
-    with pytest.raises(CorpusError, match=r"test: expected 8 tokens.*\n.*test: found 3 tokens"):
-        load_corpus("toy")
-    assert not Path("data").exists()
-
-
-@pytest.mark.parametrize("damage", ["truncated", "missing", "other column"])
-def test_a_damaged_hub_is_refused_with_the_remedies(tmp_path, toy_card, damage):
-    repository = write_hub(tmp_path / "repository", **LAYOUTS["wikitext-2"])
-    path = next(repository.glob("wikitext-2-v1/validation*"))
-    if damage == "truncated":
-        path.write_bytes(path.read_bytes()[:-20])
-    elif damage == "missing":
-        path.unlink()
-    column = "sentence" if damage == "other column" else "text"
-    toy_card(id=str(repository), revision="main", folder="wikitext-2-v1", column=column)
-    with pytest.raises(CorpusError, match="--dataset pydocs"):
-        load_corpus("toy")
-
-
-@pytest.mark.parametrize("hub", [{"HF_HUB_OFFLINE": "1"}, {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}])
-def test_an_unreachable_hub_ends_without_retries_with_exit_code_3_and_the_remedies(cli, tmp_path, hub):
-    done = cli("corpus", "--dataset", "ptb", LM_CORPORA="", **hub)
-    assert "Retrying" not in done.stderr  # the library's own way, which takes 20 seconds or more
-    assert (done.returncode, done.stdout) == (3, "")
-    for remedy in ("data/ptb", "--data DIR", "LM_CORPORA", "train.txt", "network", "--dataset pydocs"):
-        assert remedy in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """The few requests of the hub's protocol that a download makes; `root` holds the repository `lab/toy`."""
-
-    def __init__(self, *args, root: Path):
-        self.root = root
-        super().__init__(*args)
-
-    def log_message(self, *args) -> None:
-        pass
-
-    def reply(self, status: int, content: object = None, **headers: str) -> None:
-        raw = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
-        for name, value in ({"Content-Length": str(len(raw)), "X-Repo-Commit": "0" * 40} | headers).items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(raw)
-
-    def do_GET(self) -> None:
-        path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
-        files = [file for file in self.root.rglob("*") if file.is_file()]
-        if path == "/api/datasets/lab/toy/revision/refs/convert/parquet":
-            siblings = [{"rfilename": file.relative_to(self.root).as_posix()} for file in files]
-            return self.reply(200, {"id": "lab/toy", "sha": "0" * 40, "siblings": siblings, "tags": []})
-        tree, resolve = "/api/datasets/lab/toy/tree/refs/convert/parquet/", "/datasets/lab/toy/resolve/"
-        if path.startswith(tree):
-            folder = self.root / path.removeprefix(tree)
-            names = [(file.relative_to(self.root).as_posix(), file) for file in files if file.parent == folder]
-            entry = {"type": "file", "oid": "0" * 40}
-            return self.reply(200, [entry | {"size": file.stat().st_size, "path": name} for name, file in names])
-        file = self.root / path.removeprefix(resolve).removeprefix("refs/convert/parquet/").removeprefix("0" * 40 + "/")
-        if path.startswith(resolve) and file.is_file():
-            return self.reply(200, file.read_bytes(), ETag=f'"{hashlib.sha1(file.read_bytes()).hexdigest()}"')
-        return self.reply(404, {})
-
-    do_HEAD = do_GET
-
-
-def test_a_corpus_is_downloaded_from_a_hub_server_at_its_revision(tmp_path):
-    repository = write_hub(tmp_path / "repository", **LAYOUTS["ptb"])
-    card = write_card(
-        tmp_path / "cards.toml",
-        id="lab/toy",
-        revision="refs/convert/parquet",
-        folder="penn_treebank",
-        column="sentence",
-    )
-    program = (
-        f"import pathlib; from lm.text import cards; cards.CARDS_FILE = pathlib.Path({str(card)!r})\n"
-        "from lm.text.finding import load_corpus; print(load_corpus('toy').sha256['train'])"
-    )
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Hub, root=repository)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        environment = os.environ | {
-            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-            "HF_HOME": str(tmp_path / "hf"),
-            "NO_PROXY": "127.0.0.1",
-            "PYTHONPATH": str(ROOT),
-            "HF_HUB_OFFLINE": "0",
-        }
-        done = subprocess.run(
-            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300
-        )
-        server.shutdown()
-    assert done.stdout.strip() == hashlib.sha256(TOY["train"].encode()).hexdigest(), done.stderr
-
-
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -461,56 +248,6 @@ def test_a_link_loop_given_for_a_folder_is_refused(tmp_path):
         load_corpus(None, tmp_path / "loop")
 
 
-def test_splits_are_memory_maps_of_the_smallest_type_and_never_written_back(tmp_path):
-    for corpus in (load_corpus(None, write(tmp_path / "own", TOY)), load_corpus(None, tmp_path / "own")):
-        assert corpus.path.parent == Path("data/cache")
-        for ids in corpus.splits.values():
-            assert isinstance(ids, np.memmap)
-            assert (ids.dtype, ids.ndim, ids.mode) == (np.uint16, 1, "c")
-    write(tmp_path / "many", TOY | {"train": "".join(f"w{i}\n" for i in range(1 << 16))})
-    assert load_corpus(None, tmp_path / "many").splits["train"].dtype == np.uint32
-
-
-def test_the_second_load_is_from_the_cache_and_equal(tmp_path, caplog):
-    caplog.set_level(logging.INFO, "lm")
-    folder = write(tmp_path / "own", TOY | {"valid": "an unknown word\n"})
-    first = load_corpus(None, folder, tmp_path / "data")
-    assert ["encoding the text" in record.getMessage() for record in caplog.records] == [True]
-    caplog.clear()
-    written = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in first.path.iterdir()}
-    second = load_corpus(None, folder, tmp_path / "data")
-    assert not caplog.records
-    assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in first.path.iterdir()} == written
-    assert second.tokenizer.types == first.tokenizer.types
-    for split in SPLITS:
-        assert np.array_equal(second.splits[split], first.splits[split])
-    for name in ("name", "source", "unk", "lines", "sha256", "path"):
-        assert getattr(second, name) == getattr(first, name)
-    assert second.unk["valid"] == 3
-
-
-def test_another_text_or_tokenizer_gets_another_cache(tmp_path, monkeypatch):
-    folder = write(tmp_path / "own", TOY)
-    first = load_corpus(None, folder)
-    write(folder, {"valid": " the mat sat . \n \n"})
-    second = load_corpus(None, folder)
-    assert second.tokenizer.decode(second.splits["valid"])[1] == "mat"
-    monkeypatch.setattr("lm.text.words.WordTokenizer.DEFINITION", "another")
-    assert len({first.path, second.path, load_corpus(None, folder).path}) == 3
-
-
-def test_a_cache_that_does_not_count_words_yet_is_read_as_it_is(tmp_path, warnings_logged):
-    folder = write(tmp_path / "own", TOY)
-    first = load_corpus(None, folder)
-    meta = json.loads((first.path / "meta.json").read_text())
-    del meta["corpus"]["words"], meta["sha256"]
-    meta["sha256"] = hashlib.sha256(json.dumps(meta).encode()).hexdigest()
-    (first.path / "meta.json").write_text(json.dumps(meta))
-    again = load_corpus(None, folder)
-    assert (again.words, again.path, warnings_logged()) == (TOY_TOKENS, first.path, [])
-    assert first.words == TOY_TOKENS
-
-
 @pytest.mark.parametrize("kind", ["char", "bpe"])
 def test_a_known_corpus_is_held_to_its_checksum_and_not_to_its_types_with_another_tokenizer(tmp_path, toy_card, kind):
     toy_card()
@@ -522,91 +259,6 @@ def test_a_known_corpus_is_held_to_its_checksum_and_not_to_its_types_with_anothe
     write(folder, {"valid": " the cat sat ! \n \n"})
     with pytest.raises(CorpusError, match="does not hold the published toy"):
         load_corpus("toy", folder, tokenization=Tokenization(kind, 300))
-
-
-def flip_a_bit(path: Path) -> None:
-    raw = bytearray(path.read_bytes())
-    raw[len(raw) // 2] ^= 1
-    path.write_bytes(raw)
-
-
-DAMAGES = {
-    "bit flipped": flip_a_bit,
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-4]),
-    "emptied": lambda path: path.write_bytes(b""),
-    "missing": lambda path: path.unlink(),
-    "a folder": lambda path: (path.unlink(), path.mkdir()),
-    "other json": lambda path: path.write_text("[]"),
-}
-
-
-@pytest.mark.parametrize("name", ["meta.json", "tokenizer.json", "train.bin", "test.bin"])
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_cache_is_rebuilt_with_one_warning(tmp_path, warnings_logged, name, damage):
-    folder = write(tmp_path / "own", TOY)
-    before = load_corpus(None, folder)
-    expected = {path.name: path.read_bytes() for path in before.path.iterdir()}
-    damage(before.path / name)
-    after = load_corpus(None, folder)
-    assert [message for message in warnings_logged() if "is damaged" in message] == warnings_logged()
-    assert len(warnings_logged()) == 1
-    assert {path.name: path.read_bytes() for path in after.path.iterdir()} == expected
-    assert np.array_equal(after.splits["train"], np.frombuffer(expected["train.bin"], np.uint16))
-    assert [path.name for path in before.path.parent.iterdir()] == [before.path.name]
-    load_corpus(None, folder)
-    assert len(warnings_logged()) == 1
-
-
-def test_a_changed_figure_in_the_cache_is_found_out(tmp_path, warnings_logged):
-    folder = write(tmp_path / "own", TOY)
-    path = load_corpus(None, folder).path / "meta.json"
-    meta = json.loads(path.read_text())
-    meta["corpus"]["unk"]["test"] += 1
-    path.write_text(json.dumps(meta))
-    assert load_corpus(None, folder).unk["test"] == 0
-    assert "meta.json is not as it was written" in warnings_logged()[0]
-
-
-@pytest.mark.parametrize("place", ["data", "data/cache"])
-def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, warnings_logged, place):
-    Path(place).parent.mkdir(exist_ok=True)
-    Path(place).write_text("in the way")
-    corpus = load_corpus(None, write(tmp_path / "own", TOY))
-    assert corpus.path is None
-    assert len(corpus.splits["train"]) == TOY_TOKENS["train"]
-    assert ["cannot write the token cache" in message for message in warnings_logged()] == [True]
-
-
-def test_a_full_disk_leaves_no_cache_behind(tmp_path, monkeypatch, warnings_logged):
-    def disk_full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", disk_full)
-    assert load_corpus(None, write(tmp_path / "own", TOY)).path is None
-    assert "No space left on device" in warnings_logged()[0]
-    assert list(Path("data/cache").iterdir()) == []
-
-
-def load_when_told(folder: Path, start: multiprocessing.Event, results: multiprocessing.Queue) -> None:
-    start.wait()
-    corpus = load_corpus(None, folder)
-    results.put([ids.tolist() for ids in corpus.splits.values()])
-
-
-def test_processes_that_build_one_cache_at_once_all_get_the_corpus(tmp_path):
-    folder = write(tmp_path / "own", TOY | {"train": "".join(f"w{i} x\n" for i in range(3000))})
-    context = multiprocessing.get_context("spawn")
-    start, results = context.Event(), context.Queue()
-    processes = [context.Process(target=load_when_told, args=(folder, start, results)) for _ in range(4)]
-    for process in processes:
-        process.start()
-    start.set()
-    loaded = [results.get(timeout=300) for _ in processes]
-    for process in processes:
-        process.join()
-    expected = [ids.tolist() for ids in load_corpus(None, folder).splits.values()]
-    assert loaded == [expected] * len(processes)
-    assert len(list(Path("data/cache").iterdir())) == 1
 
 
 def test_the_command_line_prints_one_json_object(cli, tmp_path, work_dir):
@@ -663,15 +315,3 @@ def test_the_real_corpora_have_the_published_counts(cli, dataset, vocab_size, to
     assert list(report["tokens"].values()) == tokens
     assert report["unk"] == dict.fromkeys(SPLITS, 0)
     assert report["sha256"] == known_corpora()[dataset].sha256
-
-
-@pytest.mark.corpora
-def test_the_real_corpora_survive_the_hub_s_row_format(environment):
-    for dataset, strip in (("ptb", True), ("wikitext-2", False)):
-        for split, published in known_corpora()[dataset].sha256.items():
-            text = Path(environment["LM_CORPORA"], dataset, f"{split}.txt").read_bytes().decode()
-            lines = text.split("\n")[:-1]
-            stored = (
-                [line.strip() for line in lines] if strip else [f"{line}\n" if line.strip() else "" for line in lines]
-            )
-            assert hashlib.sha256(cards.published_layout(stored).encode()).hexdigest() == published
