@@ -49,6 +49,23 @@ def configurations_over(analysis: Analysis, *free: str) -> list[Configuration]:
     return [configuration for configuration in same if all(is_number(configuration.values.get(name)) for name in free)]
 
 
+def slices_over(analysis: Analysis, name: str, most: int) -> dict[str, list[Configuration]]:
+    """What differs from the baseline in words, such as another norm, and in the number `name`: label -> configurations.
+
+    At most `most` labels, those with the most configurations.
+    """
+    base = analysis.base.values if analysis.base else {}
+    found: dict[str, list[Configuration]] = {}
+    for configuration in analysis.configurations:
+        values = {f: v for f, v in configuration.values.items() if f != name and identity(v) != identity(base.get(f))}
+        drawn = is_number(configuration.values.get(name)) and configuration.mean("valid_ppl") is not None
+        if base and values and drawn and not any(is_number(value) for value in values.values()):
+            label = ", ".join(f"{field} {show(value)}" for field, value in values.items())
+            found.setdefault(label, []).append(configuration)
+    lines = {label: configurations for label, configurations in found.items() if len(configurations) > 1}
+    return dict(sorted(lines.items(), key=lambda item: -len(item[1]))[:most])
+
+
 def held_fixed(analysis: Analysis, *free: str) -> str:
     """What is held fixed in a slice, in words."""
     base = analysis.configurations[analysis.baseline or 0].values
@@ -100,8 +117,9 @@ def legend_below(
     analysis: Analysis,
     configurations: Sequence[Configuration],
     base_line: Literal["--", "none"] = "none",
+    more: Sequence[Line2D] = (),
 ) -> str:
-    """One legend below the panels; returns the end of the caption."""
+    """One legend below the panels, with `more` at its end; returns the end of the caption."""
     spread = " ± sd" if any(len(configuration.runs) > 1 for configuration in configurations) else ""
     colours = {colour_of(analysis, configuration) for configuration in configurations}
     entries: list[tuple[str, str, Literal["--", "none"]]] = [
@@ -114,5 +132,6 @@ def legend_below(
         for colour, text, line in entries
         if colour in colours
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    handles += more
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4))
     return "; bars: sd over seeds." if spread else "; one seed a configuration."

@@ -32,6 +32,7 @@ from lm.tables.axes import (
     new_panels,
     places_of,
     set_ticks,
+    slices_over,
 )
 from lm.tables.configurations import Configuration
 from lm.tables.text import number
@@ -56,46 +57,57 @@ def draw_plots(analysis: Analysis, folder: Path) -> list[tuple[str, str]]:
 
 
 def _over_field(analysis: Analysis, name: str) -> Plot | None:
-    """Perplexity over one field, everything else as in the baseline, whose band is shown."""
-    configurations = sorted(configurations_over(analysis, name), key=lambda configuration: configuration.values[name])
+    """Perplexity over one field, everything else as in the baseline, whose band is shown; and other norms or models."""
+    configurations = configurations_over(analysis, name)
     done = [configuration for configuration in configurations if configuration.mean("valid_ppl") is not None]
     if len({configuration.values[name] for configuration in done}) < 2:
         return None
+    slices = slices_over(analysis, name, len(_MORE) - 1)
+    lines = dict(zip(("", *slices), (done, *slices.values()), strict=True))
+    shown = [*configurations, *(configuration for line in slices.values() for configuration in line)]
     splits = [split for split in ("valid", "test") if any(configuration.mean(f"{split}_ppl") for configuration in done)]
-    figure, axes = new_panels(len(splits), (1.0 + 4.4 * len(splits), 3.8))
-    places = places_of([configuration.values[name] for configuration in configurations])
+    figure, axes = new_panels(len(splits), (1.0 + 4.4 * len(splits), 3.8 + 0.25 * bool(slices)))
+    places = places_of([configuration.values[name] for configuration in shown])
     for ax, split in zip(axes, splits, strict=True):
-        _panel(ax, analysis, [c for c in done if c.mean(f"{split}_ppl")], name, f"{split}_ppl", places)
+        _panel(ax, analysis, list(lines.values()), name, f"{split}_ppl", places)
         set_ticks(
             ax.xaxis, places, {configuration.values[name] for configuration in configurations if configuration.diverged}
         )
         ax.set(xlabel=NAMES.get(name, name), ylabel=f"{split} perplexity")
     caption = f"Perplexity over {name}{held_fixed(analysis, name)}"
     figure.suptitle(caption, fontsize=12)
-    return figure, caption + legend_below(figure, analysis, done, "--")
+    more = [
+        Line2D([], [], color=colour, marker="o", linewidth=1, label=label)
+        for label, colour in zip(lines, _MORE, strict=False)
+        if label
+    ]
+    beside = f"; beside it {'; '.join(slices)}" if slices else ""
+    return figure, caption + beside + legend_below(figure, analysis, done, "--", more)
 
 
 def _panel(
     ax: Axes,
     analysis: Analysis,
-    configurations: list[Configuration],
+    lines: Sequence[Sequence[Configuration]],
     name: str,
     metric: str,
     places: dict[float, float],
 ) -> None:
+    """One metric over a field: the first line in the colours of the analysis, the others each in its own."""
     base = analysis.base.estimates[metric] if analysis.base else None
     if base is not None:
         ax.axhline(base.mean, color=BASELINE, linestyle="--", linewidth=1)
         ax.axhspan(base.mean - (base.sd or 0), base.mean + (base.sd or 0), color=BASELINE, alpha=0.1, linewidth=0)
-    points = [
-        (places[configuration.values[name]], configuration.estimated(metric), colour_of(analysis, configuration))
-        for configuration in configurations
-    ]
-    ax.plot([x for x, _, _ in points], [e.mean for _, e, _ in points], color=OTHER, zorder=2)
-    for x, e, colour in points:
-        ax.errorbar(x, e.mean, yerr=e.sd, color=colour, marker="o", capsize=4, zorder=3)
-    top = cut_scale(ax, [e for _, e, _ in points], base)
-    for x, e, _ in points:
+    drawn = []
+    for line, colour in zip(lines, _MORE, strict=False):
+        known = sorted((c for c in line if c.mean(metric)), key=lambda configuration: configuration.values[name])
+        points = [(places[c.values[name]], c.estimated(metric), colour_of(analysis, c, colour)) for c in known]
+        ax.plot([x for x, _, _ in points], [e.mean for _, e, _ in points], color=colour, zorder=2)
+        for x, e, point_colour in points:
+            ax.errorbar(x, e.mean, yerr=e.sd, color=point_colour, marker="o", capsize=4, zorder=3)
+        drawn += points
+    top = cut_scale(ax, [e for _, e, _ in drawn], base)
+    for x, e, _ in drawn:
         if e.mean > top:
             ax.annotate(
                 f"{number(e.mean, 1)} ↑",

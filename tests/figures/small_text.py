@@ -4,6 +4,8 @@ from statistics import fmean
 
 from tests.figures.reading import activation, bracket, ledger, mean_gain, mean_sd, pair, values, welch
 
+NORMS = {"no penalty": None, "L1": "l1", "L2": "l2", "elastic": "elastic"}
+
 
 def sides(study: str) -> tuple[list[dict], list[dict]]:
     """The completed runs of a study without AR and TAR, and those with."""
@@ -36,13 +38,67 @@ def tuned() -> list[str]:
     return [
         *rows,
         f"{runs_} runs and {hours:.1f} hours of one core",
-        f"{gained} on test (n = {len(fresh[0])}, Welch, p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})",
+        f"{gained} on test (n = {len(fresh[0])}, Welch, {p})",
         f"has a perplexity of {lost['train_ppl']:,.0f} on train, {pair(lost)} on valid and test",
     ]
 
 
-def tuned_gain() -> tuple[str, float]:
-    """What alpha 2 and beta 1 gain on test over the best settings without them, on seeds that chose nothing, and p."""
-    base, ours = ({r["seed"]: r for r in side} for side in sides("ptb-60k-final"))
+def gained_over(base: dict[int, dict], ours: dict[int, dict]) -> tuple[str, str]:
+    """What `ours` gains on test over `base` with Welch's interval, and p."""
     test = welch(base, ours)
-    return f"{mean_gain(base, ours):.3f} nats {bracket(*test.confidence_interval(), 3)}", float(test.pvalue)
+    p = "p < 0.001" if test.pvalue < 0.001 else f"p = {test.pvalue:.3f}"
+    return f"{mean_gain(base, ours):.3f} nats {bracket(*test.confidence_interval(), 3)}", p
+
+
+def tuned_gain() -> tuple[str, str]:
+    """What alpha 2 and beta 1 gain over the best settings without them, on seeds that chose nothing, and p."""
+    return gained_over(*({r["seed"]: r for r in side} for side in sides("ptb-60k-final")))
+
+
+def of_norm(lines: list[dict], model: str, norm: str | None, wdecay: float = 0) -> list[dict]:
+    """The runs of a network with AR of one norm (None: without AR)."""
+    wanted = {"model": model, "wdecay": wdecay}
+    return [
+        r
+        for r in lines
+        if wanted.items() <= r["config"].items() and (r["config"]["ar_norm"] if r["config"]["alpha"] else None) == norm
+    ]
+
+
+def zeros(records: list[dict]) -> str:
+    """Shares of the activations near 0 and exactly 0, means over runs."""
+    shares = [100 * fmean(r["activation"][name] for r in records) for name in ("frac_small", "frac_zero")]
+    return " | ".join(f"{share:.1f} %" for share in shares)
+
+
+def norms() -> list[str]:
+    """The search over norms and strengths of AR, and the seeds that took no part in it."""
+    tried, fresh, rows = ledger("ptb-norms"), ledger("ptb-norms-final"), []
+    for model in ("LSTM", "RNN_RELU"):
+        for wdecay in (0, 0.1):
+            for name, norm in NORMS.items():
+                if not (found := of_norm(tried, model, norm, wdecay)):
+                    continue
+                best = min(found, key=lambda r: r["valid_loss"])
+                label = f"{model}, {name}" + (f", weight decay {wdecay:g}" if wdecay else "")
+                alpha = f"{best['config']['alpha']:g}" if norm else ""
+                rows.append(f"| {label} | {len(found)} | {alpha} | {pair(best, sign=' | ')} | {zeros([best])} |")
+        for name, norm in NORMS.items():
+            if not (again := {r["seed"]: r for r in of_norm(fresh, model, norm)}):
+                continue
+            rows.append(
+                f"| {model}, {name} | {len(again)} | {mean_sd(again, 'valid_ppl')} "
+                f"| {mean_sd(again, 'test_ppl', interval=True)} | {zeros(list(again.values()))} |"
+            )
+            best = min(of_norm(tried, model, norm), key=lambda r: r["valid_loss"])
+            assert all({**r["config"], "seed": 1111} == best["config"] for r in again.values()), name
+    return [*rows, *norm_gains()]
+
+
+def norm_gains() -> list[str]:
+    """What L1 and L2 gain on test over no penalty, and L2 over L1, on seeds that chose nothing."""
+    of = {
+        name: {r["seed"]: r for r in of_norm(ledger("ptb-norms-final"), "LSTM", norm)} for name, norm in NORMS.items()
+    }
+    pairs = (("no penalty", "L1"), ("no penalty", "L2"), ("L1", "L2"))
+    return [", ".join(gained_over(of[base], of[name])) for base, name in pairs]

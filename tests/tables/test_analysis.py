@@ -12,6 +12,7 @@ from scipy import stats
 from lm.study.specification import load_study
 from lm.tables.analysis import analyse
 from lm.tables.answer import answer
+from lm.tables.axes import slices_over
 from lm.tables.compare import compare, compare_text
 from lm.tables.page import report, report_text, unfinished
 from tests.ledgers import GRID, LOSSES, analysis_of, configuration_of, record, records_of, write_study
@@ -277,3 +278,14 @@ def test_a_missing_baseline_is_said_and_nothing_is_compared(tmp_path):
     analysis = analysis_of(tmp_path, records_of({(1, 0): (4.4, 4.5)}))
     assert "has not finished yet" in answer(analysis)
     assert all(configuration.differences["test"] is None for configuration in analysis.configurations)
+
+
+def test_a_plot_over_a_number_has_a_line_for_what_differs_in_words_and_none_for_other_numbers(tmp_path):
+    configs = [(norm, wdecay, alpha) for norm in ("l2", "l1", "elastic") for wdecay in (0, 0.1) for alpha in (0.2, 2)]
+    lines = [record(1, 4.5, config={"ar_norm": n, "wdecay": w, "alpha": a}) for n, w, a in configs]
+    body = '[[grid]]\nar_norm = ["l2", "l1", "elastic"]\nwdecay = [0, 0.1]\nalpha = [0.2, 2]\n'
+    analysis = analysis_of(tmp_path, [*lines[:9], *lines[10:]], seeds=[1], body=body)
+    slices = slices_over(analysis, "alpha", 4)
+    assert {label: [c.values["alpha"] for c in line] for label, line in slices.items()} == {"ar_norm l1": [0.2, 2]}
+    assert list(slices_over(analysis, "wdecay", 1)) == ["ar_norm l1"]
+    assert slices_over(analysis, "wdecay", 0) == {}
