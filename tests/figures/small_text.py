@@ -2,7 +2,7 @@
 
 from statistics import fmean
 
-from tests.figures.reading import activation, bracket, ledger, mean_gain, mean_sd, pair, values, welch
+from tests.figures.reading import activation, bracket, gain, ledger, mean_gain, mean_sd, pair, values, welch
 
 NORMS = {"no penalty": None, "L1": "l1", "L2": "l2", "elastic": "elastic"}
 
@@ -92,7 +92,7 @@ def norms() -> list[str]:
             )
             best = min(of_norm(tried, model, norm), key=lambda r: r["valid_loss"])
             assert all({**r["config"], "seed": 1111} == best["config"] for r in again.values()), name
-    return [*rows, *norm_gains()]
+    return [*rows, *norm_gains(), *norm_advice()]
 
 
 def norm_gains() -> list[str]:
@@ -102,3 +102,31 @@ def norm_gains() -> list[str]:
     }
     pairs = (("no penalty", "L1"), ("no penalty", "L2"), ("L1", "L2"))
     return [", ".join(gained_over(of[base], of[name])) for base, name in pairs]
+
+
+def norm_advice() -> list[str]:
+    """What the search says on common advice."""
+    tried = ledger("ptb-norms")
+
+    def best(model: str, norm: str | None, wdecay: float = 0, alphas: tuple[float, ...] = ()) -> dict:
+        found = of_norm(tried, model, norm, wdecay)
+        return min((r for r in found if not alphas or r["config"]["alpha"] in alphas), key=lambda r: r["valid_loss"])
+
+    def zero(model: str, norm: str | None) -> str:
+        return f"{100 * best(model, norm)['activation']['frac_zero']:.1f} %"
+
+    strength = [f"{best('LSTM', norm)['config']['alpha'] / 200:.2g} ({norm.upper()})" for norm in ("l1", "l2")]
+    coarse, fine = best("LSTM", "l1", alphas=(0.02, 0.2, 2, 20)), best("LSTM", "l1")
+    decayed = [gain(best("LSTM", "l1", 0.1), best("LSTM", None, 0.1), split) for split in ("valid", "test")]
+    against = gain(best("LSTM", None, 0.1), best("LSTM", None), "test")
+    hours = sum(r["seconds"] for r in tried) / 3600
+    return [
+        f"{len(tried)} runs and {hours:.1f} hours of one core",
+        f"best per unit for an LSTM: {', '.join(strength)}",
+        "valid perplexity with L1: "
+        + ", ".join(f"{r['valid_ppl']:.2f} at {r['config']['alpha']:g}" for r in (coarse, fine)),
+        f"exact zeros: LSTM {zero('LSTM', 'l1')} with L1; ReLU {zero('RNN_RELU', None)} without a penalty, "
+        f"{zero('RNN_RELU', 'l1')} with L1",
+        f"L1 gains {decayed[0]:.3f} nats on valid and {decayed[1]:.3f} on test over weight decay alone, which itself "
+        f"gains {against:.3f} on test",
+    ]
