@@ -41,6 +41,7 @@ def readme_rows() -> list[str]:
         f"The other two alone give {held:.3f} nats (Holm-adjusted p = {p:.3f})",
         f"gains {elsewhere[0]:.3f} nats on WikiText-2 and {elsewhere[1]:.3f} at 650 units",
         small_text.tuned_gain()[0],
+        small_text.norm_gains()[1].partition(" (")[0],
         f"Training without it costs {-gain(runs(0, 0, 0)[1111], base[1111], 'test'):.3f} nats on test",
         f"At dropout 0.2 the pair gains {gain(both[1111], base[1111], 'test'):.3f} nats (one seed)",
         f"{100 * activation(runs(0.8, 0, 0.2, 'l1'), 'frac_small'):.1f} % of the activations nearly zero "
@@ -57,8 +58,8 @@ EXPECTED = {
     "results/README.md": [
         *others.baselines(), *dropout_0_2.three_seeds(), *dropout_0_2.strengths(), *dropout_0_2.noise(),
         *dropout_0_2.activations(), dropout_0_2.own_page(), dropout_0_2.beside_a_cache(), *dropout_0_2.elsewhere(),
-        *small_text.tuned(), *others.others(), *others.beside_the_lstm_of_words(), others.speed(), *digits.claims(),
-        others.grammar()[0],
+        *small_text.tuned(), *small_text.norms(), *others.others(), *others.beside_the_lstm_of_words(),
+        others.speed(), *digits.claims(), others.grammar()[0],
     ],
     "results/blimp/README.md": others.grammar(),
     "results/ptb-200/adaptation.md": [*dropout_0_2.adaptation(), dropout_0_2.six_epochs()],
@@ -73,7 +74,7 @@ QUOTED = {
 # Coefficients, dropouts, thresholds and versions.
 SETTINGS = {
     "0.0001", "0.0004", "0.001", "0.002", "0.004", "0.008", "0.01", "0.016", "0.02", "0.03", "0.032", "0.05", "0.1",
-    "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "3.11",
+    "0.2", "0.3", "0.4", "0.5", "0.6", "0.632", "0.7", "0.8", "3.11",
 }  # fmt: skip
 _FIGURE = re.compile(r"(?<![\w.-])\d+\.\d+(?!\.?\w)")
 

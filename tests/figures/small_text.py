@@ -2,6 +2,7 @@
 
 from statistics import fmean
 
+from lm.tables.stats import holm
 from tests.figures.reading import activation, bracket, gain, ledger, mean_gain, mean_sd, pair, values, welch
 
 NORMS = {"no penalty": None, "L1": "l1", "L2": "l2", "elastic": "elastic"}
@@ -38,19 +39,22 @@ def tuned() -> list[str]:
     return [
         *rows,
         f"{runs_} runs and {hours:.1f} hours of one core",
-        f"{gained} on test (n = {len(fresh[0])}, Welch, {p})",
+        f"{gained} on test (n = {len(fresh[0])}, Welch, {shown(p)})",
         f"has a perplexity of {lost['train_ppl']:,.0f} on train, {pair(lost)} on valid and test",
     ]
 
 
-def gained_over(base: dict[int, dict], ours: dict[int, dict]) -> tuple[str, str]:
+def gained_over(base: dict[int, dict], ours: dict[int, dict]) -> tuple[str, float]:
     """What `ours` gains on test over `base` with Welch's interval, and p."""
     test = welch(base, ours)
-    p = "p < 0.001" if test.pvalue < 0.001 else f"p = {test.pvalue:.3f}"
-    return f"{mean_gain(base, ours):.3f} nats {bracket(*test.confidence_interval(), 3)}", p
+    return f"{mean_gain(base, ours):.3f} nats {bracket(*test.confidence_interval(), 3)}", float(test.pvalue)
 
 
-def tuned_gain() -> tuple[str, str]:
+def shown(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def tuned_gain() -> tuple[str, float]:
     """What alpha 2 and beta 1 gain over the best settings without them, on seeds that chose nothing, and p."""
     return gained_over(*({r["seed"]: r for r in side} for side in sides("ptb-60k-final")))
 
@@ -82,7 +86,8 @@ def norms() -> list[str]:
                 best = min(found, key=lambda r: r["valid_loss"])
                 label = f"{model}, {name}" + (f", weight decay {wdecay:g}" if wdecay else "")
                 alpha = f"{best['config']['alpha']:g}" if norm else ""
-                rows.append(f"| {label} | {len(found)} | {alpha} | {pair(best, sign=' | ')} | {zeros([best])} |")
+                cells = f"| {label} | {len(found)} | {alpha} | {pair(best, sign=' | ')} | {zeros([best])} |"
+                rows.append(" ".join(cells.split()))
         for name, norm in NORMS.items():
             if not (again := {r["seed"]: r for r in of_norm(fresh, model, norm)}):
                 continue
@@ -101,7 +106,8 @@ def norm_gains() -> list[str]:
         name: {r["seed"]: r for r in of_norm(ledger("ptb-norms-final"), "LSTM", norm)} for name, norm in NORMS.items()
     }
     pairs = (("no penalty", "L1"), ("no penalty", "L2"), ("L1", "L2"))
-    return [", ".join(gained_over(of[base], of[name])) for base, name in pairs]
+    gains, p_values = zip(*(gained_over(of[base], of[name]) for base, name in pairs), strict=True)
+    return [f"{text} ({shown(p)})" for text, p in zip(gains, holm(p_values), strict=True)]
 
 
 def norm_advice() -> list[str]:
