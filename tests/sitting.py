@@ -120,12 +120,13 @@ class Sitting:
                 (folder / "study.toml").write_text(self.asked(study))
             else:
                 open_studies.append(study)
-        jobs = [(study, self._trial(study)) for study in open_studies]
+        jobs = {study: self._trial(study) for study in open_studies}
         lanes = self.args.lanes
-        groups = [jobs[first : first + lanes] for first in range(0, len(jobs), lanes)]
-        found = {study: seconds for group in groups for study, seconds in self._measure(dict(group)).items()}
+        groups = [open_studies[first : first + lanes] for first in range(0, len(open_studies), lanes)]
+        measured = [self._measure({study: jobs[study] for study in group}) for group in groups]
+        found = {study: seconds for group in measured for study, seconds in group.items()}
         for study, epoch in found.items():
-            most = dict(jobs)[study].config.epochs
+            most = jobs[study].config.epochs
             starts = 3 if self.args.then else 1
             seconds = (self.left() + 60 * self.args.then) / len(groups)
             seconds -= starts * START_S + sum(scoring_seconds(*self.tokens[study]))

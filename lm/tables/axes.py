@@ -39,13 +39,17 @@ def colour_of(analysis: Analysis, configuration: Configuration, other: str = OTH
     return BASELINE if configuration is analysis.base else other
 
 
+def differing(analysis: Analysis, configuration: Configuration, *free: str) -> dict[str, Any]:
+    """What differs from the baseline outside the fields `free`: field -> value."""
+    base = analysis.base.values if analysis.base else {}
+    return {f: v for f, v in configuration.values.items() if f not in free and identity(v) != identity(base.get(f))}
+
+
 def configurations_over(analysis: Analysis, *free: str) -> list[Configuration]:
     """The baseline, and what differs from it in the fields `free` alone, which hold numbers."""
     if analysis.base is None:
         return []
-    base = analysis.base.values
-    held = set(analysis.fields) - set(free)
-    same = [c for c in analysis.configurations if all(identity(c.values.get(f)) == identity(base.get(f)) for f in held)]
+    same = [configuration for configuration in analysis.configurations if not differing(analysis, configuration, *free)]
     return [configuration for configuration in same if all(is_number(configuration.values.get(name)) for name in free)]
 
 
@@ -54,12 +58,11 @@ def slices_over(analysis: Analysis, name: str, most: int) -> dict[str, list[Conf
 
     At most `most` labels, those with the most configurations.
     """
-    base = analysis.base.values if analysis.base else {}
     found: dict[str, list[Configuration]] = {}
-    for configuration in analysis.configurations:
-        values = {f: v for f, v in configuration.values.items() if f != name and identity(v) != identity(base.get(f))}
+    for configuration in analysis.configurations if analysis.base else ():
+        values = differing(analysis, configuration, name)
         drawn = is_number(configuration.values.get(name)) and configuration.mean("valid_ppl") is not None
-        if base and values and drawn and not any(is_number(value) for value in values.values()):
+        if values and drawn and not any(is_number(value) for value in values.values()):
             label = ", ".join(f"{field} {show(value)}" for field, value in values.items())
             found.setdefault(label, []).append(configuration)
     lines = {label: configurations for label, configurations in found.items() if len(configurations) > 1}

@@ -19,7 +19,6 @@ from matplotlib.ticker import MaxNLocator
 
 from lm.base.plotting import BASELINE, CHOSEN, OTHER, PALE, house_style, place_labels, save_png
 from lm.study.records import curve_of, show
-from lm.study.specification import identity
 from lm.tables.analysis import Analysis
 from lm.tables.axes import (
     NAMES,
@@ -27,6 +26,7 @@ from lm.tables.axes import (
     colour_of,
     configurations_over,
     cut_scale,
+    differing,
     held_fixed,
     legend_below,
     new_panels,
@@ -63,13 +63,12 @@ def _over_field(analysis: Analysis, name: str) -> Plot | None:
     if len({configuration.values[name] for configuration in done}) < 2:
         return None
     slices = slices_over(analysis, name, len(_MORE) - 1)
-    lines = dict(zip(("", *slices), (done, *slices.values()), strict=True))
     shown = [*configurations, *(configuration for line in slices.values() for configuration in line)]
     splits = [split for split in ("valid", "test") if any(configuration.mean(f"{split}_ppl") for configuration in done)]
     figure, axes = new_panels(len(splits), (1.0 + 4.4 * len(splits), 3.8 + 0.25 * bool(slices)))
     places = places_of([configuration.values[name] for configuration in shown])
     for ax, split in zip(axes, splits, strict=True):
-        _panel(ax, analysis, list(lines.values()), name, f"{split}_ppl", places)
+        _panel(ax, analysis, [done, *slices.values()], name, f"{split}_ppl", places)
         set_ticks(
             ax.xaxis, places, {configuration.values[name] for configuration in configurations if configuration.diverged}
         )
@@ -78,8 +77,7 @@ def _over_field(analysis: Analysis, name: str) -> Plot | None:
     figure.suptitle(caption, fontsize=12)
     more = [
         Line2D([], [], color=colour, marker="o", linewidth=1, label=label)
-        for label, colour in zip(lines, _MORE, strict=False)
-        if label
+        for label, colour in zip(slices, _MORE[1:], strict=False)
     ]
     beside = f"; beside it {'; '.join(slices)}" if slices else ""
     return figure, caption + beside + legend_below(figure, analysis, done, "--", more)
@@ -212,10 +210,9 @@ def _activations(analysis: Analysis) -> Plot | None:
 
 def _short(analysis: Analysis, configuration: Configuration, main: Sequence[str]) -> str:
     """`2/1`, and what else differs from the baseline."""
-    base = analysis.base.values if analysis.base else {}
     text = "/".join(show(configuration.values.get(name)) for name in main)
-    others = [(k, v) for k, v in configuration.values.items() if k not in main and identity(v) != identity(base.get(k))]
-    return " ".join([text, *(f"{name} {show(value)}" for name, value in others)])
+    others = differing(analysis, configuration, *main)
+    return " ".join([text, *(f"{name} {show(value)}" for name, value in others.items())])
 
 
 def _curve(configuration: Configuration) -> tuple[list[float], list[float]]:
