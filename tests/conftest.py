@@ -18,6 +18,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from lm.base.process import STOP_SIGNALS
 from lm.train import configure, train
@@ -26,6 +27,9 @@ from tests.faults import Faults
 from tests.forks import Ended
 
 torch.set_num_threads(int(forks.THREADS))
+# How long an example takes says how busy the machine is, not whether the property holds.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 # A model that trains in milliseconds a step, small in every dimension and with all dropouts on.
 TINY = ["--emsize=8", "--nhid=12", "--nlayers=2", "--batch-size=4", "--bptt=7", "--eval-batch-size=2", "--lr=5"]
 

@@ -31,11 +31,10 @@ from lm.text.finding import load_corpus
 from lm.text.tokenization import Tokenization
 from lm.training.checkpoint import load_checkpoint
 
-settings.register_profile(
-    "fuzz", max_examples=int(os.environ.get("LM_FUZZ_EXAMPLES", "15")), deadline=None, derandomize=True,
+FUZZ = settings(
+    max_examples=int(os.environ.get("LM_FUZZ_EXAMPLES", "15")), derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )  # fmt: skip
-FUZZ = settings.get_profile("fuzz")
 
 # Largest value drawn of fields where a valid one may be as large as the machine.
 LARGEST = {"batch_size": 9, "eval_batch_size": 9, "test_batch_size": 9, "emsize": 12, "nhid": 12, "nlayers": 3,

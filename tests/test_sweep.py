@@ -104,10 +104,10 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None
 
 
 @pytest.fixture(scope="module")
-def undisturbed(start, corpus, tmp_path_factory) -> Path:
+def undisturbed(swept, corpus, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     study = write_study(folder / "results" / "s", corpus)
-    end(start(folder, study, "--jobs=2", "--no-report"))
+    swept(folder, study, "--jobs=2", "--no-report")
     return study
 
 
@@ -172,7 +172,7 @@ def test_a_run_that_was_made_by_hand_without_a_test_is_tested_before_it_is_enter
     assert entered["test_ppl"] > 1 and entered["valid_loss"] == record["valid_loss"]
 
 
-def test_killed_twice_and_continued_it_gives_the_same_figures(start, corpus, undisturbed, tmp_path):
+def test_killed_twice_and_continued_it_gives_the_same_figures(start, swept, corpus, undisturbed, tmp_path):
     study = write_study(tmp_path / "results" / "s", corpus)
     for done in (1, 2):
         process = start(tmp_path, study, "--jobs=2", "--no-report")
@@ -186,7 +186,7 @@ def test_killed_twice_and_continued_it_gives_the_same_figures(start, corpus, und
             assert time.monotonic() < deadline
             time.sleep(0.05)
         os.close(taken)
-    end(start(tmp_path, study, "--jobs=2", "--no-report"))
+    swept(tmp_path, study, "--jobs=2", "--no-report")
     assert len(lines(study)) == RUNS
     assert figures(study) == figures(undisturbed)
 
@@ -276,7 +276,7 @@ VALUES = {
 }  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.sampled_from(["", "examples-200", "awd-lstm", "awd-lstm-onecycle"]), st.fixed_dictionaries({}, optional=VALUES)
 )

@@ -80,7 +80,7 @@ def test_blocks_unfold_to_products_and_join_without_duplicates_in_order(tmp_path
     assert study.baseline == {"alpha": 0, "beta": 0}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(*[st.lists(st.integers(0, 3), min_size=1, max_size=3)] * 2), min_size=1, max_size=3))
 def test_configurations_are_the_set_union_of_the_blocks_products(tmp_path_factory, blocks):
     text = BASE + "".join(f"[[grid]]\nalpha = {a}\nbeta = {b}\n" for a, b in blocks)

@@ -41,7 +41,7 @@ PIECES = st.sampled_from(
 )
 TEXTS = st.lists(PIECES, max_size=30).map("".join).filter(lambda text: split_words(text_of(text.encode())))
 LINES = ["the cat sat", "", "the  dog ran", " a é cat "]
-few = settings(max_examples=60, deadline=None)
+few = settings(max_examples=60)
 
 
 @pytest.fixture(autouse=True)

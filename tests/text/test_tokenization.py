@@ -31,7 +31,7 @@ TEXTS = st.lists(
     max_size=12,
 ).map("".join)
 KNOWN = st.text(alphabet=sorted(set(TRAIN)), max_size=30)
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=40)
 
 
 @pytest.fixture(scope="module", params=[CHAR, BPE], ids=["char", "bpe"])
