@@ -54,18 +54,22 @@ def configurations_over(analysis: Analysis, *free: str) -> list[Configuration]:
 
 
 def slices_over(analysis: Analysis, name: str, most: int) -> dict[str, list[Configuration]]:
-    """What differs from the baseline in words, such as another norm, and in the number `name`: label -> configurations.
+    """Further lines of a plot over the number `name`: label -> the finished configurations that differ so.
 
-    At most `most` labels, those with the most configurations.
+    What differs in words, such as another norm, has a line from two configurations on; what differs in numbers, if it
+    has every value of `name` that the baseline's line has. At most `most`, those with the most configurations.
     """
+    every = {c.values[name] for c in configurations_over(analysis, name) if c.mean("valid_ppl") is not None}
     found: dict[str, list[Configuration]] = {}
+    lines = {}
     for configuration in analysis.configurations if analysis.base else ():
         values = differing(analysis, configuration, name)
-        drawn = is_number(configuration.values.get(name)) and configuration.mean("valid_ppl") is not None
-        if values and drawn and not any(is_number(value) for value in values.values()):
+        if values and is_number(configuration.values.get(name)) and configuration.mean("valid_ppl") is not None:
             label = ", ".join(f"{field} {show(value)}" for field, value in values.items())
             found.setdefault(label, []).append(configuration)
-    lines = {label: configurations for label, configurations in found.items() if len(configurations) > 1}
+            in_words = not any(is_number(value) for value in values.values())
+            if len(found[label]) > 1 and (in_words or every <= {c.values[name] for c in found[label]}):
+                lines[label] = found[label]
     return dict(sorted(lines.items(), key=lambda item: -len(item[1]))[:most])
 
 

@@ -57,16 +57,16 @@ def draw_plots(analysis: Analysis, folder: Path) -> list[tuple[str, str]]:
 
 
 def _over_field(analysis: Analysis, name: str) -> Plot | None:
-    """Perplexity over one field, everything else as in the baseline, whose band is shown; and other norms or models."""
+    """Perplexity over one field, everything else as in the baseline, whose band is shown; and further lines."""
     configurations = configurations_over(analysis, name)
     done = [configuration for configuration in configurations if configuration.mean("valid_ppl") is not None]
     if len({configuration.values[name] for configuration in done}) < 2:
         return None
     slices = slices_over(analysis, name, len(_MORE) - 1)
-    shown = [*configurations, *(configuration for line in slices.values() for configuration in line)]
+    beside = [configuration for line in slices.values() for configuration in line]
     splits = [split for split in ("valid", "test") if any(configuration.mean(f"{split}_ppl") for configuration in done)]
     figure, axes = new_panels(len(splits), (1.0 + 4.4 * len(splits), 3.8 + 0.25 * bool(slices)))
-    places = places_of([configuration.values[name] for configuration in shown])
+    places = places_of([configuration.values[name] for configuration in (*configurations, *beside)])
     for ax, split in zip(axes, splits, strict=True):
         _panel(ax, analysis, [done, *slices.values()], name, f"{split}_ppl", places)
         set_ticks(
@@ -79,8 +79,8 @@ def _over_field(analysis: Analysis, name: str) -> Plot | None:
         Line2D([], [], color=colour, marker="o", linewidth=1, label=label)
         for label, colour in zip(slices, _MORE[1:], strict=False)
     ]
-    beside = f"; beside it {'; '.join(slices)}" if slices else ""
-    return figure, caption + beside + legend_below(figure, analysis, done, "--", more)
+    others = f"; beside it {'; '.join(slices)}" if slices else ""
+    return figure, caption + others + legend_below(figure, analysis, [*done, *beside], "--", more)
 
 
 def _panel(
