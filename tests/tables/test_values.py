@@ -160,15 +160,18 @@ def check_points(ax, x, y, *reaches):
             assert bar.get_segments()[0] == pytest.approx(np.array([place - far, place + far]))
 
 
-@pytest.mark.parametrize(("name", "configurations"), [("alpha", [0, 2, 4]), ("beta", [0, 1])])
-def test_a_plot_over_a_field_shows_means_sd_and_the_band_of_the_baseline_on_each_split(study, name, configurations):
+@pytest.mark.parametrize(("name", "lines"), [("alpha", [[0, 2, 4], [1, 3, 5]]), ("beta", [[0, 1], [2, 3], [4, 5]])])
+def test_a_plot_over_a_field_shows_means_sd_and_the_band_of_the_baseline_on_each_split(study, name, lines):
+    places = np.arange(len(lines[0]))
     for ax, split in zip(study.figures[f"{name}.png"].axes, ("valid", "test"), strict=True):
-        mean, sd = (study.columns[f"{split}_ppl_{part}"][configurations] for part in ("mean", "sd"))
-        check_points(ax, range(len(configurations)), mean, [0 * sd, sd])
-        level, line, *_ = ax.lines
-        assert line.get_xydata() == pytest.approx(np.transpose([range(len(configurations)), mean]))
-        assert level.get_ydata() == pytest.approx(mean[[0, 0]])
-        assert ax.patches[0].get_bbox().intervaly == pytest.approx([mean[0] - sd[0], mean[0] + sd[0]])
+        means, sds = (study.columns[f"{split}_ppl_{part}"][lines] for part in ("mean", "sd"))
+        check_points(ax, np.tile(places, len(lines)), means.ravel(), [0 * sds.ravel(), sds.ravel()])
+        level, *drawn = (line for line in ax.lines if len(line.get_xydata()) > 1)
+        assert level.get_ydata() == pytest.approx(means[0, [0, 0]])
+        for line, mean in zip(drawn, means, strict=True):
+            assert line.get_xydata() == pytest.approx(np.transpose([places, mean]))
+        mean, sd = means[0, 0], sds[0, 0]
+        assert ax.patches[0].get_bbox().intervaly == pytest.approx([mean - sd, mean + sd])
 
 
 def test_the_heatmap_shows_mean_valid_perplexity_over_alpha_and_beta(study):
