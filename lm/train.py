@@ -39,7 +39,7 @@ from lm.nn.regularization import regularization_terms
 from lm.scoring.opening import open_run
 from lm.scoring.validation import final_scores, log_valid, validate
 from lm.text.batching import Window
-from lm.text.finding import corpus_name
+from lm.text.finding import corpus_place
 from lm.text.units import summary
 from lm.text.windows import windows_warning
 from lm.training.distributed import SilentWriter, joined, run_log
@@ -204,7 +204,7 @@ def prepare_device(config: TrainConfig, options: RunOptions, ranks: Ranks) -> to
 
 
 def train(config: TrainConfig, options: RunOptions, ranks: Ranks = ALONE) -> dict[str, Any]:
-    """One run, from a configuration to the content of its result.json ({} for a dry run).
+    """One run, from a configuration to the content of its result.json ({} for a dry run of one that is to be computed).
 
     All processes that share a run call this, and the first of them writes its files.
 
@@ -220,7 +220,8 @@ def train(config: TrainConfig, options: RunOptions, ranks: Ranks = ALONE) -> dic
         if result := finished_result(run_dir, config, tested=options.eval_test):
             check_text(run_dir, result, config)
             logger.info("%s is complete: nothing to do", run_dir)
-            writer.copy_best()
+            if not options.dry_run:
+                writer.copy_best()
             return result
         device = prepare_device(config, options, ranks)
         run, log_position = open_run(config, options, device, run_dir, ranks)
@@ -272,12 +273,12 @@ def configure(argv: list[str] | None) -> tuple[TrainConfig, RunOptions]:
     values = given.values
     data = values.get("data")
     try:
-        dataset = corpus_name(given.dataset, data)  # a preset's values may depend on it
+        dataset, place = corpus_place(given.dataset, data)  # a preset's values may depend on the name
     except CorpusError:
         if not (given.inherited and data and given.dataset):
             raise
-        dataset = corpus_name(given.dataset, None)
-        values = values | {"data": ""}
+        dataset, place = corpus_place(given.dataset, None)
+    values = values | {"data": place}
     config = with_vectors(make_config(given.preset or "", dataset, **values), given.options)
     for warning in (*given.warnings, windows_warning(config)):
         if warning:

@@ -388,6 +388,43 @@ def test_a_study_file_is_told_of_and_keeps_its_text_when_refine_is_added(tmp_pat
     assert [record.getMessage().split(", ")[0] for record in caplog.records] == [f"{file}: [refine] added"]
 
 
+SPACE = "[refine.space] # where\ndropout = [0.2, 0.4]\n"
+
+
+@pytest.mark.parametrize(
+    ("refine", "flags", "lines"),
+    [
+        ("[refine]  # read by lm.sweep\n", ["--refine=alpha"], '[refine]  # read by lm.sweep\nfield = "alpha"\n'),
+        ("[refine]", ["--refine=alpha"], '[refine]\nfield = "alpha"\n'),
+        ('[refine]\nfield = "alpha"\n', ["--rounds=3"], '[refine]\nrounds = 3\nfield = "alpha"\n'),
+        (SPACE, ["--search=random", "--trials=9"], f'[refine]\nsearch = "random"\ntrials = 9\n\n{SPACE}'),
+        (f"[refine]\n{SPACE}", ["--search=hyperband"], f'[refine]\nsearch = "hyperband"\n{SPACE}'),
+        ("", ["--refine=beta"], '\n[refine]\nfield = "beta"\n'),
+    ],
+)
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_flags_beside_a_refine_of_its_own_are_added_to_it_and_nothing_else_changes(
+    mark, refine, flags, lines, tmp_path
+):
+    file = tmp_path / "study.toml"
+    head = f'{mark}dataset = "ptb"\r\nseeds = [1] # one\r\n'
+    file.write_bytes((head + refine).encode())
+    asked = with_refine(load_study(tmp_path), parse_args("", [str(tmp_path), *flags]))
+    save_study(asked)
+    assert file.read_bytes().decode() == head + lines
+    assert load_study(tmp_path).refine == asked.refine
+    save_study(load_study(tmp_path))
+    assert file.read_bytes().decode() == head + lines
+
+
+def test_a_refine_that_no_line_can_be_added_to_is_told_with_the_line(tmp_path):
+    file = tmp_path / "study.toml"
+    file.write_text(text := 'dataset = "ptb"\nseeds = [1]\nrefine = {field = "alpha"}\n')
+    with pytest.raises(ConfigError, match=r"besides its own \[refine\]: \[refine\]; rounds = 2"):
+        save_study(with_refine(load_study(tmp_path), parse_args("", [str(tmp_path), "--rounds=2"])))
+    assert file.read_text() == text
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

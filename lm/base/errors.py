@@ -47,7 +47,7 @@ class Interrupted(LMError):
         self.exit_code = exit_code
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether memory is what failed: PyTorch has an error of its own for GPUs, and only the words for CPUs."""
     return isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error)
 
@@ -75,7 +75,7 @@ def run_cli(main: Callable[[], None], smaller: str = "") -> NoReturn:
     except UnicodeEncodeError as error:  # the name of a folder that is no UTF-8, and no flag, which would be refused
         leave(ConfigError.exit_code, f"error: not UTF-8: {error.object!r}; rename it")
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         advice = f": use a smaller {smaller}" if smaller else ""
         leave(ConfigError.exit_code, f"error: out of memory{advice} ({' '.join(str(error).split())[:200]})")

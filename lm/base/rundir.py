@@ -21,6 +21,8 @@ class RunDir:
         self.last = self.path / "ckpt" / "last.pt"  # the checkpoint that training continues from
         self.best = self.path / "ckpt" / "best.pt"  # the checkpoint with the best valid loss
         self.lock = self.path / "train.lock"  # locked by the process that trains here; every run makes it first of all
+        self.run_lock = self.path / "run.lock"  # locked by the process of a sweep's run
+        self.sweep_lock = self.path / "sweep.lock"  # locked by the sweep that the run belongs to
         self.result = self.path / "result.json"  # what the run came to, written last
         self.weights = self.path / "model.safetensors"  # of an export, the file that makes a folder one
 

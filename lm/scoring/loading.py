@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from lm.base.errors import CheckpointError, ConfigError
+from lm.base.errors import CheckpointError, ConfigError, is_out_of_memory
 from lm.base.files import read_file
 from lm.base.rundir import RunDir
 from lm.config.schema import TrainConfig
@@ -74,9 +74,13 @@ def _read_export(directory: RunDir) -> dict[str, Any]:
     except KeyError as error:
         raise CheckpointError(f"{path}: not an export of this program ({error} is missing)") from None
     except Exception as error:  # the library raises its own kind, and others for what it cannot map or decode
-        raise CheckpointError(f"{path}: not readable ({str(error).splitlines()[0]})") from error
+        if is_out_of_memory(error):
+            raise
+        raise CheckpointError(
+            f"{path}: not readable ({' '.join(str(error).split())[:300]}); export it again"
+        ) from error
     if not intact:
-        raise CheckpointError(f"{path}: damaged (its checksum differs)")
+        raise CheckpointError(f"{path}: damaged (its checksum differs); export it again")
     if other := metadata.get("layout"):
         raise CheckpointError(f"{directory}: an export for {other}; give the run, or an export made without --format")
     if (beside := text.pop("beside", None)) is None:

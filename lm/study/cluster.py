@@ -15,7 +15,8 @@ from lm.base.process import STOP_SIGNALS
 from lm.study.executors import Executor, Job, LocalExecutor, Outcome, launch, outcome_of, visible_gpus
 
 # Exit codes of a run that was ended from outside.
-_STOPPED = {code for number in (signal.SIGKILL, *STOP_SIGNALS) for code in (-number, 128 + number)}
+_KILLED = getattr(signal, "SIGKILL", signal.SIGTERM)  # which Windows lacks
+_STOPPED = {code for number in (_KILLED, *STOP_SIGNALS) for code in (-number, 128 + number)}
 # Settings that a process on another machine needs as well.
 _PASSED_ON = ("LM_", "HF_", "OMP_", "GOMP_")
 
@@ -79,7 +80,8 @@ class RayExecutor:
                 runtime_env={"env_vars": _environment(threads)},
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ConfigError(f"--ray-address {address}: no cluster answers there: {error}") from None
+            where = f"--ray-address {address}: no cluster answers there" if address else "--executor ray: no cluster"
+            raise ConfigError(f"{where}: {error}") from None
         self._ray = ray
         self._jobs = jobs
         self._running: dict[Any, Job] = {}
@@ -87,10 +89,11 @@ class RayExecutor:
         self._kind = "GPU" if self._gpu else "CPU"
         self._need = processes if self._gpu else threads * processes
         largest = max((node["Resources"].get(self._kind, 0) for node in ray.nodes() if node["Alive"]), default=0)
-        if processes > 1 and largest < self._need:
+        if 0 < largest < self._need:  # a cluster may begin with nodes without any
             ray.shutdown()
+            flag = "--processes-per-run" if processes > 1 else "--threads"
             need = f"{self._need} {self._kind}s"
-            raise ConfigError(f"--processes-per-run: a run needs {need} of one node; none has more than {largest:g}")
+            raise ConfigError(f"{flag}: a run needs {need} of one node; none has more than {largest:g}")
         self._task = ray.remote(run_task).options(
             num_cpus=threads * processes, num_gpus=processes * self._gpu, max_retries=5, retry_exceptions=[RunStopped]
         )

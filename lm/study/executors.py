@@ -24,7 +24,6 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from lm.base.errors import ConfigError, run_cli
@@ -229,7 +228,7 @@ def main() -> None:
     """The process of one run."""
     parent, run_dir, processes, *arguments = sys.argv[1:]
     threading.Thread(target=_stop_when_orphaned, args=(int(parent),), daemon=True).start()
-    take_lock(Path(run_dir) / "run.lock", wait=True)
+    take_lock(RunDir(run_dir).run_lock, wait=True)
     if int(processes) > 1:
         train_together(int(processes), arguments)
         return

@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import re
 import tomllib
 import typing
 from pathlib import Path
@@ -20,7 +21,7 @@ from lm.base.names import flag
 from lm.config.schema import TrainConfig
 from lm.config.values import make_config
 from lm.study.specification import STUDY_FILE, Study, identity, load_study, parse_study
-from lm.text.finding import corpus_name
+from lm.text.finding import corpus_place
 
 logger = logging.getLogger(__name__)
 # Fields that have one value in a study.
@@ -44,7 +45,8 @@ def study_from_flags(args: argparse.Namespace) -> Study:
     """
     fields = given_fields(args)
     preset = fields.pop("preset", "")
-    dataset = corpus_name(fields.pop("dataset", None), fields.get("data"))
+    dataset, place = corpus_place(fields.pop("dataset", None), fields.get("data"))
+    fields |= {"data": place} if place else {}
     seeds = fields.pop("seed", None) or [make_config(preset, dataset).seed]
     if len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise ConfigError(f"--seed: must be different integers, each at least 0; got {' '.join(map(str, seeds))}")
@@ -90,13 +92,20 @@ def _agreed(study: Study, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_study(study: Study) -> None:
-    """Write study.toml, or add the `[refine]` that flags asked for; what is there stays as it was written."""
+    """Write study.toml, or add what flags asked for besides its own `[refine]`; the rest stays as it was written.
+
+    Raises ConfigError where that takes a hand, for `[refine]` is written in a way of its own.
+    """
     file = study.path / STUDY_FILE
     if file.exists():
-        text = file.read_text(encoding="utf-8-sig")
-        refine = load_study(study.path).refine
-        if refine or not study.refine:
+        there = load_study(study.path).refine
+        added = {name: value for name, value in study.refine.items() if name not in there}
+        if not added:
             return
+        text = _with_refine(file.read_bytes().decode(), added)
+        if not _says(text, study.refine):
+            lines = _refine_table(added).strip().replace("\n", "; ")
+            raise ConfigError(f"{file}: write there what the flags ask for besides its own [refine]: {lines}")
         logger.info("%s: [refine] added, a later sweep goes on with it without flags", file)
     else:
         study.path.mkdir(parents=True, exist_ok=True)
@@ -107,10 +116,33 @@ def save_study(study: Study) -> None:
             for name in study.configurations[0]
         }:
             text += _table("[[grid]]", grid)
-    space = study.refine.get("space", {})
-    text += _table("[refine]", {name: value for name, value in study.refine.items() if name != "space"})
-    text += _table("[refine.space]", space)
+        text += _refine_table(study.refine)
     write_bytes(file, text.encode())
+
+
+def _refine_table(values: dict[str, Any]) -> str:
+    own = {name: value for name, value in values.items() if name != "space"}
+    return _table("[refine]", own) + _table("[refine.space]", values.get("space", {}))
+
+
+def _with_refine(text: str, added: dict[str, Any]) -> str:
+    """The text of a study.toml with these keys under its `[refine]`, which is added where there is none."""
+    header = re.search(r"^\[refine\][^\n]*\n?", text, re.MULTILINE)
+    space = re.search(r"^\[refine\.space\]", text, re.MULTILINE)
+    if header:
+        lines = "".join(_line(name, value) for name, value in added.items())
+        return f"{text[: header.end()].rstrip()}\n{lines}{text[header.end() :]}"
+    at = space.start() if space else len(text)
+    return text[:at] + _refine_table(added).lstrip("\n" if space else "") + "\n" * bool(space) + text[at:]
+
+
+def _says(text: str, refine: dict[str, Any]) -> bool:
+    """Whether the text is a study.toml with this `[refine]`."""
+    try:
+        found = parse_study(tomllib.loads(text.removeprefix("\ufeff")), Path()).refine
+    except (ConfigError, tomllib.TOMLDecodeError):
+        return False
+    return identity(found) == identity(refine)
 
 
 def _distinct(values: typing.Iterable[Any]) -> list[Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any
 
-from lm.base.errors import CheckpointError, DivergedError, Interrupted, LMError
+from lm.base.errors import CheckpointError, ConfigError, DivergedError, Interrupted, LMError
 from lm.base.locks import take_lock
 from lm.base.rundir import RunDir
 from lm.base.signals import StopSignals
@@ -37,7 +37,7 @@ from lm.study.records import configuration_name, curve_of, loss_of, word_ppl
 from lm.study.settled import Settled
 from lm.study.specification import Study
 from lm.study.together import torchrun
-from lm.text.finding import configured_corpus, corpus_name, known_text
+from lm.text.finding import configured_corpus, corpus_place, known_text
 from lm.text.tokenization import tokenization_of
 from lm.training.results import finished_result, is_of_text, read_result
 
@@ -66,19 +66,24 @@ class Sweep:
         self.failures: dict[str, str] = {}
         self.started = 0
         self._executor: Executor | None = None
-        self._corpora: dict[Any, str] = {}
+        self._places: dict[str, tuple[str, str]] = {}
         self._texts: dict[Any, Mapping[str, str] | None] = {}
         self._locks: dict[str, int] = {}
 
     def config(self, configuration: dict[str, Any], seed: int) -> TrainConfig:
-        """Configuration of one run, under the name of the corpus that it reads and with the checksum of its vectors.
+        """Configuration of one run, with the checksum of its vectors.
 
-        Errors as `Study.config`, and ConfigError where the vectors cannot be read.
+        Errors as `Study.config`, and ConfigError where the vectors cannot be read, or the corpus has another name than
+        study.toml says: presets and reports go by that.
         """
         config = with_vectors_digest(self.study.config(**configuration, seed=seed))
-        if config.data not in self._corpora:
-            self._corpora[config.data] = corpus_name(config.dataset, config.data)
-        return dataclasses.replace(config, dataset=self._corpora[config.data])
+        if config.data not in self._places:
+            self._places[config.data] = corpus_place(config.dataset, config.data)
+        name, place = self._places[config.data]
+        if name != config.dataset:
+            wanted = f'dataset = "{name}"' + ("" if config.data else f', and data = "{place}" under [flags]')
+            raise ConfigError(f"{self.study.source}: dataset: the text of {config.dataset} is {name}: write {wanted}")
+        return config
 
     def job(self, configuration: dict[str, Any], seed: int, epochs: int | None = None) -> Job:
         """One run to compute; with `epochs`, its first part."""
@@ -197,7 +202,7 @@ class Sweep:
 
     def _claim(self, job: Job) -> bool:
         """Make the run this sweep's own, unless it is another's; the kernel gives it back if this process is killed."""
-        lock = take_lock(job.run_dir.path / "sweep.lock", wait=False)
+        lock = take_lock(job.run_dir.sweep_lock, wait=False)
         if lock is not None:
             self._locks[job.id] = lock
         return lock is not None

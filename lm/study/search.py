@@ -17,8 +17,10 @@ dropout = [0.2, 0.4, 0.6]    # one of these
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import itertools
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -28,18 +30,23 @@ from lm.base.errors import ConfigError
 from lm.base.locks import take_lock
 from lm.config.bounds import Bounds, field_types
 from lm.config.schema import TrainConfig
+from lm.study.records import label
 from lm.study.specification import Study, identity
 
+logger = logging.getLogger(__name__)
 JOURNAL = "search.journal"
 LOCK = "search.lock"
 # From rung to rung, runs get this many times as long and about this many times fewer (Hyperband's eta).
 _REDUCTION = 3
+# Fields by which a run may depend on its length, so that none can be lengthened (`lm.config.values.resume_conflicts`).
+_ENDS = ("schedule", "max_steps", "average_last")
 # Rounds, points and trials: more would be listed before anything runs.
 _MOST = 1_000_000
 _KEYS: dict[str, type] = {
     "field": str, "values": list, "rounds": int, "points": int, "each": list,
     "search": str, "trials": int, "space": dict,
 }  # fmt: skip
+_KINDS = {str: "a string", list: "a list", dict: "a table", int: f"an integer from 1 to {_MOST:,}"}
 # The keys that each of the two kinds reads.
 _READ = {"field": {"field", "values", "rounds", "points", "each"}, "search": {"search", "trials", "space"}}
 
@@ -51,7 +58,7 @@ def check_settings(study: Study, settings: dict[str, Any], config: TrainConfig) 
         if key not in _KEYS:
             raise ConfigError(f"{file}: refine.{key}: unknown key; the keys are {', '.join(_KEYS)}")
         if type(value) is not _KEYS[key] or (isinstance(value, int) and not 1 <= value <= _MOST):
-            raise ConfigError(f"{file}: refine.{key}: {value!r} makes no sense")
+            raise ConfigError(f"{file}: refine.{key}: must be {_KINDS[_KEYS[key]]}, not {value!r}")
     if ("field" in settings) == ("search" in settings):
         raise ConfigError(f"{file}: refine: needs either field or search, and not both")
     mode = "field" if "field" in settings else "search"
@@ -69,13 +76,17 @@ def check_settings(study: Study, settings: dict[str, Any], config: TrainConfig) 
         return
     if settings["search"] not in ("random", "hyperband"):
         raise ConfigError(f"{file}: refine.search: {settings['search']!r} is not one of random, hyperband")
-    if settings["search"] == "hyperband" and (config.schedule not in ("constant", "plateau") or config.max_steps):
-        raise ConfigError(
-            f"{file}: refine.search: hyperband lengthens runs: no --max-steps, and a schedule without end"
-        )
     space = settings.get("space")
     if not space:
         raise ConfigError(f"{file}: refine.space: names no field to search, as alpha = [0, 1, 2]")
+    if "epochs" in space:
+        raise ConfigError(f"{file}: refine.space.epochs: a search has one length of runs; [[grid]] can have several")
+    limited = config.schedule not in ("constant", "plateau") or config.max_steps or config.average_last
+    if settings["search"] == "hyperband" and (limited or not space.keys().isdisjoint(_ENDS)):
+        raise ConfigError(
+            f"{file}: refine.search: hyperband lengthens runs: a schedule without end, no --max-steps and no "
+            "--average-last, nor any of these three in the space"
+        )
     for name, values in space.items():
         ranged = isinstance(values, dict) and {"low", "high"} <= values.keys() <= {"low", "high", "log"}
         if not ranged and not (isinstance(values, list) and values):
@@ -233,7 +244,16 @@ def _race(
     trials = [optuna.trial.Trial(found, trial._trial_id) for trial in begun]
     waiting = len(found.get_trials(deepcopy=False, states=[optuna.trial.TrialState.WAITING]))
     trials += [found.ask() for _ in range(waiting + max(0, settings.get("trials", 0) - len(found.trials)))]
-    race = [(trial, study.baseline | _draw(study, trial, settings["space"])) for trial in trials]
+    race = []
+    for trial in trials:
+        configuration = study.baseline | _draw(study, trial, settings["space"])
+        try:
+            study.config(**configuration, seed=study.seeds[0])
+        except ConfigError as error:  # each value is fine by itself
+            logger.warning("left out: %s: %s", label(configuration), error)
+            found.tell(trial, state=optuna.trial.TrialState.FAIL)
+        else:
+            race.append((trial, configuration))
     for rung in rungs:
         known = [found.trials[trial.number].intermediate_values.get(rung) for trial, _ in race]
         new = measure(
@@ -263,17 +283,16 @@ def _rungs(epochs: int) -> Iterator[int]:
 
 
 def _open(optuna: Any, study: Study, settings: dict[str, Any], epochs: int) -> Any:
-    """The Optuna study in the journal, begun or continued."""
+    """The Optuna study in the journal, begun or continued; whatever asks for other runs begins one of its own."""
     from optuna.storages.journal import JournalFileBackend
 
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(study.path / JOURNAL)))
     pruner = optuna.pruners.NopPruner()
     if settings["search"] == "hyperband":
         pruner = optuna.pruners.HyperbandPruner(1, epochs, _REDUCTION)
-    found = optuna.create_study(storage=storage, study_name=settings["search"], pruner=pruner, load_if_exists=True)
-    if found.user_attrs.get("space", settings["space"]) != settings["space"]:
-        raise ConfigError(f"{study.source}: refine.space: {JOURNAL} searches another one; delete it to begin anew")
-    found.set_user_attr("space", settings["space"])
+    asked = (study.preset, study.dataset, study.flags, study.baseline, study.seeds, settings["space"])
+    name = f"{settings['search']} {hashlib.sha256(repr(identity(asked)).encode()).hexdigest()[:12]}"
+    found = optuna.create_study(storage=storage, study_name=name, pruner=pruner, load_if_exists=True)
     # Seeded with the number of trials, so that a search that is continued draws new ones.
     found.sampler = optuna.samplers.RandomSampler(seed=len(found.trials))
     if "trials" not in settings:  # GridSampler would do, but it works inside Study.optimize only

@@ -55,12 +55,10 @@ class Settled:
                 if self._stamp == _stamp(file.fileno()):
                     return
                 lock(file.fileno(), shared=True)
-                self._stamp = _stamp(file.fileno())
                 file.seek(self._end - len(self._last))
                 if file.read(len(self._last)) != self._last:
-                    stamp = self._stamp
                     self._forget()
-                    self._stamp = stamp
+                self._stamp = _stamp(file.fileno())
                 file.seek(self._end)
                 for line in file:
                     self._read(line)

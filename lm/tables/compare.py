@@ -43,6 +43,7 @@ class Row:
     values: dict[str, Any]
     config: dict[str, Any]
     reference: bool = False
+    reference_diverged: bool = False
     split: str | None = None
     difference: Difference | None = None
     ppl_difference: float | None = None
@@ -59,6 +60,8 @@ class Row:
             return f"not the same protocol: {self.other_protocol}"
         if self.configuration.diverged:
             return "diverged on some seed"
+        if self.reference_diverged:
+            return "the reference diverged on some seed"
         return verdict(self.difference)
 
 
@@ -131,14 +134,12 @@ def _against(row: Row, first: Row) -> Row:
         difference = welch_difference(list(a.values()), list(b.values()))
     other = "" if _texts(row.configuration) == _texts(first.configuration) else "another text, by its corpus_sha256"
     if other or row.configuration.diverged or first.configuration.diverged:
-        difference = _untested(difference)
+        difference = difference.untested()
     change = fmean(map(perplexity, a.values())) - fmean(map(perplexity, b.values()))
-    return replace(row, split=split, difference=difference, ppl_difference=change, other_protocol=other)
-
-
-def _untested(difference: Difference) -> Difference:
-    """The distance alone: what has another text or protocol, or lacks the seeds that diverged, is no fair draw."""
-    return Difference(difference.mean, difference.n, welch=difference.welch)
+    lost = first.configuration.diverged
+    return replace(
+        row, reference_diverged=lost, split=split, difference=difference, ppl_difference=change, other_protocol=other
+    )
 
 
 def _published_rows(row: Row, first: Row | None) -> list[Row]:
@@ -185,10 +186,11 @@ def _quoted_against(quoted: Row, first: Row | None) -> Row:
     single = quoted.configuration.estimated(f"{split}_loss").mean
     sample = list(first.configuration.by_seed(f"{split}_loss").values())
     difference = draw_difference(single, sample)
-    if quoted.other_protocol:
-        difference = _untested(difference)
+    if quoted.other_protocol or first.configuration.diverged:
+        difference = difference.untested()
     change = quoted.configuration.estimated(f"{split}_ppl").mean - first.configuration.estimated(f"{split}_ppl").mean
-    return replace(quoted, split=split, difference=difference, ppl_difference=change)
+    lost = first.configuration.diverged
+    return replace(quoted, reference_diverged=lost, split=split, difference=difference, ppl_difference=change)
 
 
 def compare_text(rows: Sequence[Row]) -> str:

@@ -56,12 +56,17 @@ def unlike_devices(ours: Configuration, theirs: Configuration) -> list[int]:
 
 
 def difference_by_seed(ours: Configuration, theirs: Configuration, metric: str) -> Difference | None:
-    """ours - theirs over the seeds that both have: paired by seed, or by Welch's test if some of these are no pairs."""
+    """ours - theirs over the seeds that both have: paired by seed, or by Welch's test if some of these are no pairs.
+
+    Not tested where one of the two diverged on some seed, for those that are left are chosen by that.
+    """
     a, b = ours.by_seed(metric), theirs.by_seed(metric)
     if not a.keys() & b.keys() & set(unlike_devices(ours, theirs)):
-        return paired_difference(a, b)
-    seeds = sorted(a.keys() & b.keys())
-    return welch_difference([a[seed] for seed in seeds], [b[seed] for seed in seeds])
+        difference = paired_difference(a, b)
+    else:
+        seeds = sorted(a.keys() & b.keys())
+        difference = welch_difference([a[seed] for seed in seeds], [b[seed] for seed in seeds])
+    return difference.untested() if difference and (ours.diverged or theirs.diverged) else difference
 
 
 def with_estimates(configuration: Configuration) -> Configuration:

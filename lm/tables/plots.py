@@ -5,6 +5,7 @@ Everywhere the baseline is black and the configuration chosen on valid is orange
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from lm.base.plotting import BASELINE, CHOSEN, OTHER, PALE, house_style, place_labels, save_png
+from lm.config.schema import TrainConfig
 from lm.study.records import curve_of, show
 from lm.tables.analysis import Analysis
 from lm.tables.axes import (
@@ -43,7 +45,10 @@ Plot = tuple[Figure, str]
 
 
 def draw_plots(analysis: Analysis, folder: Path) -> list[tuple[str, str]]:
-    """Draw every plot that has data into `folder`; returns (file name, caption) of each."""
+    """Draw every plot that has data into `folder`, and delete those of an earlier ledger that have none any more.
+
+    Returns (file name, caption) of each.
+    """
     drawn = []
     with house_style():
         plots = {f"{name}.png": _over_field(analysis, name) for name in analysis.fields}
@@ -53,6 +58,9 @@ def draw_plots(analysis: Analysis, folder: Path) -> list[tuple[str, str]]:
                 figure, caption = plot
                 save_png(figure, folder / name)
                 drawn.append((name, caption))
+    possible = (*(field.name for field in dataclasses.fields(TrainConfig)), "heatmap", "activations", "curves")
+    for name in {f"{name}.png" for name in possible} - {name for name, _ in drawn}:
+        (folder / name).unlink(missing_ok=True)
     return drawn
 
 

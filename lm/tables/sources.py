@@ -22,7 +22,6 @@ from lm.tables.configurations import Configuration, with_estimates
 class Source:
     """What one argument of --compare names: its configurations, all values of each, and the fields that make them."""
 
-    name: str
     dataset: str
     fields: tuple[str, ...]
     configurations: tuple[Configuration, ...]
@@ -43,7 +42,7 @@ def load_source(name: str) -> Source:
             else as_plain(study.config(**configuration.values))
             for configuration in analysis.configurations
         ]
-        return Source(name, study.dataset, analysis.fields, analysis.configurations, tuple(configs))
+        return Source(study.dataset, analysis.fields, analysis.configurations, tuple(configs))
     raise ConfigError(
         f"--compare {name}: neither a study ({STUDY_FILE}), nor a finished run (result.json), nor published"
     )
@@ -61,4 +60,4 @@ def _load_run(name: str, file: Path) -> Source:
         Configuration({}, runs={seed: record}) if status == "completed" else Configuration({}, others=((seed, status),))
     )
     dataset = record.get("dataset") or config.get("dataset", "")
-    return Source(name, dataset, (), (with_estimates(configuration),), (with_defaults(config),))
+    return Source(dataset, (), (with_estimates(configuration),), (with_defaults(config),))

@@ -37,6 +37,10 @@ class Difference:
     p_holm: float | None = None
     welch: bool = False
 
+    def untested(self) -> Difference:
+        """The distance alone: what has another text or protocol, or lacks the seeds that diverged, is no fair draw."""
+        return Difference(self.mean, self.n, welch=self.welch)
+
 
 def estimate(values: Iterable[float]) -> Estimate | None:
     """Mean, sd (n - 1 in the denominator) and n; None for no values."""

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from lm.config.schema import DataConfig
-from lm.text.pydocs import words_of
+from lm.text.pydocs import CLITIC, words_of
 
 # A full stop belongs to these wherever they stand, and to letters that each have one ("U.S.").
 _ABBREVIATION = r"\b(?:[Mm]rs?|[Mm]s|[Dd]r|[Jj]r|[Ss]r|[Ss]t|[Ii]nc|[Cc]orp|[Cc]o|[Ll]td|vs|etc)\.|\b(?:[^\W\d_]\.){2,}"
@@ -22,7 +22,6 @@ _SPELT_OUT = re.compile(r"\d+(?:[.,]\d+)*\w*|%")  # what N stands for
 _WORD = r"[^\W_]+(?:[-'.][^\W_]+)*"
 _TOKEN = re.compile(rf"{_ABBREVIATION}|{_NUMBER}|{_WORD}|(?<=s)'|\.\.\.|--|[^\w\s]|_")
 _TYPOGRAPHIC = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
-_PTB_CLITIC = re.compile(r"(.+?)(n't|'s|'re|'ve|'ll|'d|'m)")
 # Signs that the preprocessed Penn Treebank keeps; it has no other punctuation.
 _PTB_SIGNS = frozenset("$&#")
 
@@ -34,7 +33,7 @@ def as_ptb(sentence: str) -> str:
     for token in _TOKEN.findall(sentence.translate(_TYPOGRAPHIC).lower()):
         if re.fullmatch(_NUMBER, token) or token == "%":
             words.append("N")
-        elif clitic := _PTB_CLITIC.fullmatch(token):
+        elif clitic := CLITIC.fullmatch(token):
             words += clitic.groups()
         elif token == "cannot":
             words += ["can", "not"]

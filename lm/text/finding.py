@@ -128,16 +128,18 @@ def configured_corpus(config: TrainConfig, tokenizer: TextTokenizer | None = Non
     return load_corpus(config.dataset or None, config.data or None, tokenization=tokenization)
 
 
-def corpus_name(dataset: str | None, data: str | None) -> str:
-    """Name that `load_corpus` will give the corpus, without encoding or downloading it, and raises as it does.
+def corpus_place(dataset: str | None, data: str | None) -> tuple[str, str]:
+    """Name that `load_corpus` will give the corpus, and the folder, if any, where it is found under that name.
 
-    Where neither --dataset nor --data is given it is that of awd-lstm-lm's default, ptb.
+    Nothing is encoded or downloaded; raises as `load_corpus`. Where neither --dataset nor --data is given it is
+    awd-lstm-lm's default, ptb. A known corpus may lie in a folder of another name.
     """
     if not (dataset or data):
-        return _DEFAULT_DATASET
+        return _DEFAULT_DATASET, ""
     if dataset in known_corpora() and not data:
-        return dataset
-    return find(dataset or None, data or None).name
+        return dataset, ""
+    found = find(dataset or None, data or None)
+    return found.name, data or ("" if found.name == dataset else found.source)
 
 
 def known_text(config: TrainConfig) -> Mapping[str, str] | None:

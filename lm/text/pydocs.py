@@ -37,7 +37,7 @@ _CODE_LINE = re.compile(r"^\s*(?:>>>|\.\.\.|\.\. |\$ |[|+]|[@#%:])|::=|[=\-~*^\"
 _CODE_CHARACTER = re.compile(r"[=<>{}\[\]|\\/@#%^~+_]")
 _PLAIN_WORD = re.compile(r"[\"'(]*(?:[A-Za-z]+(?:['-][A-Za-z]+)*|\d[\d.]*|e\.g|i\.e)[\"')]*[.,;:!?]*[\"')]*")
 _TOKEN = re.compile(rf"{_ABBREVIATION}|\.\.\.|--|\d[\w.,]*\w|\d|[^\W\d]\w*(?:[-.']\w+)*|[^\w\s]|_")
-_CLITIC = re.compile(r"(.+?)(n't|'s|'re|'ve|'ll|'d|'m)")
+CLITIC = re.compile(r"(.+?)(n't|'s|'re|'ve|'ll|'d|'m)")
 
 
 def describe() -> str:
@@ -109,7 +109,7 @@ def words_of(sentence: str) -> list[str]:
     for word in _TOKEN.findall(sentence.lower()):
         if word[0].isdigit():
             words.append("N")
-        elif clitic := _CLITIC.fullmatch(word):
+        elif clitic := CLITIC.fullmatch(word):
             words.extend(clitic.groups())
         else:
             words.append(word)

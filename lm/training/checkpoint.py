@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from lm.base.errors import CheckpointError
+from lm.base.errors import CheckpointError, is_out_of_memory
 from lm.base.files import check_regular, write_atomic
 
 # Number of the layout below; a reader refuses newer ones.
@@ -91,6 +91,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except CheckpointError:
         raise
     except Exception as error:  # zipfile, pickle and torch raise a dozen kinds for what is no checkpoint
+        if is_out_of_memory(error):
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if "weights_only" in str(error) or isinstance(error, pickle.UnpicklingError):  # advises to read them anyway
             reason = "it holds, or seems to hold, objects that could run code; only tensors and plain types are read"
@@ -115,6 +117,8 @@ def fitting(path: Path) -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise CheckpointError(f"{path}: does not fit this run or program ({reason}); {_REMEDY}") from error
 

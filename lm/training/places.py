@@ -74,7 +74,8 @@ def check_copy(copy: Path, run_dir: RunDir) -> None:
 def _check_free(copy: Path, run_dir: RunDir) -> None:
     target = copy.resolve()
     home = run_dir.path.resolve()
-    named = {path.name for path in (*run_dir.own_files, run_dir.lock, run_dir.log, run_dir.output)}
+    locks = (run_dir.lock, run_dir.run_lock, run_dir.sweep_lock)
+    named = {path.name for path in (*run_dir.own_files, *locks, run_dir.log, run_dir.output)}
     if (target.parent == home and target.name in named) or home / "ckpt" in target.parents:
         raise ConfigError(f"--save: {copy} is a file of the run itself; name another")
     if target.parent.name == "ckpt" and RunDir(target.parent.parent).is_run:

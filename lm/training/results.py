@@ -82,7 +82,7 @@ def read_result(run_dir: RunDir, config: TrainConfig) -> dict[str, Any] | None:
 
 def _is_whole(result: dict[str, Any], config: TrainConfig) -> bool:
     """Whether the values are of the kinds that a run writes, so that they can stand in a ledger."""
-    figures = [f"{split}_{unit}" for split in ("train", "valid", "test") for unit in (*NAMES, "loss")]
+    figures = [f"{split}_{unit}" for split in SPLITS for unit in (*NAMES, "loss")]
     needed = ["best_epoch", "epochs", "seconds"]
     if result["status"] == "completed":
         needed += ["valid_loss", "valid_ppl"]

@@ -1,5 +1,6 @@
 """Coarse to fine, random search and successive halving: on made-up losses, and once for real."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -123,6 +124,11 @@ def test_whole_number_fields_get_whole_numbers_and_a_diverged_value_is_never_bes
         ({"search": "random"}, "names no field"),
         ({"search": "random", "space": {"alpha": {"low": 0, "high": 1}}}, "refine.trials"),
         ({"search": "random", "space": {"alpha": 3}}, "refine.space.alpha"),
+        ({"search": "random", "space": {"epochs": [3, 9]}}, "refine.space.epochs: a search has one length"),
+        (
+            {"search": "random", "trials": "20", "space": {"alpha": [1]}},
+            "must be an integer from 1 to 1,000,000, not '20'",
+        ),
     ],
 )
 def test_a_mistake_in_refine_names_its_key(settings, message, tmp_path):
@@ -130,10 +136,21 @@ def test_a_mistake_in_refine_names_its_key(settings, message, tmp_path):
         check_settings(study_at(tmp_path), settings, make_config())
 
 
-def test_hyperband_is_refused_where_runs_cannot_be_lengthened(tmp_path):
-    for config in (make_config(schedule="linear"), make_config(max_steps=5)):
-        with pytest.raises(ConfigError, match="hyperband lengthens runs"):
-            check_settings(study_at(tmp_path), {"search": "hyperband", "space": {"alpha": [1]}}, config)
+@pytest.mark.parametrize(
+    ("values", "space"),
+    [
+        ({"schedule": "linear"}, {}),
+        ({"max_steps": 5}, {}),
+        ({"optimizer": "adam", "nonmono": 0, "average_last": 0.2}, {}),
+        ({}, {"schedule": ["constant", "linear"]}),
+        ({}, {"max_steps": [5, 9]}),
+        ({}, {"average_last": [0, 0.2]}),
+    ],
+)
+def test_hyperband_is_refused_where_runs_cannot_be_lengthened(values, space, tmp_path):
+    settings = {"search": "hyperband", "space": {"alpha": [1]} | space}
+    with pytest.raises(ConfigError, match="hyperband lengthens runs"):
+        check_settings(study_at(tmp_path), settings, make_config(**values))
 
 
 class Bench:
@@ -164,9 +181,42 @@ def test_random_search_draws_from_ranges_and_choices_and_a_larger_one_goes_on(tm
     search(study, {"search": "random", "trials": 8, "space": space}, 9, bench.measure, bench.prune)
     assert len(bench.measured[1][1]) == 2
     assert not set(bench.measured[1][1]) & set(alphas)
-    wider = {"search": "random", "trials": 9, "space": space | {"beta": [0, 1, 2]}}
-    with pytest.raises(ConfigError, match=r"refine\.space: search\.journal searches another one"):
-        search(study, wider, 9, bench.measure, bench.prune)
+
+
+def test_what_asks_for_other_runs_is_searched_anew(tmp_path):
+    pytest.importorskip("optuna")
+    study, bench, settings = study_at(tmp_path), Bench(), {"search": "random", "space": {"alpha": [1, 2]}}
+    wider = settings | {"space": {"alpha": [1, 2, 4]}}
+    longer = dataclasses.replace(study, flags={"epochs": 12})
+    more = dataclasses.replace(study, seeds=(1, 2, 3))
+    for asked, of in ((study, settings), (study, wider), (longer, settings), (more, settings), (study, wider)):
+        search(asked, of, 9, bench.measure, bench.prune)
+    assert [sorted(alphas) for _, alphas in bench.measured] == [[1, 2], [1, 2, 4], [1, 2], [1, 2], []]
+
+
+def test_values_that_do_not_go_together_are_left_out_and_the_others_tried(tmp_path, caplog):
+    pytest.importorskip("optuna")
+    space = {"nlayers": [1, 2], "nhid": [200, 400]}  # tied: the last layer has the size of the embedding
+    drawn = []
+
+    def measure(configurations, epochs):
+        drawn.extend((c["nlayers"], c["nhid"]) for c in configurations)
+        return [1.0] * len(configurations)
+
+    study = study_at(tmp_path, "[flags]\nemsize = 200\ntied = true\nmodel = 'RNN_TANH'\n")
+    for _ in range(2):
+        search(study, {"search": "random", "space": space}, 9, measure, print)
+    valid = [(n, h) for n in (1, 2) for h in (200, 400) if is_valid(study, nlayers=n, nhid=h)]
+    assert sorted(drawn) == valid and 0 < len(valid) < 4
+    assert len([r for r in caplog.records if "left out: nlayers" in r.getMessage()]) == 4 - len(valid)
+
+
+def is_valid(study, **values):
+    try:
+        study.config(**values)
+    except ConfigError:
+        return False
+    return True
 
 
 def test_what_is_drawn_from_a_range_is_of_its_fields_type_and_inside(tmp_path):

@@ -66,6 +66,8 @@ def test_a_configuration_that_diverged_on_one_seed_is_not_chosen(tmp_path):
     analysis = analysis_of(tmp_path, lines)
     assert analysis.configurations[analysis.chosen].values["alpha"] == 1.0
     assert "alpha 2, seed 3: diverged: non-finite loss" in unfinished(analysis)
+    p = [configuration_of(analysis, alpha=alpha, beta=0).differences["test"].p for alpha in (2, 1)]
+    assert p[0] is None and p[1] is not None  # nor is it tested by the seeds that it has left
 
 
 def test_configurations_are_ranked_by_what_they_differ_from_the_baseline_on_its_own_seeds(tmp_path):

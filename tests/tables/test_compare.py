@@ -153,6 +153,10 @@ def test_seeds_that_diverged_are_named_and_the_others_are_not_tested(tmp_path):
     assert (row.verdict, row.difference.p) == ("diverged on some seed", None)
     assert "without a result: seed 3: diverged: loss nan" in compare_text(rows)
     assert {3: "diverged: loss nan"} in [found["unfinished"] for found in compare_json(rows)["rows"]]
+    turned = row_of(compare([theirs, ours]), ours, alpha=0.0, beta=0.0)
+    assert (turned.verdict, turned.difference.p) == ("the reference diverged on some seed", None)
+    quoted = [row for row in compare([theirs, "published"]) if row.quoted_from]
+    assert quoted and all(row.difference is None or row.difference.p is None for row in quoted)
 
 
 def test_a_published_figure_far_from_our_seeds_exceeds_their_noise(tmp_path):

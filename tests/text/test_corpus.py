@@ -12,11 +12,16 @@ import pytest
 from tokenizers import Tokenizer
 
 from lm.base.errors import ConfigError, CorpusError
+from lm.study.from_flags import study_from_flags
+from lm.study.scheduler import Sweep
+from lm.study.specification import load_study
+from lm.sweep import parse_args
 from lm.text import cards
 from lm.text.cards import known_corpora
-from lm.text.finding import corpus_name, load_corpus
+from lm.text.finding import configured_corpus, corpus_place, load_corpus
 from lm.text.layout import SPLITS
 from lm.text.tokenization import Tokenization
+from lm.train import configure
 from tests.text.toy import TOY, TOY_TOKENS, write
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -112,7 +117,7 @@ def test_senseless_arguments_are_a_configuration_error(dataset, data):
 def test_a_folder_with_a_known_text_gets_its_name(tmp_path, toy_card):
     toy_card()
     folder = write(tmp_path / "whatever", TOY, "ptb.train.txt")
-    assert load_corpus(None, folder).name == corpus_name(None, folder) == "toy"
+    assert load_corpus(None, folder).name == corpus_place(None, folder)[0] == "toy"
 
 
 def test_a_known_text_with_other_spacing_is_that_corpus(tmp_path, toy_card):
@@ -140,7 +145,7 @@ def test_an_own_text_in_a_folder_of_a_known_name_does_not_take_that_name(tmp_pat
     toy_card()
     folder = write(tmp_path / "toy", TOY | {"train": "another\n"})
     corpus = load_corpus(None, folder)
-    assert corpus.name == corpus_name(None, folder)
+    assert corpus.name == corpus_place(None, folder)[0]
     assert corpus.name.startswith("toy-")
     assert "not the published corpus" in warnings_logged()[0]
     assert load_corpus(corpus.name, folder).name == corpus.name
@@ -159,12 +164,24 @@ def test_counts_other_than_the_published_are_refused(tmp_path, toy_card, monkeyp
 def test_a_folder_of_published_command_lines_means_the_known_corpus(toy_card, warnings_logged, data):
     toy_card()
     write(Path("data/toy"), TOY)
-    assert corpus_name(None, data) == "toy"
+    assert corpus_place(None, data)[0] == "toy"
     assert load_corpus(None, data).source == "data/toy"
     assert "no such folder; looking for the corpus toy" in warnings_logged()[-1]
     write(Path("data/toys"), {split: "own\n" for split in SPLITS})
     assert load_corpus(None, data).name == "toys"
     assert known_corpora()["toy"].aliases == ["data/toys"]
+
+
+def test_a_known_corpus_in_a_usual_place_of_another_name_is_trained_on_and_swept_from_there(toy_card, tmp_path):
+    toy_card()
+    write(Path("data/mine"), TOY)
+    assert corpus_place("mine", None) == ("toy", "data/mine")
+    config, _ = configure(["--dataset", "mine"])
+    assert (config.dataset, configured_corpus(config).source) == ("toy", "data/mine")
+    assert study_from_flags(parse_args("", ["--dataset=mine", "--out=s"])).flags == {"data": "data/mine"}
+    study = write(tmp_path / "s", {"study": 'dataset = "mine"\nseeds = [1]\n'}, "train.toml")
+    with pytest.raises(ConfigError, match='write dataset = "toy", and data = "data/mine" under'):
+        Sweep(load_study(study), parse_args("", [str(study)])).config({}, 1)
 
 
 def test_an_alias_of_one_corpus_under_the_name_of_another_is_refused(toy_card):
@@ -178,7 +195,7 @@ def test_the_cards_hold_the_published_counts():
     assert (ptb.vocab_size, *ptb.tokens.values()) == (10_000, 929_589, 73_760, 82_430)
     assert (wikitext.vocab_size, *wikitext.tokens.values()) == (33_278, 2_088_628, 217_646, 245_569)
     assert (ptb.aliases, wikitext.aliases) == (["data/penn"], ["data/wikitext-2"])
-    assert corpus_name("ptb", None) == "ptb"  # without a look at any file
+    assert corpus_place("ptb", None)[0] == "ptb"  # without a look at any file
 
 
 @pytest.mark.parametrize(

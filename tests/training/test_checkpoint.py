@@ -7,7 +7,7 @@ import torch
 
 from lm.base.errors import CheckpointError
 from lm.base.files import write_atomic
-from lm.training.checkpoint import load_checkpoint, load_latest, save_checkpoint
+from lm.training.checkpoint import fitting, load_checkpoint, load_latest, save_checkpoint
 
 STATE = {"weights": torch.arange(1000.0), "nested": {"text": "a", "number": 1.5, "list": [1, 2]}}
 
@@ -122,3 +122,13 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(path):
         write_atomic(path, fail)
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == ["last.pt"]
+
+
+def test_too_little_memory_is_no_fault_of_the_file(tmp_path, monkeypatch):
+    path = tmp_path / "ckpt.pt"
+    save_checkpoint(path, STATE)
+    with pytest.raises(torch.OutOfMemoryError), fitting(path):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    monkeypatch.setattr(torch, "load", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryError):
+        load_latest(path)

@@ -139,6 +139,9 @@ def test_it_is_resumed_although_its_source_is_gone(source, cli, tmp_path):
     done = cli(*command, "--epochs=2", "--resume=auto")
     assert done.returncode == 0, done.stderr
     assert json.loads((run / "result.json").read_text())["epochs"] == 2
+    command[command.index("--out-dir") :] = ["--resume", "last.pt"]
+    done = cli(*command, "--epochs=3", folder=run / "ckpt")
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_export_for_transformers_is_refused_as_what_it_is(tmp_path):

@@ -91,7 +91,17 @@ def test_a_killed_start_without_a_configuration_is_begun_again(lengthen, tmp_pat
 
 @pytest.mark.parametrize(
     "place",
-    ["fifo", "corpus.txt", "new/ckpt/last.pt", "new/ckpt/mine.pt", "new/config.json", "run/ckpt/best.pt", "x" * 256],
+    [
+        "fifo",
+        "corpus.txt",
+        "new/ckpt/last.pt",
+        "new/ckpt/mine.pt",
+        "new/config.json",
+        "new/run.lock",
+        "new/sweep.lock",
+        "run/ckpt/best.pt",
+        "x" * 256,
+    ],
     ids=lambda place: place[:20],
 )
 def test_a_copy_replaces_nothing_but_a_copy(place, run, lengthen, tmp_path, monkeypatch):
@@ -112,6 +122,12 @@ def test_a_copy_may_replace_an_earlier_one_and_have_any_name(name, run, lengthen
     lengthen(run, "--resume=auto", "--save", tmp_path / name)
     assert (tmp_path / name).read_bytes() == (run / "ckpt/best.pt").read_bytes()
     assert (tmp_path / "link.pt").is_symlink()
+
+
+def test_a_dry_run_of_a_complete_run_copies_nothing(run, lengthen, tmp_path):
+    lengthen(run, "--resume=auto")
+    assert lengthen(run, "--resume=auto", "--dry-run", "--save", tmp_path / "copy.pt")["status"] == "completed"
+    assert not (tmp_path / "copy.pt").exists()
 
 
 def test_a_copy_of_a_best_checkpoint_that_is_lost_names_it(run, train_here, corpus_dir):
