@@ -268,6 +268,10 @@ def main() -> None:
     parser.add_argument("--table", metavar="DIR", help="measure every row of the speed table, add it to DIR")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     arguments = parser.parse_args()
+    if arguments.table and (arguments.preset, arguments.dataset) != tuple(
+        map(parser.get_default, ("preset", "dataset"))
+    ):
+        raise ConfigError("--table: measures rows of its own; leave --preset and --dataset out")
     asked = make_config(arguments.preset, arguments.dataset)
     if asked.optimizer != "sgd" or asked.model != "LSTM":
         raise ConfigError("--preset: the plain program knows SGD and LSTMs only")

@@ -20,7 +20,6 @@ import numpy as np
 
 from lm.base.device import pick_device
 from lm.base.errors import ConfigError, run_cli
-from lm.base.names import flag
 from lm.base.process import show
 from lm.base.rundir import RunDir
 from lm.base.threads import choose_threads
@@ -32,6 +31,7 @@ from lm.scoring.evaluation import evaluate, protocol_columns, split_report
 from lm.scoring.export import FORMATS, export_run
 from lm.scoring.loading import load_run
 from lm.scoring.trained import load
+from lm.scoring.tune import setting_flag
 from lm.text.batching import check_columns
 from lm.text.english import CHOICES, tokenization_for
 from lm.text.units import NAMES, units_text
@@ -76,12 +76,13 @@ def evaluate_run(arguments: argparse.Namespace) -> None:
     model, config, corpus = load_run(arguments.run_dir, pick_device(arguments.device), arguments.data)
     splits = corpus.scored_splits(arguments.split)  # tuning takes hours: what is missing is said before
     adaptation = Adaptation(model, config, corpus, arguments)
+    for split in {*splits, "valid"} if arguments.tune else splits:
+        check_columns(len(corpus.splits[split]), adaptation.columns(split), f"{corpus.source}, {split}", "--columns")
+    adaptation.prepare()
     reports = []
     for split in splits:
-        columns = adaptation.columns(split)
-        check_columns(len(corpus.splits[split]), columns, f"{corpus.source}, {split}", "--columns")
         if adaptation.plain:
-            reports.append(split_report(model, corpus, split, columns))
+            reports.append(split_report(model, corpus, split, adaptation.columns(split)))
         reports += adaptation.report(split)
     if arguments.json:
         show(json.dumps({"run": str(arguments.run_dir), "dataset": corpus.name, "splits": reports}) + "\n")
@@ -210,10 +211,10 @@ def _parse() -> argparse.Namespace:
     given = {name for name, value in vars(arguments).items() if value != parser.get_default(name)}
     instead = next((name for name in _INSTEAD if name in given), "")
     if instead and (unread := given - {"run_dir", instead} - _INSTEAD[instead]):
-        raise ConfigError(f"{flag(min(unread))}: leave it out with --{instead}")
+        raise ConfigError(f"{setting_flag(min(unread))}: leave it out with --{instead}")
     for owner, names in _FOR.items():
         if not instead and (unread := given & names):
-            raise ConfigError(f"{flag(min(unread))}: is for --{owner}")
+            raise ConfigError(f"{setting_flag(min(unread))}: is for --{owner}")
     if arguments.bf16 and arguments.format != FORMATS[0]:
         raise ConfigError(f"--bf16: not with --format {arguments.format}, which is for fp32")
     check_adaptation_flags(given, arguments)

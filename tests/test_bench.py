@@ -123,6 +123,12 @@ def test_a_preset_that_the_plain_program_does_not_know_is_refused(preset, main_h
         main_here(lm.bench, "--preset", preset)
 
 
+@pytest.mark.parametrize("flag", ["--preset=examples-200", "--dataset=wikitext-2"])
+def test_what_a_table_does_not_read_is_refused(flag, tmp_path, main_here):
+    with pytest.raises(ConfigError, match="--table: measures rows of its own"):
+        main_here(lm.bench, "--table", tmp_path, flag)
+
+
 def test_a_full_disk_leaves_the_old_table(tmp_path, monkeypatch):
     (tmp_path / "speed.json").write_text("[]")
 

@@ -172,7 +172,8 @@ def scratch_folder(place: Path) -> Iterator[Path]:
     """A new folder inside `place`, on its file system, removed at the end. Those of killed processes go first."""
     for left in scratch_folders(place):
         owner, _, process = left.name.rpartition("-")
-        if owner.startswith(f"{_SCRATCH}{platform.node()}-") and not _is_alive(int(process)):
+        host = owner.rpartition("-")[0]  # without the random part
+        if host == f"{_SCRATCH}{platform.node()}" and not _is_alive(int(process)):
             shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{platform.node()}-", suffix=f"-{os.getpid()}", dir=place))
     try:

@@ -181,22 +181,27 @@ class Adaptation:
         self._corpus = corpus
         self._columns: int | None = args.columns
         self._fast: bool = args.adapt_fast
+        self._tune: bool = args.tune
         self.plain = "none" in args.adapt
         self._modes = [mode for mode in args.adapt if mode != "none"]
-        cache, dynamic = _settings(args, corpus.name)
-        learning = any("dynamic" in mode for mode in self._modes)
-        rms = _statistics(model, config, corpus.splits["train"], dynamic, self._fast) if learning else None
+        self._cache, self._dynamic = _settings(args, corpus.name)
         self._adapts: dict[str, Adapt] = {}
         self._notes: dict[str, list[str]] = {}
-        valid, columns = corpus.splits["valid"], self.columns("valid")
+
+    def prepare(self) -> None:
+        """Read what dynamic evaluation needs of train, and tune on valid where that is asked for: minutes to hours."""
+        model, train, valid = self._model, self._corpus.splits["train"], self._corpus.splits["valid"]
+        dynamic, columns = self._dynamic, self.columns("valid")
+        learning = any("dynamic" in mode for mode in self._modes)
+        rms = _statistics(model, self._config, train, dynamic, self._fast) if learning else None
         learnt: list[str] = []
-        if learning and args.tune:
+        if learning and self._tune:
             dynamic, learnt = tune_dynamic(model, valid, columns, dynamic, rms)
         for mode in self._modes:
-            looks = cache if "cache" in mode else None
+            looks = self._cache if "cache" in mode else None
             learns = dynamic if "dynamic" in mode else None
             self._notes[mode] = list(learnt) if learns else []
-            if looks and args.tune:
+            if looks and self._tune:
                 looks, notes = tune_cache(model, valid, columns, learns, rms)
                 self._notes[mode] += notes
             self._adapts[mode] = Adapt(looks, learns, rms)

@@ -71,7 +71,8 @@ def export_run(run_dir: RunDir, directory: RunDir, layout: str = "pytorch", *, b
     files, use = _files(layout, run_dir, config, weights, trained)
     with fitting(run_dir.path):
         card = model_card(place.resolve().name, config, weights, result, environment, use)
-    _replace(directory, {"README.md": card.encode()} | files)
+    first = next(iter(files))  # what makes the folder an export, which the next one may replace
+    _replace(directory, {first: files[first], "README.md": card.encode()} | files)
 
 
 def _files(

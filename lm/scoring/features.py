@@ -120,18 +120,14 @@ def write_features(
 
 def _write(file: BinaryIO, suffix: str, columns: dict[str, np.ndarray], vectors: np.ndarray) -> None:
     if suffix == ".npz":
-        np.savez(file, allow_pickle=False, **columns, vector=vectors)
+        arrays: dict[str, Any] = columns | {"vector": vectors}
+        np.savez(file, **arrays)
         return
     import pyarrow  # comes with datasets, and takes half a second to import
     import pyarrow.parquet
 
     values = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.ravel()), vectors.shape[1])
     pyarrow.parquet.write_table(pyarrow.table(columns | {"vector": values}), file)
-
-
-def write_embeddings(path: Path, model: AWDLSTM, tokenizer: TextTokenizer) -> None:
-    """Write the embedding of every type, by which `lm.train --init-vectors` can start another model."""
-    write_vectors(path, tokenizer.types, model.encoder.weight.detach().float().cpu().numpy())
 
 
 def write_asked(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextTokenizer) -> None:
@@ -145,7 +141,8 @@ def write_asked(arguments: argparse.Namespace, model: AWDLSTM, tokenizer: TextTo
         )
         report |= {"features": str(arguments.out), "tokens": tokens, "size": size}
     if arguments.embeddings is not None:
-        write_embeddings(arguments.embeddings, model, tokenizer)
+        weight = model.encoder.weight.detach().float().cpu().numpy()
+        write_vectors(arguments.embeddings, tokenizer.types, weight)  # which `lm.train --init-vectors` can start from
         report["embeddings"] = str(arguments.embeddings)
     written = [report[name] for name in ("features", "embeddings") if name in report]
     show(json.dumps(report) + "\n" if arguments.json else "".join(f"{path}\n" for path in written))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
-from tokenizers.normalizers import Replace
+from tokenizers.normalizers import Replace, Sequence
 from tokenizers.processors import TemplateProcessing
 
 from lm.base.files import json_bytes
@@ -103,8 +103,9 @@ def _tokenizer_config(tokenizer: TextTokenizer) -> dict[str, Any]:
 def _tokenizer(tokenizer: TextTokenizer) -> Tokenizer:
     r"""The library's tokenizer, which reads \n as `<eos>`, with another `<eos>` before the text."""
     library = Tokenizer.from_str(tokenizer.library().to_str())  # a copy, as it is changed here
-    if library.normalizer is None:  # words; the others have it
-        library.normalizer = Replace("\n", f" {EOS} ")
+    if tokenizer.kind == "word":  # the others have it
+        ends = Replace("\n", f" {EOS} ")
+        library.normalizer = Sequence([ends, library.normalizer]) if library.normalizer else ends
     library.post_processor = TemplateProcessing(
         single=f"{EOS} $A", pair=f"{EOS} $A $B", special_tokens=[(EOS, tokenizer.eos_id)]
     )

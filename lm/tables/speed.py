@@ -61,7 +61,8 @@ def write_table(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
         "*Products alone* are the step's matrix products, at their shapes, with nothing else. Their GFLOP/s show what "
         "a CPU gives, and decide most of the ratio: virtual machines of one name have CPUs of several generations. "
         "Where bf16 products gain less over fp32, so do we. *Phases* are those of our step: the masks of weight drop, "
-        "the forward pass without them, and so on (`lm/training/phases.py`), timed in steps of their own: *rest*, what "
+        "the forward pass without them, and so on (`lm/training/phases.py`), on a CPU of all steps, those with cold "
+        "caches at the start of a turn too, on a GPU of the last of each turn: *rest*, what "
         "they leave of the step, can come out below 0.",
     ]
     plotted: set[str] = set()

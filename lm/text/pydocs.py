@@ -28,7 +28,7 @@ MAX_TYPES = 10_000  # as Penn Treebank has
 MIN_COUNT = 2  # in train, so that `<unk>` is learned even where all types would fit
 VALID_SHARE = TEST_SHARE = 0.075
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "lib-dynload"}
-_TYPOGRAPHIC = str.maketrans("\u2018\u2019\u201c\u201d\u2013\u2014", "''\"\"--")
+TYPOGRAPHIC = str.maketrans("\u2018\u2019\u201c\u201d\u2013\u2014", "''\"\"--")
 _ABBREVIATION = r"\b(?:e\.g|i\.e|etc|vs|cf)\."
 _SENTENCE_END = re.compile(r"(?<=[.!?:])(?<!e\.g\.)(?<!i\.e\.)(?<!etc\.)(?<!vs\.)(?<!cf\.)[\"')]*\s+(?=[\"'(]?[A-Z])")
 _MARKUP = re.compile(r"(?::[a-z:]+:)?`+([^`]+)`+_*|(?<!\w)\*{1,2}(\w[^*\n]*)\*{1,2}(?!\w)")
@@ -153,7 +153,7 @@ def _documents() -> Iterator[tuple[str, str]]:
 
 def _paragraphs(text: str) -> Iterator[str]:
     """Paragraphs of a docstring that may hold prose, each on one line and without markup."""
-    for block in re.split(r"\n\s*\n", inspect.cleandoc(text).translate(_TYPOGRAPHIC)):
+    for block in re.split(r"\n\s*\n", inspect.cleandoc(text).translate(TYPOGRAPHIC)):
         lines = block.splitlines()
         if any(_CODE_LINE.search(line) for line in lines):
             continue

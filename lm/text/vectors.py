@@ -70,6 +70,8 @@ def read_vectors(path: Path, vocab: Mapping[str, int], size: int) -> dict[int, n
 def _is_header(path: Path, fields: list[str], size: int) -> bool:
     """Whether the first line is the number of vectors and their size. Raises ConfigError for another size."""
     header = len(fields) == 2 and all(field.isdecimal() and len(field) < 20 for field in fields)
+    if not fields:
+        raise ConfigError(f"--init-vectors: {path}: its first line is empty; delete it")
     width = int(fields[1]) if header else len(fields) - 1
     if width != size:
         raise ConfigError(f"--init-vectors: {path}: no vectors of {size} values (--emsize), but of {width}")

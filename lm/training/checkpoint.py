@@ -85,7 +85,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path}: damaged, or no checkpoint: the checksum differs; {_REMEDY}")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such checkpoint") from None
+        raise CheckpointError(f"{path}: no such checkpoint; {_REMEDY}") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     except CheckpointError:

@@ -32,7 +32,10 @@ def check_tunable(config: TrainConfig, trained: Mapping[str, Any], *, other_text
     fixed = _ARCHITECTURE if other_text else (*_ARCHITECTURE, "vocab_size", "min_count")
     if changed := [name for name in fixed if now[name] != before[name]]:
         differences = ", ".join(f"{flag(name)} {before[name]} (now {now[name]})" for name in changed)
-        raise ConfigError(f"--finetune: the model there was made with {differences}")
+        raise ConfigError(
+            f"--finetune: the model there was made with {differences}; leave these flags and --preset out, or give its "
+            "values"
+        )
     if config.average_last and not other_text:
         raise ConfigError("--average-last: fine-tuning averages from its start; leave it out")
 

@@ -52,3 +52,14 @@ def test_a_scratch_folder_is_removed_with_those_of_killed_processes_and_no_other
         assert scratch in scratch_folders(tmp_path)
         assert not left.exists()
     assert sorted(os.listdir(tmp_path)) == sorted(in_use)
+
+
+def test_scratch_of_a_process_on_another_machine_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("platform.node", lambda: "gpu")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for node in ("gpu", "gpu-1"):
+        (tmp_path / f".lm-scratch-{node}-x7k_2-{ended.pid}").mkdir()
+    with scratch_folder(tmp_path):
+        left = [path.name.split("-x7k")[0] for path in scratch_folders(tmp_path) if "x7k" in path.name]
+    assert left == [".lm-scratch-gpu-1"]

@@ -1,6 +1,9 @@
 """AR and TAR on 60,000 words of PTB."""
 
+import math
 from statistics import fmean
+
+from scipy import stats
 
 from lm.tables.stats import holm
 from tests.figures.reading import activation, bracket, gain, ledger, mean_gain, mean_sd, pair, values, welch
@@ -136,3 +139,22 @@ def norm_advice() -> list[str]:
         f"L1 gains {decayed[0]:.3f} nats on valid and {decayed[1]:.3f} on test over weight decay alone, which itself "
         f"gains {against:.3f} on test",
     ]
+
+
+def width() -> list[str]:
+    """What AR and TAR gain over the width of the layer, without them and with them, by seed."""
+    found, rows, doublings, gains = sides("ptb-width"), [], [], []
+    for units in (100, 200, 400, 800):
+        base, ours = ({r["seed"]: r for r in side if r["config"]["nhid"] == units} for side in found)
+        gained, _ = gained_over(base, ours)
+        rows.append(
+            f"| {units} | {len(ours)} | {mean_sd(base, 'test_ppl')} | {mean_sd(ours, 'test_ppl')} "
+            f"| {activation(base, 'rms'):.3f} | {activation(ours, 'rms'):.3f} | {gained.replace(' nats', '')} |"
+        )
+        doublings += [math.log2(units)] * len(ours)
+        gains += [gain(ours[seed], base[seed], "test") for seed in sorted(ours)]
+    line = stats.linregress(doublings, gains)
+    reach = stats.t.ppf(0.975, len(gains) - 2) * line.stderr
+    slope = f"{line.slope:.3f} nats {bracket(line.slope - reach, line.slope + reach, 3)}"
+    hours = sum(r["seconds"] for side in found for r in side) / 3600
+    return [*rows, f"by {slope} with each doubling", f"24 runs, {hours:.1f} hours of one core"]

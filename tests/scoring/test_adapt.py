@@ -15,6 +15,7 @@ from lm.base.errors import ConfigError, CorpusError
 from lm.nn.model import AWDLSTM
 from lm.scoring import tune
 from lm.scoring.adapt import adapted_nats
+from lm.scoring.adapt_flags import Adaptation
 from lm.scoring.cache import Cache, History, cache_probability
 from lm.scoring.dynamic import Dynamic, fast_statistics, gradient_rms, published_statistics
 from lm.scoring.evaluation import evaluate
@@ -284,6 +285,13 @@ def test_a_split_that_is_not_there_is_refused_before_anything_is_tuned(tmp_path,
     monkeypatch.setattr(lm.evaluate, "Adaptation", lambda *_: pytest.fail("tuned"))
     with pytest.raises(CorpusError, match="has no test split"):
         lm.evaluate.evaluate_run(argparse.Namespace(run_dir="", device="cpu", data="", split=["valid", "test"]))
+
+
+@pytest.mark.parametrize("flags", [["--split=test", "--adapt=dynamic"], ["--split=test", "--adapt=cache", "--tune"]])
+def test_too_many_columns_are_refused_before_train_is_read_or_anything_tuned(flags, tiny_run, main_here, monkeypatch):
+    monkeypatch.setattr(Adaptation, "prepare", lambda _: pytest.fail("tuned"))
+    with pytest.raises(CorpusError, match="--columns"):
+        main_here(lm.evaluate, tiny_run, *flags, "--columns=40000")
 
 
 def test_the_command_puts_the_modes_side_by_side_and_tunes_on_valid_only(cli, train_here, tmp_path):

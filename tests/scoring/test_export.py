@@ -316,25 +316,32 @@ def test_a_full_disk_leaves_the_old_export(tiny_run, exported, tmp_path, monkeyp
 
 @pytest.mark.parametrize("moved", range(4))
 def test_killed_while_files_are_replaced_it_leaves_an_export_that_is_refused_and_can_be_written_again(
-    tiny_run, exported, moved, monkeypatch
+    tiny_run, exported, moved, tmp_path, monkeypatch
 ):
-    replace, moves = os.replace, []
+    replace = os.replace
 
-    def killed(source, target):
-        if target.parent == exported:
-            if len(moves) == moved:
-                raise KeyboardInterrupt
-            moves.append(target)
-        replace(source, target)
+    def export_and_be_killed(place):
+        moves = []
 
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", killed)
-        with pytest.raises(KeyboardInterrupt):
-            export_run(RunDir(tiny_run), RunDir(exported))
+        def killed(source, target):
+            if target.parent == place:
+                if len(moves) == moved:
+                    raise KeyboardInterrupt
+                moves.append(target)
+            replace(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", killed)
+            with pytest.raises(KeyboardInterrupt):
+                export_run(RunDir(tiny_run), RunDir(place))
+
+    export_and_be_killed(exported)
     with pytest.raises(CheckpointError, match="export incomplete"):
         load_trained(RunDir(exported))
-    export_run(RunDir(tiny_run), RunDir(exported))
-    load_trained(RunDir(exported))
+    export_and_be_killed(tmp_path / "first")
+    for place in (exported, tmp_path / "first"):
+        export_run(RunDir(tiny_run), RunDir(place))
+        load_trained(RunDir(place))
 
 
 def test_a_run_without_a_result_or_a_checkpoint_is_not_exported(tiny_run, tmp_path):

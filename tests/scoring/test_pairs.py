@@ -196,6 +196,7 @@ def test_two_runs_side_by_side_by_the_command_line(main_here, tiny_run, tmp_path
         (["--plot=x.png"], "--plot: is for --pairs"),
         (["--sentences=ptb"], "--sentences: is for --pairs"),
         (["--pairs=x", "--split=test"], "--split: leave it out with --pairs"),
+        (["--pairs=x", "--cache-lambda=0.2"], "--cache-lambda: leave it out with --pairs"),
         (["--pairs=x", "--plot=x.pdf"], "--plot: the file's name must end in .png"),
     ],
 )

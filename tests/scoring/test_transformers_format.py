@@ -14,6 +14,9 @@ from lm.scoring.evaluation import evaluate
 from lm.scoring.sampling import Limits, beam_search
 from lm.scoring.tokens import read_independent
 from lm.scoring.trained import load
+from lm.scoring.transformers_format import _tokenizer
+from lm.text.tokenizer import EOS, UNK
+from lm.text.words import WordTokenizer
 from tests.conftest import TINY
 
 transformers = pytest.importorskip("transformers", "5.24")
@@ -204,3 +207,8 @@ def test_it_is_written_again_but_not_over_an_export_of_another_format_nor_read_b
         main_here(lm.evaluate, tiny_run, "--format=transformers")
     with pytest.raises(CheckpointError, match="an export for transformers; give the run"):
         main_here(lm.evaluate, tmp_path / "export")
+
+
+def test_a_tokenizer_that_lowers_case_reads_line_ends_too():
+    library = _tokenizer(WordTokenizer([EOS, UNK, "the", "cat"], lowercase=True))
+    assert library.encode("the Cat\nThe cat\n").tokens == [EOS, "the", "cat", EOS, "the", "cat", EOS]

@@ -2,8 +2,9 @@
 
 import pytest
 
+from lm.config.values import make_config
 from lm.text.detokenize import detokenize
-from lm.text.english import TOKENIZATIONS, spans_in
+from lm.text.english import TOKENIZATIONS, spans_in, tokenization_for
 
 SENTENCES = {
     "Derek's ex-wife can't stay.": (
@@ -37,6 +38,7 @@ def test_detokenizing_gives_back_the_sentence_that_wikitext_would_hold(sentence)
 @pytest.mark.parametrize("name", ["ptb", "wikitext-2"])
 def test_a_line_has_the_spaces_of_the_published_files(name):
     assert TOKENIZATIONS[name]("a cat") == " a cat "
+    assert TOKENIZATIONS[name]("") == " "
 
 
 @pytest.mark.parametrize("name", TOKENIZATIONS)
@@ -62,3 +64,17 @@ def test_the_letter_n_is_no_number():
 
 def test_a_word_that_the_sentence_lacks_has_an_empty_place_after_the_one_before_it():
     assert spans_in("a cat sat", ["a", "dog", "sat"]) == [(0, 1), (1, 1), (6, 9)]
+
+
+def test_pydocs_reads_dashes_as_its_documentation_does():
+    sentence = "It returns a value \u2014 or none."
+    words = TOKENIZATIONS["pydocs"](sentence).split()
+    assert words == ["it", "returns", "a", "value", "-", "or", "none", "."]
+    assert [sentence[slice(*span)] for span in spans_in(sentence, words)][3:6] == ["value", "\u2014", "or"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name"), [("ptb", "ptb"), ("wikitext-103", "wikitext-2"), ("pydocs", "pydocs"), ("mine", "plain")]
+)
+def test_auto_is_the_way_of_the_corpus(dataset, name):
+    assert tokenization_for(make_config(dataset=dataset), "auto")[0] == name

@@ -43,6 +43,7 @@ def test_a_file_without_a_first_line_and_with_words_of_several_parts_is_read_and
         (b"", "none of the 1 types"),
         (b"1 3\nthe 1 2 3\n", r"no vectors of 2 values \(--emsize\), but of 3"),
         (b"the 1 2 3\n", "but of 3"),
+        (b"\nthe 1 2\n", "its first line is empty"),
         (b"2 2\nthe 1 x\n", "v.txt:2: not a word and 2 finite values"),
         (b"2 2\nthe 1 nan\n", "v.txt:2"),
         (b"2 2\nthe 1\n", "v.txt:2"),

@@ -23,7 +23,7 @@ import importlib.util
 import os
 import shutil
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 import torch
@@ -68,7 +68,16 @@ def available(device: torch.device) -> bool:
 def _has_triton() -> bool:
     if importlib.util.find_spec("triton") is None:
         return False
-    return tuple(int(part) for part in version("triton").split(".")[:2]) >= _OLDEST_TRITON
+    return tuple(int(part) for part in _triton_version().split(".")[:2]) >= _OLDEST_TRITON
+
+
+def _triton_version() -> str:
+    try:
+        return version("triton")
+    except PackageNotFoundError:  # it came under another name, as pytorch-triton-rocm
+        import triton
+
+        return triton.__version__
 
 
 @functools.cache

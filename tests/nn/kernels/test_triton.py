@@ -1,5 +1,6 @@
 """The Triton LSTM: on CPU in Triton's interpreter against the plain formulas, compiled for an H100, and on a GPU."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -161,6 +162,9 @@ def test_available_where_triton_is_new_enough_and_can_run(monkeypatch):
     monkeypatch.setattr(triton_lstm, "version", lambda name: "3.5.1")
     triton_lstm._has_triton.cache_clear()
     assert not available(torch.device("cuda"))
+    monkeypatch.setattr(triton_lstm, "version", lambda name: importlib.metadata.version("no such package"))
+    triton_lstm._has_triton.cache_clear()
+    assert available(torch.device("cuda"))  # it came with a package of another name
     monkeypatch.setitem(sys.modules, "triton", None)  # as if it were not installed
     triton_lstm._has_triton.cache_clear()
     assert not available(torch.device("cuda"))
