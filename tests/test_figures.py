@@ -58,8 +58,8 @@ EXPECTED = {
     "results/README.md": [
         *others.baselines(), *dropout_0_2.three_seeds(), *dropout_0_2.strengths(), *dropout_0_2.noise(),
         *dropout_0_2.activations(), dropout_0_2.own_page(), dropout_0_2.beside_a_cache(), *dropout_0_2.elsewhere(),
-        *small_text.tuned(), *small_text.norms(), *others.others(), *others.beside_the_lstm_of_words(),
-        others.speed(), *digits.claims(), others.grammar()[0],
+        *small_text.tuned(), *small_text.norms(), *small_text.width(), *others.others(),
+        *others.beside_the_lstm_of_words(), others.speed(), *digits.claims(), others.grammar()[0],
     ],
     "results/blimp/README.md": others.grammar(),
     "results/ptb-200/adaptation.md": [*dropout_0_2.adaptation(), dropout_0_2.six_epochs()],

@@ -142,19 +142,25 @@ def norm_advice() -> list[str]:
 
 
 def width() -> list[str]:
-    """What AR and TAR gain over the width of the layer, without them and with them, by seed."""
-    found, rows, doublings, gains = sides("ptb-width"), [], [], []
+    """What AR and TAR gain over the width of the layer, and by how much that changes with each doubling."""
+    found, rows, doublings, gains, means = sides("ptb-width"), [], [], [], {}
     for units in (100, 200, 400, 800):
         base, ours = ({r["seed"]: r for r in side if r["config"]["nhid"] == units} for side in found)
         gained, _ = gained_over(base, ours)
         rows.append(
-            f"| {units} | {len(ours)} | {mean_sd(base, 'test_ppl')} | {mean_sd(ours, 'test_ppl')} "
+            f"| {units} | {len(base.keys() & ours.keys())} | {mean_sd(base, 'test_ppl')} | {mean_sd(ours, 'test_ppl')} "
             f"| {activation(base, 'rms'):.3f} | {activation(ours, 'rms'):.3f} | {gained.replace(' nats', '')} |"
         )
-        doublings += [math.log2(units)] * len(ours)
-        gains += [gain(ours[seed], base[seed], "test") for seed in sorted(ours)]
+        by_seed = [gain(ours[seed], base[seed], "test") for seed in sorted(base.keys() & ours.keys())]
+        doublings += [math.log2(units)] * len(by_seed)
+        gains += by_seed
+        means[units] = mean_gain(base, ours)
     line = stats.linregress(doublings, gains)
     reach = stats.t.ppf(0.975, len(gains) - 2) * line.stderr
-    slope = f"{line.slope:.3f} nats {bracket(line.slope - reach, line.slope + reach, 3)}"
     hours = sum(r["seconds"] for side in found for r in side) / 3600
-    return [*rows, f"by {slope} with each doubling", f"24 runs, {hours:.1f} hours of one core"]
+    return [
+        *rows,
+        f"{line.slope:+.3f} nats {bracket(line.slope - reach, line.slope + reach, 3)} with each doubling",
+        f"{sum(map(len, found))} runs, {hours:.1f} hours of one core",
+        f"gains {means[100]:.3f} nats at 100 units and {means[800]:.3f} at 800",
+    ]
