@@ -268,9 +268,8 @@ def main() -> None:
     parser.add_argument("--table", metavar="DIR", help="measure every row of the speed table, add it to DIR")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     arguments = parser.parse_args()
-    if arguments.table and (arguments.preset, arguments.dataset) != tuple(
-        map(parser.get_default, ("preset", "dataset"))
-    ):
+    given = {name for name in ("preset", "dataset") if getattr(arguments, name) != parser.get_default(name)}
+    if arguments.table and given:
         raise ConfigError("--table: measures rows of its own; leave --preset and --dataset out")
     asked = make_config(arguments.preset, arguments.dataset)
     if asked.optimizer != "sgd" or asked.model != "LSTM":

@@ -55,11 +55,9 @@ def with_vectors(config: TrainConfig, options: RunOptions) -> TrainConfig:
 
 def _resumed(options: RunOptions) -> dict[str, Any]:
     """The configuration of the run that is resumed; nothing where there is none."""
-    home = (
-        options.out_dir
-        if options.resume == "auto"
-        else options.resume and Path(options.resume).absolute().parent.parent
-    )
+    home: Path | str = options.out_dir
+    if options.resume != "auto":
+        home = options.resume and Path(options.resume).absolute().parent.parent
     try:
         return read_config(RunDir(home)) if home else {}
     except ConfigError:

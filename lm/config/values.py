@@ -87,6 +87,11 @@ def config_id(config: TrainConfig) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def is_open_ended(config: TrainConfig) -> bool:
+    """Whether a run computes the same however long it is to be, so that it can be made longer."""
+    return config.schedule in ("constant", "plateau") and not config.average_last
+
+
 def resume_conflicts(now: TrainConfig, before: Mapping[str, Any]) -> list[str]:
     """Flags whose values forbid that `now` continues a run configured as `before`, with both values.
 
@@ -96,8 +101,7 @@ def resume_conflicts(now: TrainConfig, before: Mapping[str, Any]) -> list[str]:
     """
     values = as_plain(now)
     before = with_defaults(before)
-    open_ended = now.schedule in ("constant", "plateau") and not now.average_last
-    free = (*_LABELS, "data", "dataset", "patience", "lr", *(("epochs", "max_steps") if open_ended else ()))
+    free = (*_LABELS, "data", "dataset", "patience", "lr", *(("epochs", "max_steps") if is_open_ended(now) else ()))
     free += ("min_lr",) if now.min_lr < before["min_lr"] else ()
     if before["finetune"] and values["finetune"] and same_place(before["finetune"], values["finetune"]):
         free += ("finetune",)

@@ -102,7 +102,7 @@ def save_study(study: Study) -> None:
         added = {name: value for name, value in study.refine.items() if name not in there}
         if not added:
             return
-        text = _with_refine(file.read_bytes().decode(), added)
+        text = _completed(file.read_bytes().decode(), added)
         if not _says(text, study.refine):
             lines = _refine_table(added).strip().replace("\n", "; ")
             raise ConfigError(f"{file}: write there what the flags ask for besides its own [refine]: {lines}")
@@ -125,15 +125,14 @@ def _refine_table(values: dict[str, Any]) -> str:
     return _table("[refine]", own) + _table("[refine.space]", values.get("space", {}))
 
 
-def _with_refine(text: str, added: dict[str, Any]) -> str:
+def _completed(text: str, added: dict[str, Any]) -> str:
     """The text of a study.toml with these keys under its `[refine]`, which is added where there is none."""
-    header = re.search(r"^\[refine\][^\n]*\n?", text, re.MULTILINE)
-    space = re.search(r"^\[refine\.space\]", text, re.MULTILINE)
-    if header:
+    if header := re.search(r"^\[refine\][^\n]*\n?", text, re.MULTILINE):
         lines = "".join(_line(name, value) for name, value in added.items())
         return f"{text[: header.end()].rstrip()}\n{lines}{text[header.end() :]}"
-    at = space.start() if space else len(text)
-    return text[:at] + _refine_table(added).lstrip("\n" if space else "") + "\n" * bool(space) + text[at:]
+    if space := re.search(r"^\[refine\.space\]", text, re.MULTILINE):
+        return f"{text[: space.start()]}{_refine_table(added).lstrip()}\n{text[space.start() :]}"
+    return text + _refine_table(added)
 
 
 def _says(text: str, refine: dict[str, Any]) -> bool:

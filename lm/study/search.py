@@ -30,6 +30,7 @@ from lm.base.errors import ConfigError
 from lm.base.locks import take_lock
 from lm.config.bounds import Bounds, field_types
 from lm.config.schema import TrainConfig
+from lm.config.values import is_open_ended
 from lm.study.records import label
 from lm.study.specification import Study, identity
 
@@ -38,7 +39,7 @@ JOURNAL = "search.journal"
 LOCK = "search.lock"
 # From rung to rung, runs get this many times as long and about this many times fewer (Hyperband's eta).
 _REDUCTION = 3
-# Fields by which a run may depend on its length, so that none can be lengthened (`lm.config.values.resume_conflicts`).
+# Fields by which a run may depend on its length (`is_open_ended`), or end before it.
 _ENDS = ("schedule", "max_steps", "average_last")
 # Rounds, points and trials: more would be listed before anything runs.
 _MOST = 1_000_000
@@ -81,8 +82,8 @@ def check_settings(study: Study, settings: dict[str, Any], config: TrainConfig) 
         raise ConfigError(f"{file}: refine.space: names no field to search, as alpha = [0, 1, 2]")
     if "epochs" in space:
         raise ConfigError(f"{file}: refine.space.epochs: a search has one length of runs; [[grid]] can have several")
-    limited = config.schedule not in ("constant", "plateau") or config.max_steps or config.average_last
-    if settings["search"] == "hyperband" and (limited or not space.keys().isdisjoint(_ENDS)):
+    ends = not is_open_ended(config) or config.max_steps or not space.keys().isdisjoint(_ENDS)
+    if settings["search"] == "hyperband" and ends:
         raise ConfigError(
             f"{file}: refine.search: hyperband lengthens runs: a schedule without end, no --max-steps and no "
             "--average-last, nor any of these three in the space"
@@ -92,9 +93,9 @@ def check_settings(study: Study, settings: dict[str, Any], config: TrainConfig) 
         if not ranged and not (isinstance(values, list) and values):
             raise ConfigError(f"{file}: refine.space.{name}: must be a list of values, or low, high and perhaps log")
         if ranged:
-            ends = (values["low"], values["high"])
+            low, high = values["low"], values["high"]
             kinds = {int, _hint(study, name)[0]}
-            if not {*map(type, ends)} <= kinds or not ends[0] < ends[1] or (values.get("log") and ends[0] <= 0):
+            if not {type(low), type(high)} <= kinds or not low < high or (values.get("log") and low <= 0):
                 raise ConfigError(f"{file}: refine.space.{name}: low must be a number below high, above 0 with log")
             if "trials" not in settings:
                 raise ConfigError(f"{file}: refine.trials: how many? A range has no end of values")

@@ -61,15 +61,18 @@ def slices_over(analysis: Analysis, name: str, most: int) -> dict[str, list[Conf
     """
     every = {c.values[name] for c in configurations_over(analysis, name) if c.mean("valid_ppl") is not None}
     found: dict[str, list[Configuration]] = {}
-    lines = {}
+    in_words: dict[str, bool] = {}
     for configuration in analysis.configurations if analysis.base else ():
         values = differing(analysis, configuration, name)
         if values and is_number(configuration.values.get(name)) and configuration.mean("valid_ppl") is not None:
             label = ", ".join(f"{field} {show(value)}" for field, value in values.items())
             found.setdefault(label, []).append(configuration)
-            in_words = not any(is_number(value) for value in values.values())
-            if len(found[label]) > 1 and (in_words or every <= {c.values[name] for c in found[label]}):
-                lines[label] = found[label]
+            in_words[label] = not any(is_number(value) for value in values.values())
+    lines = {
+        label: line
+        for label, line in found.items()
+        if len(line) > 1 and (in_words[label] or every <= {configuration.values[name] for configuration in line})
+    }
     return dict(sorted(lines.items(), key=lambda item: -len(item[1]))[:most])
 
 
