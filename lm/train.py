@@ -169,8 +169,11 @@ def score_valid(
 
 
 def end_epoch(run: Run, writer: RunWriter, log: RunLog, stop: StopSignals, saves: SaveTimes) -> None:
-    """Validate, and go to the top of the text."""
-    score_valid(run, writer, log, stop, in_epoch=False, save=saves.at_epochs)
+    """Validate, where it is due, and go to the top of the text."""
+    if run.validates_epoch():
+        score_valid(run, writer, log, stop, in_epoch=False, save=saves.at_epochs)
+    else:
+        check_run(run)
     progress = run.progress
     run.learning_rate.end_epoch(progress.epoch)
     progress.epoch += 1

@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,8 @@ from lm.base.errors import DivergedError, run_cli
 from lm.base.files import ROOT, write_atomic
 from lm.base.rundir import RunDir
 from lm.base.signals import StopSignals
+from lm.config.bounds import choices
+from lm.config.schema import TrainConfig
 from lm.study.executors import Job, outcome_of, read_metrics
 from lm.study.scheduler import Sweep, finished
 from lm.study.specification import load_study
@@ -67,7 +70,8 @@ class Sitting:
         self.end = end
         self.stop = stop
         self.state = ROOT / "runs" / ("sitting-tiny" if args.tiny else "sitting")
-        self.plan = [run for run in PLAN if run[0] in args.studies][: 2 if args.tiny else None]
+        self.plan = [run for run in PLAN if run[0] in args.studies][: 2 if args.tiny else args.runs]
+        self.epochs = {name: int(count) for name, _, count in (each.partition("=") for each in args.epochs)}
         self.todo: list[Task] = []
         self.scores: list[Task] = []
         self.running: dict[subprocess.Popen[bytes], Task] = {}
@@ -118,6 +122,8 @@ class Sitting:
             if home.exists() and not self.args.tiny:
                 shutil.copy(home, folder / "runs.jsonl")
                 (folder / "study.toml").write_text(self.asked(study))
+            elif study in self.epochs:
+                self._settle(study, self.epochs[study])
             else:
                 open_studies.append(study)
         jobs = {study: self._trial(study) for study in open_studies}
@@ -132,15 +138,20 @@ class Sitting:
             seconds -= starts * START_S + sum(scoring_seconds(*self.tokens[study]))
             epochs = choose_epochs(seconds, epoch, most)
             logger.info("%s: %.2f s an epoch, %.0f s for them: %d of %d epochs", study, epoch, seconds, epochs, most)
-            text = with_epochs(self.asked(study), epochs)
-            write_atomic(self.state / study / "study.toml", lambda file, text=text: file.write(text.encode()))
+            self._settle(study, epochs)
         self.plan = [run for run in self.plan if (self.state / run[0] / "study.toml").exists()]
+
+    def _settle(self, study: str, epochs: int) -> None:
+        text = with_epochs(self.asked(study), epochs, self.args.kernel)
+        write_atomic(self.state / study / "study.toml", lambda file: file.write(text.encode()))
 
     def _trial(self, study: str) -> Job:
         """The study's most important run, as the repository asks for it."""
         scratch = self.state / "scratch" / study
         scratch.mkdir(parents=True, exist_ok=True)
-        (scratch / "study.toml").write_text(self.asked(study))
+        text = self.asked(study)
+        most = int(re.search(r"(?m)^epochs = (\d+)$", text)[1])
+        (scratch / "study.toml").write_text(with_epochs(text, most, self.args.kernel))
         flags = [str(scratch), f"--runs-dir={self.state / 'scratch' / 'runs'}", f"--device={self.device}"]
         sweep = Sweep(load_study(scratch), parse_args("", flags))
         _, alpha, beta, seed = next(run for run in PLAN if run[0] == study)
@@ -227,8 +238,9 @@ class Sitting:
             self._train(task, self._training_seconds(task) / 60)
         elif self.scores and len(self.running) - training < self.args.lanes:
             self.scores.sort(key=lambda task: MODES.index(task.modes))
-            task = self.scores.pop(0)
-            self._start(task, task.scoring, task.figures)
+            if self.scores[0].modes == MODES[0] or not training:  # reading that adapts takes minutes
+                task = self.scores.pop(0)
+                self._start(task, task.scoring, task.figures)
         return bool(self.running or self.scores)
 
     def _worth(self) -> float:
@@ -296,6 +308,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="what is brought home; --join: EXPORT")
     parser.add_argument("--lanes", type=int, default=2, metavar="N", help="runs side by side (default: 2)")
     parser.add_argument("--studies", nargs="+", default=[WT2, PTB], choices=[WT2, PTB], help="which of them to run")
+    parser.add_argument("--runs", type=int, metavar="N", help="the plan's first N runs of these studies only")
+    parser.add_argument("--kernel", choices=choices(TrainConfig, "kernel"), default="auto", help="as in lm.train")
+    parser.add_argument("--epochs", nargs="+", default=[], metavar="STUDY=N", help="epochs, which else are measured")
     parser.add_argument("--weights", nargs="*", default=[PTB, WT2], metavar="STUDY", help="whose weights come home")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes and corpus, two runs")
     parser.add_argument("--join", nargs="+", type=Path, metavar="PIECE", help="restore an export from its pieces")

@@ -17,8 +17,8 @@ PTB = "ptb-fast"
 WT2 = "wikitext-2-fast"
 # Study, alpha, beta, seed, the most important first: the recipe, what AR and TAR are worth in it, seeds, other values.
 PLAN = [
-    (WT2, 3, 1.5, 1882), (PTB, 3, 1.5, 141),
-    (WT2, 0, 0, 1882), (PTB, 0, 0, 141),
+    (PTB, 3, 1.5, 141), (PTB, 0, 0, 141),
+    (WT2, 3, 1.5, 1882), (WT2, 0, 0, 1882),
     (PTB, 3, 1.5, 142), (PTB, 0, 0, 142), (PTB, 3, 1.5, 143), (PTB, 0, 0, 143), (PTB, 2, 1, 141),
     (WT2, 2, 1, 1882), (WT2, 3, 1.5, 1883), (WT2, 0, 0, 1883), (PTB, 2, 1, 142), (PTB, 2, 1, 143), (WT2, 2, 1, 1883),
 ]  # fmt: skip
@@ -68,9 +68,9 @@ def epoch_seconds(records: Sequence[dict[str, Any]], targets: int, valid: int) -
     The first epoch has the start of everything in it. Where no second has ended, the later half of the speeds tells.
     Raises ValueError if there is none.
     """
-    ends = [record["seconds"] for record in records if record["kind"] == "epoch"]
+    ends = [(record["epoch"], record["seconds"]) for record in records if record["kind"] == "epoch"]
     if len(ends) > 1:
-        return (ends[-1] - ends[0]) / (len(ends) - 1)
+        return (ends[-1][1] - ends[0][1]) / (ends[-1][0] - ends[0][0])
     speeds = [record["tokens_per_s"] for record in records if record["kind"] == "step"]
     if not speeds:
         raise ValueError("no record of an update: the measuring was too short")
@@ -88,9 +88,10 @@ def choose_epochs(seconds: float, epoch: float, most: int) -> int:
     return max(1, min(most, int(seconds / (MARGIN * epoch))))
 
 
-def with_epochs(text: str, epochs: int) -> str:
+def with_epochs(text: str, epochs: int, kernel: str = "auto") -> str:
     """A study.toml with another number of epochs. Raises ValueError unless it names one, on a line of its own."""
-    changed, found = re.subn(r"(?m)^epochs = \d+$", f"epochs = {epochs}", text)
+    flags = f"epochs = {epochs}" + (f'\nkernel = "{kernel}"' if kernel != "auto" else "")
+    changed, found = re.subn(r"(?m)^epochs = \d+$", flags, text)
     if found != 1:
         raise ValueError("study.toml: one line `epochs = N` is needed")
     return changed

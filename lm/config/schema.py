@@ -167,6 +167,8 @@ class OptimConfig:
     """end training, and the schedule, after this many updates; 0: no limit"""
     validate_every: Count = 0
     """updates between two validations within an epoch, beside the one at its end; 0: that one only"""
+    validate_epochs: Size = 1
+    """epochs from one validation at an epoch's end to the next; the last epoch always has one"""
     patience: Count = 0
     """end training after this many validations in a row without a better one; 0: never"""
     seed: Count = 1111

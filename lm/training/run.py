@@ -166,6 +166,13 @@ class Run:
             or (self.finetunes and self.averaging.triggered)
         )
 
+    def validates_epoch(self) -> bool:
+        """Whether valid is to be scored at the end of this epoch."""
+        config = self.config
+        progress = self.progress
+        last = progress.epoch == config.epochs or 0 < config.max_steps <= progress.step
+        return last or progress.epoch % config.validate_epochs == 0
+
     def validation_due(self) -> bool:
         """Whether valid is to be scored within the epoch, before the next update."""
         every = self.config.validate_every

@@ -59,6 +59,16 @@ def test_valid_is_scored_every_n_updates_and_at_each_end_of_an_epoch_without_a_c
     assert same(weights(tmp_path / "often"), weights(tmp_path / "seldom"))
 
 
+def test_valid_is_scored_after_each_nth_epoch_and_the_last_without_a_change_of_the_training(run_with, tmp_path):
+    run_with("all", "--epochs=5", "--nonmono=0")
+    run_with("some", "--epochs=5", "--validate-epochs=2", "--nonmono=0")
+    ends = validations(tmp_path / "all")
+    assert validations(tmp_path / "some") == [ends[1], ends[3], ends[4]]
+    assert same(weights(tmp_path / "all"), weights(tmp_path / "some"))
+    run_with("steps", "--epochs=5", f"--max-steps={ends[2][1]}", "--validate-epochs=2", "--nonmono=0")
+    assert validations(tmp_path / "steps") == ends[1:3]
+
+
 def test_tokens_per_second_leave_out_validations_within_an_epoch(run_with, monkeypatch, tmp_path):
     real = lm.train.validate
 

@@ -20,10 +20,12 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import json
 import os
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -32,6 +34,8 @@ from torch.autograd.function import once_differentiable
 
 # The kernels are tested with 3.6 and 3.7, which come with PyTorch 2.11 to 2.13 for CUDA.
 _OLDEST_TRITON = (3, 6)
+# What `python -m tests.gpu_lstm` found.
+_MEASURED = Path(__file__).with_name("triton_tiles.json")
 # A copy's programs take 64 x 64 numbers: rows of 128 bytes or more, read and, transposed, written.
 _COPY_BLOCK = 64
 
@@ -92,6 +96,13 @@ def _steps() -> ModuleType:
     return triton_steps
 
 
+@functools.cache
+def _measured() -> dict[tuple[int, int], tuple[Tile, Tile]]:
+    """(units, batch) -> the fastest tiles, forward and backward, of those that were tried on a GPU."""
+    rows = json.loads(_MEASURED.read_text())
+    return {(row["hidden"], row["batch"]): (Tile(**row["forward"]), Tile(**row["backward"])) for row in rows}
+
+
 def choose_tiles(hidden_size: int, batch_size: int, dtype: torch.dtype) -> tuple[Tile, Tile]:
     """The tiles of a forward and of a backward step.
 
@@ -100,6 +111,8 @@ def choose_tiles(hidden_size: int, batch_size: int, dtype: torch.dtype) -> tuple
     their sum is split until there are about a hundred programs. A forward tile has up to 128 rows of the batch, a
     backward tile up to 32, since a thread of it holds some ten numbers for each unit and row.
     """
+    if dtype != torch.float32 and (hidden_size, batch_size) in (measured := _measured()):
+        return measured[hidden_size, batch_size]
     rows = max(16, min(1 << (batch_size - 1).bit_length(), 128))
     if dtype == torch.float32:  # no tensor cores, and twice the shared memory: for comparisons only
         return Tile(16, min(rows, 32), 32, 4, 2), Tile(16, min(rows, 32), 32, 4, 2)
