@@ -59,7 +59,9 @@ def check(sizes: list[Size], device: torch.device) -> Iterator[dict[str, Any]]:
         case = draw_case(T, batch, inputs, hidden, weight_drop=0.5, device=device.type)
 
         def run(case: Any = case, dtype: torch.dtype = dtype) -> dict[str, torch.Tensor]:
-            return results(lambda *arguments: TritonLSTM.apply(*arguments, dtype, True), case)
+            found = results(lambda *arguments: TritonLSTM.apply(*arguments, dtype, True), case)
+            return {name: value.detach() for name, value in found.items()}  # a graph that lives on ties its leaves to
+            # the stream it was made on, which breaks recording on another
 
         first, again = run(), run()
         places = {name: torch.empty_like(value) for name, value in first.items()}

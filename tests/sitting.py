@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import logging
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -29,8 +28,6 @@ from lm.base.errors import DivergedError, run_cli
 from lm.base.files import ROOT, write_atomic
 from lm.base.rundir import RunDir
 from lm.base.signals import StopSignals
-from lm.config.bounds import choices
-from lm.config.schema import TrainConfig
 from lm.study.executors import Job, outcome_of, read_metrics
 from lm.study.scheduler import Sweep, finished
 from lm.study.specification import load_study
@@ -142,16 +139,14 @@ class Sitting:
         self.plan = [run for run in self.plan if (self.state / run[0] / "study.toml").exists()]
 
     def _settle(self, study: str, epochs: int) -> None:
-        text = with_epochs(self.asked(study), epochs, self.args.kernel)
+        text = with_epochs(self.asked(study), epochs)
         write_atomic(self.state / study / "study.toml", lambda file: file.write(text.encode()))
 
     def _trial(self, study: str) -> Job:
         """The study's most important run, as the repository asks for it."""
         scratch = self.state / "scratch" / study
         scratch.mkdir(parents=True, exist_ok=True)
-        text = self.asked(study)
-        most = int(re.search(r"(?m)^epochs = (\d+)$", text)[1])
-        (scratch / "study.toml").write_text(with_epochs(text, most, self.args.kernel))
+        (scratch / "study.toml").write_text(self.asked(study))
         flags = [str(scratch), f"--runs-dir={self.state / 'scratch' / 'runs'}", f"--device={self.device}"]
         sweep = Sweep(load_study(scratch), parse_args("", flags))
         _, alpha, beta, seed = next(run for run in PLAN if run[0] == study)
@@ -233,9 +228,9 @@ class Sitting:
         for process in [process for process in self.running if process.poll() is not None]:
             self._ended(process)
         training = sum(not task.modes for task in self.running.values())
-        if self.todo and training < self.args.lanes and self._training_seconds(self.todo[0]) > self._worth():
+        if self.todo and training < self.args.lanes and self._training_seconds() > self._worth():
             task = self.todo.pop(0)
-            self._train(task, self._training_seconds(task) / 60)
+            self._train(task, self._training_seconds() / 60)
         elif self.scores and len(self.running) - training < self.args.lanes:
             self.scores.sort(key=lambda task: MODES.index(task.modes))
             if self.scores[0].modes == MODES[0] or not training:  # reading that adapts takes minutes
@@ -246,10 +241,9 @@ class Sitting:
     def _worth(self) -> float:
         return 0.0 if self.args.tiny else WORTH_STARTING_S
 
-    def _training_seconds(self, task: Task) -> float:
-        """Seconds that a run has if it starts now and is to be scored after it, here unless a second call follows."""
-        later = self.args.tiny or self.args.then
-        return self.left() - START_S - (0.0 if later else scoring_seconds(*self.tokens[task.study])[1])
+    def _training_seconds(self) -> float:
+        """Seconds that a run has if it starts now; what cannot be scored here any more is scored at home."""
+        return self.left() - START_S
 
     def _ended(self, process: subprocess.Popen[bytes]) -> None:
         task = self.running.pop(process)
@@ -309,7 +303,6 @@ def main() -> None:
     parser.add_argument("--lanes", type=int, default=2, metavar="N", help="runs side by side (default: 2)")
     parser.add_argument("--studies", nargs="+", default=[WT2, PTB], choices=[WT2, PTB], help="which of them to run")
     parser.add_argument("--runs", type=int, metavar="N", help="the plan's first N runs of these studies only")
-    parser.add_argument("--kernel", choices=choices(TrainConfig, "kernel"), default="auto", help="as in lm.train")
     parser.add_argument("--epochs", nargs="+", default=[], metavar="STUDY=N", help="epochs, which else are measured")
     parser.add_argument("--weights", nargs="*", default=[PTB, WT2], metavar="STUDY", help="whose weights come home")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes and corpus, two runs")

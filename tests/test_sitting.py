@@ -76,13 +76,9 @@ def test_a_study_gets_another_number_of_epochs_and_tiny_sizes_and_stays_one(tmp_
     (tmp_path / "study.toml").write_text(with_epochs(text, 81))
     changed, before = load_study(tmp_path), load_study(ROOT / "results" / PTB)
     assert changed.config(alpha=3, beta=1.5, seed=141) == replace(before.config(alpha=3, beta=1.5, seed=141), epochs=81)
-    (tmp_path / "study.toml").write_text(with_epochs(text, 81, "triton"))
-    assert load_study(tmp_path).config(alpha=3, beta=1.5, seed=141) == replace(
-        changed.config(alpha=3, beta=1.5, seed=141), kernel="triton"
-    )
     (tmp_path / "study.toml").write_text(with_epochs(tiny_study(text), 2))
     config = load_study(tmp_path).config(alpha=3, beta=1.5, seed=141)
-    assert (config.dataset, config.epochs, config.nhid) == ("tiny", 2, 12)
+    assert (config.dataset, config.epochs, config.nhid, config.kernel) == ("tiny", 2, 12, "auto")
     with pytest.raises(ValueError, match="epochs"):
         with_epochs("seeds = [1]", 3)
 
@@ -153,12 +149,18 @@ def sitting(tmp_path, monkeypatch):
         monkeypatch.setenv(name, "")
     args = Namespace(
         tiny=True, studies=[PTB], weights=[PTB], out=tmp_path / "out", lanes=1, then=0,
-        runs=None, kernel="auto", epochs=[],
+        runs=None, epochs=[],
     )  # fmt: skip
     made = Sitting(args, "cpu", time.monotonic() + 60, StopSignals())
     (made.state / "sitting.log").touch()
     made.commands = commands
     return made
+
+
+def test_epochs_that_are_given_are_not_measured(sitting):
+    sitting.epochs = {PTB: 4}
+    sitting.settle_epochs()
+    assert load_study(sitting.state / PTB).config(alpha=3, beta=1.5, seed=141).epochs == 4
 
 
 def test_a_training_that_dies_is_started_once_more_from_its_checkpoint(sitting):

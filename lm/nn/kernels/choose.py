@@ -19,6 +19,8 @@ _KERNELS = choices(ComputeConfig, "kernel")
 _PRECISIONS = tuple(name for name in choices(ComputeConfig, "precision") if name != "auto")
 # Units from which the fused kernel is the faster one, see `choose_kernel`.
 _FUSED_FROM_UNITS = 300
+# The fewest units of a layer for which the Triton kernel was measured on a GPU.
+_TRITON_FROM_UNITS = 400
 
 
 def check_names(kernel: str, cell: str, precision: str) -> None:
@@ -47,17 +49,19 @@ def choose_kernel(
 ) -> tuple[str, torch.dtype]:
     """Return ("native" | "fused" | "triton", dtype of the products) for a layer whose weights are `dtype` on `device`.
 
-    "auto" takes the fused kernel for an LSTM in bf16 on a CPU with native bf16 from 300 units on, else the native one
-    (cuDNN on CUDA, oneDNN or the reference loop on CPU). Forward + backward of one layer, fp32
-    native / fp32 fused / bf16 fused, in ms on 2 cores: 200 units (T 35, B 20) 5.2/9.8/7.0; 300 9.5/15/9.6; 650
-    39/48/31; 1150 (T 70) 256/254/138; 1150 (T 70, B 80) 899/958/537. So fp32 is fused only where it is asked for.
-    bf16 without a fast bf16 kernel (native on CPU) becomes fp32: faster there, and more exact.
+    "auto" takes the fused kernel for an LSTM in bf16 on a CPU with native bf16 from 300 units on, the Triton kernel for
+    one in bf16 on CUDA from 400 units on where it can run, else the native one (cuDNN on CUDA, oneDNN or the reference
+    loop on CPU). With Triton a training step of the full size takes 55 to 67 % as long (results/speed/gpu-lstm.md).
+    On CPU, forward + backward of one layer, fp32 native / fp32 fused / bf16 fused, in ms on 2 cores: 200 units (T 35,
+    B 20) 5.2/9.8/7.0; 300 9.5/15/9.6; 650 39/48/31; 1150 (T 70) 256/254/138; 1150 (T 70, B 80) 899/958/537. So fp32 is
+    fused only where it is asked for. bf16 without a fast bf16 kernel (native on CPU) becomes fp32: faster there, and
+    more exact.
 
     A QRNN's native kernel is `lm.nn.kernels.qrnn`, on all devices, with a product in bf16 where the hardware has it.
 
     "triton" is for bf16 on CUDA. An LSTM's fp32 there, as in evaluation, stays with cuDNN: tensor cores do not take
-    fp32. A QRNN's kernels have no products, and run in fp32 too. On CPU Triton's interpreter computes in fp32. "auto"
-    does not choose "triton" before a GPU has measured it.
+    fp32. A QRNN's kernels have no products, and run in fp32 too; "auto" leaves them, which no GPU has measured, alone.
+    On CPU Triton's interpreter computes in fp32.
 
     Raises ValueError for an unknown name and a kernel that is not for the cell; ConfigError for one not for the device.
     """
@@ -65,6 +69,9 @@ def choose_kernel(
     check_device(kernel, device)
     can_fuse = cell == "LSTM" and device.type == "cpu"
     bf16 = precision == "bf16" and dtype == torch.float32
+    if kernel == "auto" and cell == "LSTM" and bf16 and device.type == "cuda" and hidden_size >= _TRITON_FROM_UNITS:
+        # torch.compile cannot trace a loop of launches.
+        kernel = "triton" if not torch.compiler.is_compiling() and available(device) else "native"
     if kernel == "triton" and dtype == torch.float32:
         if device.type == "cuda" and bf16:
             return "triton", torch.bfloat16
