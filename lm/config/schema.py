@@ -187,7 +187,7 @@ class ComputeConfig:
     """type of the matrix products' inputs, on CUDA of layers' outputs too; auto: bf16 where the hardware has it"""
     kernel: Literal["auto", "native", "fused", "triton"] = "auto"
     """recurrent layers: PyTorch's (native), this project's for LSTMs on CPUs (fused) and on CUDA for LSTMs in bf16 and
-    QRNNs (triton), or the fastest of those measured (auto)"""
+    QRNNs (triton, which is the loss's softmax in bf16 too), or the fastest of those measured (auto)"""
     deterministic: bool = False
     """deterministic algorithms only: CUDA runs become slower and repeat bit for bit; CPU runs repeat without it"""
 

@@ -82,6 +82,7 @@ class AWDLSTM(nn.Module):
             if config.cutoffs
             else LinearDecoder(widths[-1], vocab_size)
         )
+        self.decoder.kernel = config.kernel
         nn.init.uniform_(self.encoder.weight, -_EMBEDDING_RANGE, _EMBEDDING_RANGE)
         nn.init.uniform_(self.decoder.weight, -_EMBEDDING_RANGE, _EMBEDDING_RANGE)
         nn.init.zeros_(self.decoder.bias)

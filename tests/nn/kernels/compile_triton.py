@@ -21,7 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lm.nn.kernels import triton_qrnn, triton_steps
+from lm.nn.kernels import triton_loss, triton_qrnn, triton_steps
 from lm.nn.kernels.triton_lstm import Tile, choose_tiles, padded_size
 
 _H100 = GPUTarget("cuda", 90, 32)
@@ -39,6 +39,7 @@ _POINTERS = {
     "pool_backward": {
         "dout": "*fp32", "dc_end": "*fp32", "y": "*bf16", "c": "*fp32", "dy": "*bf16", "dc": "*fp32"
     },
+    "softmax_gradient": {"z": "*bf16", "target": "*i64", "nats": "*fp32", "V": "i32", "stride": "i32"},
 }  # fmt: skip
 
 
@@ -56,6 +57,13 @@ def compile_pooling(kernel: str, H: int) -> dict[str, Any]:
     types = _POINTERS[kernel] | {"k": "fp32", "T": "i32", "B": "i32"}
     constants = {"H": H, "UNITS": triton_qrnn.UNITS}
     return _compile(getattr(triton_qrnn, kernel), types, constants, {"num_warps": triton_qrnn.WARPS})
+
+
+def compile_loss() -> dict[str, Any]:
+    """The same for the kernel of the loss."""
+    options = {"num_warps": triton_loss.WARPS}
+    types = _POINTERS["softmax_gradient"]
+    return _compile(triton_loss.softmax_gradient, types, {"BLOCK": triton_loss.BLOCK}, options)
 
 
 def _compile(
@@ -110,6 +118,7 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="every tile that tests.gpu_lstm times")
     parser.add_argument("--sizes", nargs="+", default=_SIZES, metavar="UNITSxBATCH")
     arguments = parser.parse_args()
+    sys.stdout.write(json.dumps({"kernel": "loss"} | compile_loss()) + "\n")
     for size in arguments.sizes:
         hidden, batch = map(int, size.split("x"))
         for kernel in ("pool_forward", "pool_backward"):
