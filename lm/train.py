@@ -22,9 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lm.base.device import pick_device
 from lm.base.errors import CorpusError, DivergedError, Interrupted, run_cli
-from lm.base.memory import keep_freed_memory
 from lm.base.process import show
 from lm.base.ranks import ALONE, RankLost, Ranks
 from lm.base.signals import StopSignals
@@ -33,7 +31,6 @@ from lm.config.flags import parse_train_args
 from lm.config.inherit import with_inherited, with_vectors
 from lm.config.schema import RunOptions, TrainConfig
 from lm.config.values import as_plain, make_config
-from lm.nn.kernels.choose import check_device
 from lm.nn.model import carry_state, count_parameters
 from lm.nn.regularization import regularization_terms
 from lm.scoring.opening import open_run
@@ -196,16 +193,6 @@ def keep_starting_point(run: Run, writer: RunWriter, log: RunLog, stop: StopSign
     log.message(f"fine-tuning {run.config.finetune}: valid {valid.loss:.4f}  ppl {valid.perplexity:8.2f} at the start")
 
 
-def prepare_device(config: TrainConfig, options: RunOptions, ranks: Ranks) -> torch.device:
-    """The device to train on, with this process set up for it. Raises ConfigError where the kernel cannot run on it."""
-    keep_freed_memory()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    device = pick_device(options.device, ranks)
-    check_device(config.kernel, device)
-    return device
-
-
 def train(config: TrainConfig, options: RunOptions, ranks: Ranks = ALONE) -> dict[str, Any]:
     """One run, from a configuration to the content of its result.json ({} for a dry run of one that is to be computed).
 
@@ -226,12 +213,11 @@ def train(config: TrainConfig, options: RunOptions, ranks: Ranks = ALONE) -> dic
             if not options.dry_run:
                 writer.copy_best()
             return result
-        device = prepare_device(config, options, ranks)
-        run, log_position = open_run(config, options, device, run_dir, ranks)
+        run, log_position = open_run(config, options, run_dir, ranks)
     logger.info(
         "%s: %s tokens, %s types; %s parameters; %s, %s, %d threads; %s",
         run.corpus.name, f"{len(run.corpus.splits['train']):,}", f"{run.corpus.vocab_size:,}",
-        f"{count_parameters(run.model):,}", device, run.model.precision, torch.get_num_threads(), run_dir,
+        f"{count_parameters(run.model):,}", run.device, run.model.precision, torch.get_num_threads(), run_dir,
     )  # fmt: skip
     if options.dry_run:
         return {}

@@ -1,4 +1,4 @@
-"""The start of a run: anew, from its last checkpoint, or from the weights of another run."""
+"""The start of a run, on its device: anew, from its last checkpoint, or from the weights of another run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from pathlib import Path
 
 import torch
 
+from lm.base.device import pick_device
+from lm.base.memory import keep_freed_memory
 from lm.base.ranks import ALONE, Ranks
 from lm.base.rundir import RunDir
 from lm.base.threads import are_given, continue_with
 from lm.config.schema import RunOptions, TrainConfig
+from lm.nn.kernels.choose import check_device
 from lm.scoring.corpus import corpus_to_tune_on, extended_tokenizer
 from lm.scoring.loading import load_trained
 from lm.text.finding import configured_corpus
@@ -22,10 +25,12 @@ from lm.training.run import Run
 logger = logging.getLogger(__name__)
 
 
-def open_run(
-    config: TrainConfig, options: RunOptions, device: torch.device, run_dir: RunDir, ranks: Ranks = ALONE
-) -> tuple[Run, int]:
-    """Build the run, restored when resuming; returns it and how much of metrics.jsonl belongs to it."""
+def open_run(config: TrainConfig, options: RunOptions, run_dir: RunDir, ranks: Ranks = ALONE) -> tuple[Run, int]:
+    """Build the run, restored when resuming; returns it and how much of metrics.jsonl belongs to it.
+
+    Raises ConfigError where the kernel cannot run on the device, and what reading a checkpoint raises.
+    """
+    device = _prepare_device(config, options, ranks)
     state = None
     source = Path(options.resume)
     if options.resume == "auto":
@@ -52,6 +57,16 @@ def open_run(
         load_checkpoint(run_dir.best)  # the end of the run needs it: better to hear of damage now
     logger.info("resuming in epoch %d after update %d", run.progress.epoch, run.progress.step)
     return run, log_position
+
+
+def _prepare_device(config: TrainConfig, options: RunOptions, ranks: Ranks) -> torch.device:
+    """The device to train on, with this process set up for it."""
+    keep_freed_memory()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = pick_device(options.device, ranks)
+    check_device(config.kernel, device)
+    return device
 
 
 def _begin(config: TrainConfig, device: torch.device, ranks: Ranks) -> Run:

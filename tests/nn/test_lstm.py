@@ -283,9 +283,10 @@ def test_kernel_choice(monkeypatch):
     assert choose_kernel("auto", "LSTM", "bf16", cuda, fp32, 200) == ("native", bf16)
     assert choose_kernel("auto", "LSTM", "fp32", cuda, fp32, 1150) == ("native", fp32)
     assert choose_kernel("auto", "QRNN", "bf16", cuda, fp32, 1150) == ("native", bf16)
-    with monkeypatch.context() as compiling:
-        compiling.setattr(torch.compiler, "is_compiling", lambda: True)
-        assert choose_kernel("auto", "LSTM", "bf16", cuda, fp32, 1150) == ("native", bf16)
+    for owner, name, value in ((torch.compiler, "is_compiling", lambda: True), (torch.version, "hip", "7.0")):
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(owner, name, value)
+            assert choose_kernel("auto", "LSTM", "bf16", cuda, fp32, 1150) == ("native", bf16)
     assert choose_kernel("triton", "LSTM", "bf16", cuda, fp32, 1150) == ("triton", bf16)
     assert choose_kernel("triton", "LSTM", "fp32", cuda, fp32, 1150) == ("native", fp32)
     assert choose_kernel("triton", "LSTM", "bf16", CPU, fp32, 1150) == ("triton", fp32)

@@ -85,7 +85,7 @@ def tune(sources, texts):
 def opened(texts, source, *flags):
     """A run on `new` before its first update, and the model that it starts from."""
     config, _ = configure(["--finetune", str(source), "--data", str(texts / "new"), *flags])
-    run, _ = open_run(config, RunOptions(), CPU, RunDir("nowhere"))
+    run, _ = open_run(config, RunOptions(device="cpu"), RunDir("nowhere"))
     return run, load_run(RunDir(source), CPU)
 
 
@@ -152,11 +152,13 @@ def test_known_words_cost_what_the_source_gives_with_the_logits_of_new_words_bes
     ids = ids[ids < corpus.vocab_size][:121]
     assert max(ids) >= 25  # in each cluster
     tokens, targets = ids[:-1, None], ids[1:, None]
-    output = source(tokens, source.initial_state(1))
+    with source.exact():
+        output = source(tokens, source.initial_state(1))
     rows = output.after_dropout[-1].flatten(0, 1).double()
     by_hand = [nats_by_hand(source, config, h, target, new) for h, target in zip(rows, targets.flatten(), strict=True)]
     model = run.model.eval()
-    found = model.token_loss(model(tokens, model.initial_state(1)), targets).flatten()
+    with model.exact():
+        found = model.token_loss(model(tokens, model.initial_state(1)), targets).flatten()
     torch.testing.assert_close(found.double(), torch.stack(by_hand), rtol=1e-5, atol=1e-5)
 
 

@@ -70,8 +70,9 @@ def choose_kernel(
     can_fuse = cell == "LSTM" and device.type == "cpu"
     bf16 = precision == "bf16" and dtype == torch.float32
     if kernel == "auto" and cell == "LSTM" and bf16 and device.type == "cuda" and hidden_size >= _TRITON_FROM_UNITS:
-        # torch.compile cannot trace a loop of launches.
-        kernel = "triton" if not torch.compiler.is_compiling() and available(device) else "native"
+        # torch.compile cannot trace a loop of launches, and on AMD's GPUs the kernels were never tried.
+        tried = not torch.compiler.is_compiling() and torch.version.hip is None
+        kernel = "triton" if tried and available(device) else "native"
     if kernel == "triton" and dtype == torch.float32:
         if device.type == "cuda" and bf16:
             return "triton", torch.bfloat16
