@@ -4,8 +4,8 @@
 # bash run.sh test         set up, then ruff and mypy, then the tests
 # bash run.sh test ...     set up, then the tests that the words, which go to pytest, choose
 # bash run.sh study NAME   set up, then the study results/NAME (further words go to lm.sweep)
-# bash run.sh paper        set up, then AWD-LSTM on PTB and WikiText-2, on a GPU: in 100 and 90 epochs, with a cache (minutes;
-#                          test perplexity on PTB 58.9, after 72 epochs of WikiText-2 66.1: results/ptb-fast, wikitext-2-fast),
+# bash run.sh paper        set up, then AWD-LSTM on PTB and WikiText-2, on a GPU: in 100 and 90 epochs, with a cache (minutes:
+#                          docs/gpu.md; results in results/ptb-fast and results/wikitext-2-fast),
 #                          then as published, in 500 and 750, fine-tuned, with a cache (hours); on a CPU days
 #
 # Needs Python >= 3.11 with pip. Packages go into .venv (VENV=DIR: another place; an active environment is used instead).
@@ -18,7 +18,7 @@ if [ -z "${OMP_WAIT_POLICY:-}${GOMP_SPINCOUNT:-}${KMP_BLOCKTIME:-}" ]; then
 fi
 
 usage() {
-  sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+  sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
   exit 2
 }
 

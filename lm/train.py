@@ -167,11 +167,13 @@ def score_valid(
 
 def end_epoch(run: Run, writer: RunWriter, log: RunLog, stop: StopSignals, saves: SaveTimes) -> None:
     """Validate, where it is due, and go to the top of the text."""
+    progress = run.progress
     if run.validates_epoch():
         score_valid(run, writer, log, stop, in_epoch=False, save=saves.at_epochs)
     else:
+        started = time.perf_counter()
         check_run(run)
-    progress = run.progress
+        progress.seconds += time.perf_counter() - started
     run.learning_rate.end_epoch(progress.epoch)
     progress.epoch += 1
     progress.finished = run.is_over()

@@ -2,12 +2,13 @@
 
     check     errors against float64 in units of those that rounding makes; the same bits again, and in a CUDA graph
     compare   a whole layer against cuDNN in bf16 and in fp32
+    loss      milliseconds of the loss with its gradients: as it is, without alignment, with the Triton softmax
     profile   what the kernels of training steps of AWD-LSTM take
     tune      microseconds a time step, forward and backward, of a handful of tiles for each size
 
-First come check, compare and profile on the tiles that the program would take, then tune, then the three on the fastest
-tiles. Tiles whose steps overlap are the likeliest to wait for ever or to take the GPU's context along: they come last,
-in a process of their own that has a time limit.
+First come check, compare, loss and profile on the tiles that the program would take, then tune, then all but the loss
+on the fastest tiles. Tiles whose steps overlap are the likeliest to wait for ever or to take the GPU's context along:
+they come last, in a process of their own that has a time limit.
 
 DIR/gpu_lstm.json is written after each figure, so that a sitting that ends early loses none; DIR/gpu_lstm.txt is for
 reading. All times are of CUDA graphs, as in training. `--tiny` runs every line in Triton's interpreter:
@@ -18,6 +19,7 @@ reading. All times are of CUDA graphs, as in training. `--tiny` runs every line 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import subprocess
@@ -35,6 +37,7 @@ from torch.profiler import ProfilerActivity, profile
 from lm.base.device import pick_device
 from lm.bench import random_run
 from lm.config.values import make_config
+from lm.nn import loss
 from lm.nn.kernels import triton_lstm
 from lm.nn.kernels.triton_lstm import Tile, TritonLSTM, choose_tiles
 from lm.nn.lstm import WeightDropLSTM
@@ -121,6 +124,26 @@ def compare(sizes: list[Size], device: torch.device) -> Iterator[dict[str, Any]]
         yield row
 
 
+def losses(device: torch.device, *, tiny: bool) -> Iterator[dict[str, Any]]:
+    """Milliseconds of the loss and its gradients in bf16, by what it is computed with."""
+    ways = {
+        "as it is": {"triton_softmax": loss.triton_softmax},
+        "rows not aligned": {"_ALIGNED_WORDS": 1},
+        "Triton softmax": {"triton_softmax": True},
+    }
+    for rows, vocabulary in [(3, 30)] if tiny else [(1400, 10_000), (2800, 10_000), (5600, 33_278)]:
+        torch.manual_seed(0)
+        h, w, b = (torch.randn(*shape, device=device) for shape in ((rows, 400), (vocabulary, 400), (vocabulary,)))
+        target = torch.randint(vocabulary, (rows,), device=device)
+        row: dict[str, Any] = {"rows": rows, "vocabulary": vocabulary}
+        for name, changes in ways.items():
+            with mock.patch.multiple(loss, **changes):
+                call = functools.partial(loss.nats_and_gradients, h, w / 20, b, target, torch.bfloat16)
+                spent, wrong = attempt(lambda call=call: seconds(call, device))
+                row[name] = 1e3 * spent if spent else wrong
+        yield row
+
+
 def profiled(device: torch.device, tiny: bool) -> str:
     """The profiler's table of training steps of AWD-LSTM on PTB, kernels by their time."""
     config = make_config("awd-lstm", "ptb", kernel="triton", variable_bptt=False, **TINY if tiny else {})
@@ -144,6 +167,10 @@ def text(found: dict[str, Any]) -> str:
         for row in found.get(f"check{stage}", []):
             cells = " ".join(f"{name} {value}" for name, value in row.items() if name != "errors")
             lines.append(f"check{stage}: {cells}")
+        for row in found.get(f"loss{stage}", []):
+            lines.append(
+                "loss: " + " ".join(f"{k} {v if isinstance(v, str) else round(v, 3)};" for k, v in row.items())
+            )
         for row in found.get(f"compare{stage}", []):
             cells = " ".join(f"{k}: {v if isinstance(v, str | list | tuple) else round(v, 2)};" for k, v in row.items())
             lines.append(f"compare{stage}: {cells}")
@@ -214,6 +241,7 @@ def main() -> None:
         record.read()
     else:
         judge(record, stage, sizes, device, tiny=arguments.tiny)
+        record.keep("loss", losses(device, tiny=arguments.tiny))
     trials = all_trials(sizes, overlap=arguments.overlap, tiny=arguments.tiny)
     record.keep(f"tune{stage}", tune(sizes, trials, device))
     rows = record.found["tune"] + record.found.get("tune, overlap", [])

@@ -73,8 +73,9 @@ def page(found: dict[str, Any]) -> str:
         ), "",
         "## Runs side by side", "",
         "Milliseconds of an update of `awd-lstm-fast` (full size; PTB in batches of 40, WikiText-2 of 100; windows of "
-        "70) for each of the runs that share the GPU under MPS (`python3 -m tests.gpu_lanes`), by kernel: Triton, and "
-        "cuDNN in bf16. The tiles were the fastest of those tried.", "",
+        "70, random words) for each of the runs that share the GPU under MPS, by kernel: Triton, and cuDNN in bf16. A "
+        "figure is the mean over 2.2 seconds. The tiles were the fastest of those tried, and the code that of "
+        "07f93088. `python3 -m tests.gpu_lanes` measures the same.", "",
         *table("runs: of which|Triton|cuDNN|ratio", lane_rows(found["lanes"])), "",
         "A step alone on the GPU, and beside plain PyTorch (`python -m lm.bench --device cuda`), has not been measured "
         "with these kernels.", "",

@@ -68,7 +68,6 @@ class Sitting:
         self.stop = stop
         self.state = ROOT / "runs" / ("sitting-tiny" if args.tiny else "sitting")
         self.plan = [run for run in PLAN if run[0] in args.studies][: 2 if args.tiny else args.runs]
-        self.epochs = {name: int(count) for name, _, count in (each.partition("=") for each in args.epochs)}
         self.todo: list[Task] = []
         self.scores: list[Task] = []
         self.running: dict[subprocess.Popen[bytes], Task] = {}
@@ -119,8 +118,6 @@ class Sitting:
             if home.exists() and not self.args.tiny:
                 shutil.copy(home, folder / "runs.jsonl")
                 (folder / "study.toml").write_text(self.asked(study))
-            elif study in self.epochs:
-                self._settle(study, self.epochs[study])
             else:
                 open_studies.append(study)
         jobs = {study: self._trial(study) for study in open_studies}
@@ -135,12 +132,9 @@ class Sitting:
             seconds -= starts * START_S + sum(scoring_seconds(*self.tokens[study]))
             epochs = choose_epochs(seconds, epoch, most)
             logger.info("%s: %.2f s an epoch, %.0f s for them: %d of %d epochs", study, epoch, seconds, epochs, most)
-            self._settle(study, epochs)
+            text = with_epochs(self.asked(study), epochs)
+            write_atomic(self.state / study / "study.toml", lambda file, text=text: file.write(text.encode()))
         self.plan = [run for run in self.plan if (self.state / run[0] / "study.toml").exists()]
-
-    def _settle(self, study: str, epochs: int) -> None:
-        text = with_epochs(self.asked(study), epochs)
-        write_atomic(self.state / study / "study.toml", lambda file: file.write(text.encode()))
 
     def _trial(self, study: str) -> Job:
         """The study's most important run, as the repository asks for it."""
@@ -298,12 +292,13 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser("python -m tests.sitting", description=(__doc__ or "").split(":")[0])
     parser.add_argument("--minutes", type=float, default=9.0, help="after these everything has ended (default: 9)")
-    parser.add_argument("--then", type=float, default=0.0, help="minutes that a second call will add, for the epochs")
+    parser.add_argument(
+        "--then", type=float, default=0.0, help="minutes that a second call adds, for a new study's epochs"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="what is brought home; --join: EXPORT")
     parser.add_argument("--lanes", type=int, default=2, metavar="N", help="runs side by side (default: 2)")
     parser.add_argument("--studies", nargs="+", default=[WT2, PTB], choices=[WT2, PTB], help="which of them to run")
     parser.add_argument("--runs", type=int, metavar="N", help="the plan's first N runs of these studies only")
-    parser.add_argument("--epochs", nargs="+", default=[], metavar="STUDY=N", help="epochs, which else are measured")
     parser.add_argument("--weights", nargs="*", default=[PTB, WT2], metavar="STUDY", help="whose weights come home")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes and corpus, two runs")
     parser.add_argument("--join", nargs="+", type=Path, metavar="PIECE", help="restore an export from its pieces")

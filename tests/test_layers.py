@@ -14,6 +14,7 @@ PACKAGES = ["base", "config", "text", "nn", "training", "scoring", "study", "tab
 MODULES = sorted(path for path in LM.rglob("*.py") if path.stem != "__init__")
 # Imported where an optional package is found only.
 NEEDS = {
+    LM / "nn/kernels/triton_loss.py": "triton",
     LM / "nn/kernels/triton_steps.py": "triton",
     LM / "nn/kernels/triton_qrnn.py": "triton",
     LM / "scoring/modeling_awd_lstm.py": "transformers",

@@ -149,18 +149,12 @@ def sitting(tmp_path, monkeypatch):
         monkeypatch.setenv(name, "")
     args = Namespace(
         tiny=True, studies=[PTB], weights=[PTB], out=tmp_path / "out", lanes=1, then=0,
-        runs=None, epochs=[],
+        runs=None,
     )  # fmt: skip
     made = Sitting(args, "cpu", time.monotonic() + 60, StopSignals())
     (made.state / "sitting.log").touch()
     made.commands = commands
     return made
-
-
-def test_epochs_that_are_given_are_not_measured(sitting):
-    sitting.epochs = {PTB: 4}
-    sitting.settle_epochs()
-    assert load_study(sitting.state / PTB).config(alpha=3, beta=1.5, seed=141).epochs == 4
 
 
 def test_a_training_that_dies_is_started_once_more_from_its_checkpoint(sitting):

@@ -27,7 +27,7 @@ def with_inherited(given: TrainArguments) -> TrainArguments:
     before = _resumed(given.options)
     if not before.get("finetune") or not same_place(before["finetune"], source):
         before = read_config(RunDir(source))
-    before |= {"average_last": 0.0, "init_vectors": "", "init_vectors_sha256": ""}
+    before |= {"average_last": 0.0, "validate_epochs": 1, "init_vectors": "", "init_vectors_sha256": ""}
     preset = before.pop("preset")
     dataset = before.pop("dataset")
     inherited = not given.values.get("data") and given.dataset in (None, dataset)

@@ -67,8 +67,8 @@ PRESETS: dict[str, Preset] = {
         {"wikitext-2": {"batch_size": 40, "epochs": 500, "seed": 4002, "clip": 0.25, "dropouth": 0.2}},
     ),
     "awd-lstm-fast": Preset(
-        "AWD-LSTM at its full size in about 100 epochs: WikiText-2 as sgugger/Adam-experiments (README, train_rnn.py); "
-        "for other corpora the same with PTB's dropouts, this project's own",
+        "AWD-LSTM at its full size in about 100 epochs: WikiText-2 as sgugger/Adam-experiments (README, train_rnn.py), "
+        "but for the averaging; for other corpora the same with PTB's dropouts, this project's own",
         {**_AWD_PTB, **_TRAPEZOID, "batch_size": 40, "epochs": 100, "lr": 4e-3, "seed": 141},
         {
             "wikitext-2": {

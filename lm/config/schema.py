@@ -168,7 +168,8 @@ class OptimConfig:
     validate_every: Count = 0
     """updates between two validations within an epoch, beside the one at its end; 0: that one only"""
     validate_epochs: Size = 1
-    """epochs from one validation at an epoch's end to the next; the last epoch always has one"""
+    """epochs from one validation at an epoch's end to the next; the last epoch always has one; for runs that valid does
+    not steer"""
     patience: Count = 0
     """end training after this many validations in a row without a better one; 0: never"""
     seed: Count = 1111
@@ -187,7 +188,7 @@ class ComputeConfig:
     """type of the matrix products' inputs, on CUDA of layers' outputs too; auto: bf16 where the hardware has it"""
     kernel: Literal["auto", "native", "fused", "triton"] = "auto"
     """recurrent layers: PyTorch's (native), this project's for LSTMs on CPUs (fused) and on CUDA for LSTMs in bf16 and
-    QRNNs (triton, which is the loss's softmax in bf16 too), or the fastest of those measured (auto)"""
+    QRNNs (triton), or by device, precision and size one of them (auto)"""
     deterministic: bool = False
     """deterministic algorithms only: CUDA runs become slower and repeat bit for bit; CPU runs repeat without it"""
 
@@ -210,6 +211,7 @@ class TrainConfig(ComputeConfig, OptimConfig, RegularizationConfig, ModelConfig,
         if self.zoneout and self.model != "QRNN":
             raise ConfigError("--zoneout: works with --model QRNN only")
         self._check_vocabulary()
+        self._check_validations()
         if self.init_vectors_sha256 and not self.init_vectors:
             raise ConfigError("--init-vectors-sha256: works with --init-vectors only")
         if self.init_vectors and self.finetune:
@@ -232,6 +234,14 @@ class TrainConfig(ComputeConfig, OptimConfig, RegularizationConfig, ModelConfig,
         if 0 < self.vocab_size < 3:
             raise ConfigError(
                 f"--vocab-size: must be 0 (all) or at least 3, a word, <eos> and <unk>; got {self.vocab_size}"
+            )
+
+    def _check_validations(self) -> None:
+        averages = self.optimizer == "sgd" and self.nonmono > 0
+        if self.validate_epochs > 1 and (averages or self.schedule == "plateau" or self.patience or self.finetune):
+            raise ConfigError(
+                "--validate-epochs: works where valid steers nothing; leave it out with --schedule plateau, --patience "
+                "and --finetune, and with SGD add --nonmono 0"
             )
 
     def _check_annealing(self) -> None:

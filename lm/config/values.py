@@ -89,7 +89,8 @@ def config_id(config: TrainConfig) -> str:
 
 def is_open_ended(config: TrainConfig) -> bool:
     """Whether a run computes the same however long it is to be, so that it can be made longer."""
-    return config.schedule in ("constant", "plateau") and not config.average_last
+    fixed = config.average_last or config.validate_epochs > 1  # the last epoch has a validation of its own
+    return config.schedule in ("constant", "plateau") and not fixed
 
 
 def resume_conflicts(now: TrainConfig, before: Mapping[str, Any]) -> list[str]:

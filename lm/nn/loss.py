@@ -31,21 +31,21 @@ _BLOCK_LOGITS = 1 << 25
 _BLOCK_LOGITS_FP32 = 1 << 23
 _LEAST_ROWS_FP32 = 128
 _CACHED_LOGITS = 1 << 20
-# On a GPU 128M logits, 256 MB: each block adds a product of the size of W to dW.
-_BLOCK_LOGITS_CUDA = 1 << 27
-# On a GPU rows of the logits start at multiples of 16 bytes: only such rows do tensor cores read as fast as they can.
-# WikiText-2 has 33,278 words, 8 times 4,159.75.
-_ALIGNED_WORDS = 8
+# On a GPU a row has a multiple of 16 logits: tensor cores read rows at multiples of 16 bytes the fastest, and Triton
+# looks for multiples of 16. WikiText-2 has 33,278 words, 16 times 2,079.9.
+_ALIGNED_WORDS = 16
+# Whether a GPU takes `lm.nn.kernels.triton_loss` for bf16 logits. Off until it is measured, by `tests.gpu_lstm`.
+triton_softmax = False
 
 
 def _block_logits(weight: Tensor) -> int:
     if weight.device.type == "cpu" and weight.dtype == torch.float32:
         return max(_BLOCK_LOGITS_FP32, _LEAST_ROWS_FP32 * len(weight))
-    return _BLOCK_LOGITS_CUDA if weight.is_cuda else _BLOCK_LOGITS
+    return _BLOCK_LOGITS
 
 
 def _padding(weight: Tensor, dtype: torch.dtype) -> int:
-    """Words to add to the vocabulary for products in `dtype`, with logits of -inf."""
+    """Words, with logits of -inf, that the vocabulary gets for products in `dtype`."""
     return -len(weight) % _ALIGNED_WORDS if weight.is_cuda and dtype.itemsize == 2 else 0
 
 
@@ -96,7 +96,7 @@ def _triton_nats_and_gradient_(z_NV: Tensor, target_N: Tensor, exact: torch.dtyp
     """The same by one Triton kernel; `db_V` sums dz as rounded to the type of z."""
     from lm.nn.kernels.triton_loss import softmax_gradient_
 
-    nats = softmax_gradient_(z_NV, target_N, len(db_V))
+    nats = softmax_gradient_(z_NV, target_N)
     db_V += z_NV.sum(0, dtype=exact)[: len(db_V)]
     return nats
 
@@ -108,13 +108,11 @@ def nats_and_gradients(
     target_N: Tensor,
     dtype: torch.dtype,
     dweight_VE: Tensor | None = None,
-    kernel: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Nats of every row (N,), and the gradients of their sum by h, W and b.
 
     Args:
         dtype: of the products' inputs, see `compute_dtype`.
-        kernel: `triton` computes the softmax by `lm.nn.kernels.triton_loss` where the products are not exact.
         dweight_VE: zeros, to write the gradient by W into. The weights are not packed then, as few rows do not pay for
             the three copies of them which that takes.
     """
@@ -123,7 +121,7 @@ def nats_and_gradients(
     h, w, b = h_NE.to(dtype), weight_VE.to(dtype), bias_V.to(dtype)
     if padding := _padding(weight_VE, dtype):
         w, b = F.pad(w, (0, 0, 0, padding)), F.pad(b, (0, padding), value=-math.inf)
-    softmax = _triton_nats_and_gradient_ if kernel == "triton" and dtype != exact else _nats_and_gradient_
+    softmax = _triton_nats_and_gradient_ if triton_softmax and dtype != exact else _nats_and_gradient_
     pack = dweight_VE is None
     logits = pack_linear(w) if pack else lambda h, b: F.linear(h, w, b)
     nats = torch.empty(N, dtype=exact, device=h.device)
@@ -145,8 +143,8 @@ def nats_and_gradients(
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, h_NE, weight_VE, bias_V, target_N, dtype, kernel):
-        nats, *gradients = nats_and_gradients(h_NE, weight_VE, bias_V, target_N, dtype, kernel=kernel)
+    def forward(ctx, h_NE, weight_VE, bias_V, target_N, dtype):
+        nats, *gradients = nats_and_gradients(h_NE, weight_VE, bias_V, target_N, dtype)
         ctx.save_for_backward(*gradients)
         ctx.rows = len(h_NE)
         return nats.mean()
@@ -154,11 +152,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        return *(g * (grad / ctx.rows) for g in ctx.saved_tensors), None, None, None
+        return *(g * (grad / ctx.rows) for g in ctx.saved_tensors), None, None
 
 
 def linear_cross_entropy(
-    h_NE: Tensor, weight_VE: Tensor, bias_V: Tensor, target_N: Tensor, precision: str = "fp32", kernel: str = "auto"
+    h_NE: Tensor, weight_VE: Tensor, bias_V: Tensor, target_N: Tensor, precision: str = "fp32"
 ) -> Tensor:
     """Mean cross entropy in nats of `h W^T + b` against int64 targets, differentiable by h, W and b (0-dim).
 
@@ -167,12 +165,12 @@ def linear_cross_entropy(
     most d = 2**-8 (|z| + sum_e |h_e W_e| + |b|), so a token's loss by at most 2 max d. Against float64 the mean of
     1,400 tokens (V 10,000) was off by 5e-5, 4e-4 and 9e-4 nats as logits grew 1, 3 and 6 times. Figures
     that are compared come from `token_cross_entropy` in fp32.
-    float64 inputs are computed in float64. `kernel`: see `nats_and_gradients`. Raises ValueError for another precision.
+    float64 inputs are computed in float64. Raises ValueError for another precision.
     """
     tensors = (h_NE, weight_VE, bias_V)
     if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
         return token_cross_entropy(*tensors, target_N, precision).mean()
-    return _LinearCrossEntropy.apply(*tensors, target_N, compute_dtype(precision, weight_VE.dtype), kernel)
+    return _LinearCrossEntropy.apply(*tensors, target_N, compute_dtype(precision, weight_VE.dtype))
 
 
 @torch.no_grad()
@@ -190,12 +188,9 @@ def token_cross_entropy(
 class LinearDecoder(nn.Linear):
     """From outputs h (..., E) to logits (..., V), with the losses above."""
 
-    kernel: str = "auto"
-    """of the loss, see `nats_and_gradients`"""
-
     def loss(self, h_NE: Tensor, target_N: Tensor, precision: str) -> Tensor:
         """Mean nats of the targets, differentiable."""
-        return linear_cross_entropy(h_NE, self.weight, self.bias, target_N, precision, self.kernel)
+        return linear_cross_entropy(h_NE, self.weight, self.bias, target_N, precision)
 
     def nats(self, h_NE: Tensor, target_N: Tensor, precision: str) -> Tensor:
         """Nats of every target (N,), without a graph."""

@@ -80,6 +80,11 @@ class WeightDropLSTM(nn.Module):
         """Compute in training mode what evaluation does."""
         self.weight_drop = 0.0
 
+    def chosen_kernel(self) -> tuple[str, torch.dtype]:
+        """What computes the layer where its weights lie now, and the type of its products; see `choose_kernel`."""
+        weight = self.weight_hh_l0
+        return choose_kernel(self.kernel, self.cell, self.precision, weight.device, weight.dtype, self.hidden_size)
+
     def forward(self, x_TBI: Tensor, state: State) -> tuple[Tensor, State]:
         """Run a window: x_TBI and state (h_BH, c_BH), (h_BH,) if not LSTM -> out_TBH and the state after it.
 
@@ -87,9 +92,7 @@ class WeightDropLSTM(nn.Module):
         """
         weight = self.weight_hh_l0
         mask, scale = None, 1.0
-        kernel, dtype = choose_kernel(
-            self.kernel, self.cell, self.precision, weight.device, weight.dtype, self.hidden_size
-        )
+        kernel, dtype = self.chosen_kernel()
         if self.training and self.weight_drop:
             entry = torch.bool if kernel == "native" else dtype
             mask, scale = keep_mask(tuple(weight.shape), self.weight_drop, weight.device, entry)

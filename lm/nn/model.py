@@ -82,7 +82,6 @@ class AWDLSTM(nn.Module):
             if config.cutoffs
             else LinearDecoder(widths[-1], vocab_size)
         )
-        self.decoder.kernel = config.kernel
         nn.init.uniform_(self.encoder.weight, -_EMBEDDING_RANGE, _EMBEDDING_RANGE)
         nn.init.uniform_(self.decoder.weight, -_EMBEDDING_RANGE, _EMBEDDING_RANGE)
         nn.init.zeros_(self.decoder.bias)
@@ -117,6 +116,11 @@ class AWDLSTM(nn.Module):
     def _layers(self) -> list[Layer]:
         """`rnns` with their type, which an `nn.ModuleList` does not tell."""
         return [rnn for rnn in self.rnns if isinstance(rnn, Layer)]
+
+    @property
+    def kernels(self) -> str:
+        """What computes the layers: `native`, `fused`, `triton`, or those of several, joined by `+`."""
+        return "+".join(sorted({rnn.chosen_kernel()[0] for rnn in self._layers()}))
 
     @contextmanager
     def exact(self) -> Iterator[None]:

@@ -72,6 +72,11 @@ class WeightDropQRNN(nn.Module):
         """Compute from now on what evaluation does, whose gradients are no different here."""
         self.eval()
 
+    def chosen_kernel(self) -> tuple[str, torch.dtype]:
+        """What computes the layer where its weights lie now, and the type of its products; see `choose_kernel`."""
+        weight = self.linear.weight
+        return choose_kernel(self.kernel, "QRNN", self.precision, weight.device, weight.dtype, self.hidden_size)
+
     def forward(self, x_TBI: Tensor, state: State) -> tuple[Tensor, State]:
         """Run a window: x_TBI and state (c_BH,), with window 2 (c_BH, x_BI) -> out_TBH and the state after it.
 
@@ -79,9 +84,7 @@ class WeightDropQRNN(nn.Module):
         """
         c_BH, *before = state
         weight = self.linear.weight
-        kernel, dtype = choose_kernel(
-            self.kernel, "QRNN", self.precision, weight.device, weight.dtype, self.hidden_size
-        )
+        kernel, dtype = self.chosen_kernel()
         mask, scale, zone, k = None, 1.0, None, 1.0
         if self.training and self.weight_drop:
             mask, scale = keep_mask(tuple(weight.shape), self.weight_drop, weight.device, dtype)

@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 def open_run(config: TrainConfig, options: RunOptions, run_dir: RunDir, ranks: Ranks = ALONE) -> tuple[Run, int]:
     """Build the run, restored when resuming; returns it and how much of metrics.jsonl belongs to it.
 
-    Raises ConfigError where the kernel cannot run on the device, and what reading a checkpoint raises.
+    Sets this process's threads and how it keeps memory. Raises ConfigError where the kernel cannot run on the device,
+    CorpusError, and CheckpointError.
     """
     device = _prepare_device(config, options, ranks)
     state = None

@@ -1,4 +1,4 @@
-"""How a training run is scored: valid after each epoch and where --validate-every says, train and test at its end.
+"""How a training run is scored: valid after epochs and where --validate-every says, train and test at its end.
 
 Losses are nats per target as the run's protocol cuts the text (`lm.scoring.evaluation`). Perplexities, and the units
 that compare across tokenizers (`lm.text.units`), are derived from them.

@@ -27,18 +27,19 @@ def run_state(job: Job) -> tuple[float, str]:
     records = read_metrics(job.run_dir, _TAIL)
     if not records:
         return 0.0, "starting"
-    epoch = next((record for record in reversed(records) if record["kind"] == "epoch"), None)
+    ended = next((record for record in reversed(records) if record["kind"] == "epoch"), None)
     config = job.config
     step = records[-1]["step"]
-    done = 0.0
-    ppl = f", valid ppl {word_ppl(epoch, 'valid'):.2f}" if epoch else ""
-    if epoch:
-        done = epoch["epoch"] * step / max(epoch["step"], 1) / config.epochs
+    epoch = records[-1].get("epoch", 1)
+    done = (epoch - 1) / config.epochs
+    ppl = f", valid ppl {word_ppl(ended, 'valid'):.2f}" if ended else ""
+    if ended:
+        done = max(done, ended["epoch"] * step / max(ended["step"], 1) / config.epochs)
     if config.max_steps:
         done = max(done, step / config.max_steps)
     if done >= 1:
         return 1.0, f"scoring{ppl}"
-    text = f"epoch {epoch['epoch'] if epoch else 0}/{config.epochs}, step {step}"
+    text = f"epoch {epoch}/{config.epochs}, step {step}"
     return done, text + ppl
 
 

@@ -1,6 +1,6 @@
 """CUDA graphs: the kernels of a training step are recorded once for each window length and then launched as one.
 
-A step is some hundred kernels of a few microseconds each, since cuDNN's LSTM launches several a time step. Launched one
+A step is some hundred kernels of a few microseconds each, since an LSTM launches one or more a time step. Launched one
 by one from Python they take longer to launch than to run, and the GPU waits (rates with and without: results/speed).
 """
 

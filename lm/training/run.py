@@ -33,7 +33,7 @@ from lm.training.transfer import known_share, with_new_types
 
 logger = logging.getLogger(__name__)
 # What, with the configuration, decides how results are rounded, among `versions`.
-_DECIDE_BITS = ("torch", "cpu", "gpu", "device", "threads", "processes", "precision")
+_DECIDE_BITS = ("torch", "cpu", "gpu", "device", "threads", "processes", "precision", "kernel")
 
 
 class Run:
@@ -278,7 +278,8 @@ class Run:
 
     def versions(self) -> dict[str, Any]:
         """What decides the bits and the speed of the run, next to its configuration."""
-        return versions(self.device, self.model.precision) | {"processes": self.ranks.size}
+        here = {"processes": self.ranks.size, "kernel": self.model.kernels}
+        return versions(self.device, self.model.precision) | here
 
     def _whole_state(self) -> list[list[Tensor]]:
         """The hidden state of all columns, gathered from the processes."""

@@ -4,7 +4,7 @@ constant    lr
 linear      lr (1 - fraction)
 onecycle    a cosine from lr/25 up to lr, then one down to almost 0 (Smith 2018, arXiv 1803.09820)
 trapezoid   a linear rise, a plateau, a linear fall and a cosine to 0, Adam's beta1 mirrored (`Trapezoid`)
-plateau     lr, divided by 4 after each epoch that does not improve valid (`LearningRate`)
+plateau     lr, divided by 4 after each validation that does not improve (`LearningRate`)
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import pytest
 import lm.train
 from lm.base.errors import ConfigError, Interrupted
 from lm.config.schema import TrainConfig
-from lm.config.values import config_id
+from lm.config.values import config_id, is_open_ended
 from tests.conftest import TINY
 from tests.rundir import records, same, weights
 
@@ -67,6 +67,17 @@ def test_valid_is_scored_after_each_nth_epoch_and_the_last_without_a_change_of_t
     assert same(weights(tmp_path / "all"), weights(tmp_path / "some"))
     run_with("steps", "--epochs=5", f"--max-steps={ends[2][1]}", "--validate-epochs=2", "--nonmono=0")
     assert validations(tmp_path / "steps") == ends[1:3]
+
+
+@pytest.mark.parametrize("flags", [(), ("--nonmono=0", "--patience=3"), ("--nonmono=0", "--schedule=plateau")])
+def test_where_valid_steers_the_run_it_is_scored_after_every_epoch(flags):
+    with pytest.raises(ConfigError, match="--validate-epochs"):
+        lm.train.configure(["--preset=awd-lstm", "--dataset=ptb", "--validate-epochs=2", *flags])
+
+
+def test_a_run_with_fewer_validations_cannot_be_made_longer_since_its_last_epoch_has_one():
+    config = TrainConfig(nonmono=0)
+    assert is_open_ended(config) and not is_open_ended(dataclasses.replace(config, validate_epochs=2))
 
 
 def test_tokens_per_second_leave_out_validations_within_an_epoch(run_with, monkeypatch, tmp_path):

@@ -51,7 +51,8 @@ def choose_kernel(
 
     "auto" takes the fused kernel for an LSTM in bf16 on a CPU with native bf16 from 300 units on, the Triton kernel for
     one in bf16 on CUDA from 400 units on where it can run, else the native one (cuDNN on CUDA, oneDNN or the reference
-    loop on CPU). With Triton a training step of the full size takes 55 to 67 % as long (results/speed/gpu-lstm.md).
+    loop on CPU). Two to four full-size runs that share an H200 take 55 to 67 % as long a step with Triton as with cuDNN
+    (results/speed/gpu-lstm.md); a run alone has not been measured.
     On CPU, forward + backward of one layer, fp32 native / fp32 fused / bf16 fused, in ms on 2 cores: 200 units (T 35,
     B 20) 5.2/9.8/7.0; 300 9.5/15/9.6; 650 39/48/31; 1150 (T 70) 256/254/138; 1150 (T 70, B 80) 899/958/537. So fp32 is
     fused only where it is asked for. bf16 without a fast bf16 kernel (native on CPU) becomes fp32: faster there, and

@@ -39,7 +39,7 @@ _POINTERS = {
     "pool_backward": {
         "dout": "*fp32", "dc_end": "*fp32", "y": "*bf16", "c": "*fp32", "dy": "*bf16", "dc": "*fp32"
     },
-    "softmax_gradient": {"z": "*bf16", "target": "*i64", "nats": "*fp32", "V": "i32", "stride": "i32"},
+    "softmax_gradient": {"z": "*bf16", "target": "*i64", "nats": "*fp32", "P": "i32"},
 }  # fmt: skip
 
 
@@ -70,7 +70,11 @@ def _compile(
     function: Any, types: dict[str, str], constants: dict[str, Any], options: dict[str, int]
 ) -> dict[str, Any]:
     signature = {name: "constexpr" if name in constants else types[name] for name in function.arg_names}
-    aligned = {(at,): [["tt.divisibility", 16]] for at, kind in enumerate(signature.values()) if kind[0] == "*"}
+    aligned = {
+        (at,): [["tt.divisibility", 16]]
+        for at, (name, kind) in enumerate(signature.items())
+        if kind[0] == "*" or (name, kind) == ("P", "i32")
+    }
     source = ASTSource(function, signature, constants, aligned)
     compiled = triton.compile(source, target=_H100, options=options)
     return _inspect(compiled.asm["cubin"]) | {"smem": compiled.metadata.shared, "pipelined": _pipelined(compiled.asm)}
