@@ -69,6 +69,7 @@ EXPECTED = {
 # Figures that others published -> the source that stands in the same paragraph or row.
 QUOTED = {
     "61.2": "awd-lstm-lm", "58.8": "awd-lstm-lm", "68.7": "awd-lstm-lm", "65.6": "awd-lstm-lm",
+    "53.2": "awd-lstm-lm", "52.5": "awd-lstm-lm", "52.2": "awd-lstm-lm", "50.6": "awd-lstm-lm",
     "60.3": "Merity et al. 2018", "57.3": "Merity et al. 2018",
     "70.1": "Merity et al. 2018", "65.8": "Merity et al. 2018", "87.17": "pytorch/examples",
     "69.8": "Warstadt et al. 2020", "65.5": "sgugger/Adam-experiments", "62.7": "Merity et al. 2018",
