@@ -62,6 +62,25 @@ def tuned_gain() -> tuple[str, float]:
     return gained_over(*({r["seed"]: r for r in side} for side in sides("ptb-60k-final")))
 
 
+def transferred() -> list[str]:
+    """The tuned pair of PTB at 200 units on another corpus and at another width, where nothing was tuned."""
+    rows, tests = [], []
+    for name, study in (("WikiText-2, 2x200", "wikitext-2-60k"), ("PTB, 2x650", "ptb-60k-650")):
+        base, ours = ({r["seed"]: r for r in side} for side in sides(study))
+        gained, p = gained_over(base, ours)
+        assert base.keys() == ours.keys()
+        cells = [mean_sd(side, "test_ppl", interval=True) for side in (base, ours)]
+        cells += [f"{fmean(values(side, 'train_ppl')):.2f}" for side in (base, ours)]
+        rows.append(f"| {name} | {len(base)} | {' | '.join(cells)} | {gained.replace(' nats', '')} |")
+        tests.append((gained, p))
+    adjusted = holm([p for _, p in tests])
+    (wt2, _), (wide, _) = tests
+    return [
+        *rows,
+        f"{wt2} on WikiText-2 ({shown(adjusted[0])}) and {wide} at 650 units ({shown(adjusted[1])})",
+    ]
+
+
 def of_norm(lines: list[dict], model: str, norm: str | None, wdecay: float = 0) -> list[dict]:
     """The runs of a network with AR of one norm (None: without AR)."""
     wanted = {"model": model, "wdecay": wdecay}

@@ -19,7 +19,10 @@ from tests.forks import environment
 from tests.rundir import records, weights
 
 # Five columns are split unevenly, and the ten, two and one of the splits too.
-FLAGS = [*TINY, "--batch-size=5", "--eval-batch-size=3", "--nonmono=1", "--no-tensorboard", "--log-interval=1"]
+FLAGS = [
+    *TINY, "--batch-size=5", "--eval-batch-size=3", "--nonmono=1", "--no-tensorboard", "--log-interval=1",
+    "--precision=fp32",  # to compare roundings of fp32 where the CPU has bf16
+]  # fmt: skip
 FIGURES = ("loss", "ar", "tar", "grad_norm", "clipped", "valid_loss")
 
 
