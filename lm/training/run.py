@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,10 @@ from lm.base.names import flag
 from lm.base.provenance import versions
 from lm.base.ranks import ALONE, Ranks, reachable
 from lm.config.schema import TrainConfig
-from lm.config.values import as_plain, resume_conflicts, vectors_digest
+from lm.config.values import as_plain, resume_conflicts
 from lm.nn.model import AWDLSTM, carry_state
 from lm.text.batching import BPTTWindows, batchify, check_columns
 from lm.text.corpus import Corpus
-from lm.text.vectors import read_vectors
 from lm.training.averaging import NTASGD
 from lm.training.cudagraphs import CUDAGraphs
 from lm.training.means import IntervalMeans
@@ -29,7 +27,6 @@ from lm.training.optim import build_optimizer, load_state
 from lm.training.progress import Progress
 from lm.training.results import OTHER_TEXT
 from lm.training.schedule import LearningRate, trapezoid_of
-from lm.training.transfer import known_share, with_new_types
 
 logger = logging.getLogger(__name__)
 # What, with the configuration, decides how results are rounded, among `versions`.
@@ -178,44 +175,6 @@ class Run:
         every = self.config.validate_every
         step = self.progress.step
         return every > 0 and step % every == 0 and step > self.progress.validated and not self.windows.at_end
-
-    def finetune_from(self, weights: dict[str, Tensor]) -> None:
-        """Start from the weights of another run, whose types are the first of this run's vocabulary.
-
-        On the text of that run, average from the first update on.
-        """
-        self.model.load_state_dict(with_new_types(weights, self.corpus.vocab_size))
-        if self.finetunes:
-            self.averaging.start(self.model)
-            return
-        known = self.progress.from_run = known_share(self.corpus, len(weights["encoder.weight"]))
-        logger.info(
-            "--finetune: of the %s types of train %s are known, %s are new; %.1f %% of its tokens are known",
-            *(f"{known[name]:,}" for name in ("types", "known_types", "new_types")), 100 * known["share_of_tokens"],
-        )  # fmt: skip
-
-    def start_from_vectors(self) -> None:
-        """Overwrite the embedding's rows of those types that the file of `--init-vectors` has.
-
-        Raises ConfigError if the file is not the one of the configuration's checksum, or holds no usable vectors.
-        """
-        config = self.config
-        if vectors_digest(config.init_vectors) != config.init_vectors_sha256:
-            raise ConfigError(f"--init-vectors: {config.init_vectors} has another checksum than --init-vectors-sha256")
-        vectors = read_vectors(Path(config.init_vectors), self.corpus.tokenizer.vocab, config.emsize)
-        with torch.no_grad():
-            for index, vector in vectors.items():
-                self.model.encoder.weight[index] = torch.from_numpy(vector)
-        counts = self.corpus.type_counts("train")
-        self.progress.from_vectors = {
-            "types": len(vectors),
-            "share_of_types": len(vectors) / self.corpus.vocab_size,
-            "share_of_tokens": float(counts[list(vectors)].sum() / counts.sum()),
-        }
-        logger.info(
-            "--init-vectors: %s of %s types, %.1f %% of the tokens of train",
-            f"{len(vectors):,}", f"{self.corpus.vocab_size:,}", 100 * self.progress.from_vectors["share_of_tokens"],
-        )  # fmt: skip
 
     def state_dict(self, log_position: int) -> dict[str, Any]:
         """All state, as tensors and plain values; `log_position` is how much of metrics.jsonl belongs to it."""

@@ -8,6 +8,7 @@ import torch
 
 from lm.base.errors import ConfigError, Interrupted
 from lm.config.values import as_plain, config_from_dict, config_id, make_config, with_vectors_digest
+from lm.scoring.opening import start_from_vectors
 from lm.study.scheduler import Sweep
 from lm.study.specification import load_study
 from lm.sweep import parse_args, plan
@@ -37,7 +38,7 @@ def test_rows_of_the_file_are_taken_and_all_else_is_drawn_as_without_it(vectors,
     corpus = configured_corpus(plain)
     config = with_vectors(vectors, **sizes)
     before, run = (Run(one, corpus, torch.device("cpu")) for one in (plain, config))
-    run.start_from_vectors()
+    start_from_vectors(run)
     taken = [corpus.tokenizer.vocab[word] for word in ("w1", "w2")]
     expected = before.model.state_dict()
     matrix = torch.arange(16).float().view(2, 8) / 100
