@@ -38,7 +38,7 @@ FUZZ = settings(
 
 # Largest value drawn of fields where a valid one may be as large as the machine.
 LARGEST = {"batch_size": 9, "eval_batch_size": 9, "test_batch_size": 9, "emsize": 12, "nhid": 12, "nlayers": 3,
-           "bptt": 40, "epochs": 3, "bpe_vocab_size": 300}  # fmt: skip
+           "bptt": 40, "epochs": 3, "bpe_vocab_size": 300, "min_count": 9}  # fmt: skip
 # Fields that name other files.
 PLACES = ("dataset", "data", "preset", "finetune", "init_vectors", "init_vectors_sha256")
 HINTS = typing.get_type_hints(TrainConfig, include_extras=True)
