@@ -5,9 +5,11 @@ from statistics import fmean
 
 from scipy import stats
 
+from lm.config.values import with_defaults
 from lm.tables.stats import holm
 from tests.figures.reading import activation, bracket, gain, ledger, mean_gain, mean_sd, pair, values, welch
 
+FRESH_NORMS = {"LSTM": "ptb-norms-final", "RNN_RELU": "ptb-norms-relu"}
 NORMS = {"no penalty": None, "L1": "l1", "L2": "l2", "elastic": "elastic"}
 
 
@@ -102,7 +104,8 @@ def zeros(records: list[dict]) -> str:
 
 def norms() -> list[str]:
     """The search over norms and strengths of AR, and the seeds that took no part in it."""
-    tried, fresh, rows = ledger("ptb-norms"), ledger("ptb-norms-final"), []
+    tried, rows = ledger("ptb-norms"), []
+    fresh = [line for study in FRESH_NORMS.values() for line in ledger(study)]
     for model in ("LSTM", "RNN_RELU"):
         for wdecay in (0, 0.1):
             for name, norm in NORMS.items():
@@ -121,15 +124,15 @@ def norms() -> list[str]:
                 f"| {mean_sd(again, 'test_ppl', interval=True)} | {zeros(list(again.values()))} |"
             )
             best = min(of_norm(tried, model, norm), key=lambda r: r["valid_loss"])
-            assert all({**r["config"], "seed": 1111} == best["config"] for r in again.values()), name
-    return [*rows, *norm_gains(), *norm_advice()]
+            chosen = with_defaults(best["config"])
+            assert all({**with_defaults(r["config"]), "seed": 1111} == chosen for r in again.values()), name
+    return [*rows, *norm_gains(), *norm_gains("RNN_RELU"), *norm_advice()]
 
 
-def norm_gains() -> list[str]:
+def norm_gains(model: str = "LSTM") -> list[str]:
     """What L1 and L2 gain on test over no penalty, and L2 over L1, on seeds that chose nothing."""
-    of = {
-        name: {r["seed"]: r for r in of_norm(ledger("ptb-norms-final"), "LSTM", norm)} for name, norm in NORMS.items()
-    }
+    fresh = ledger(FRESH_NORMS[model])
+    of = {name: {r["seed"]: r for r in of_norm(fresh, model, norm)} for name, norm in NORMS.items()}
     pairs = (("no penalty", "L1"), ("no penalty", "L2"), ("L1", "L2"))
     gains, p_values = zip(*(gained_over(of[base], of[name]) for base, name in pairs), strict=True)
     return [f"{text} ({shown(p)})" for text, p in zip(gains, holm(p_values), strict=True)]
