@@ -94,6 +94,14 @@ def random_run(config: TrainConfig, vocab_size: int, device: torch.device = _CPU
     return Run(config, corpus, device)
 
 
+def endless_update(run: Run) -> None:
+    """The next update, at the text's end from its top again."""
+    if (window := next(run.windows, None)) is None:
+        run.windows.rewind()
+        window = next(run.windows)
+    update(run, window)
+
+
 def _our_step(config: TrainConfig, vocab_size: int, device: torch.device) -> tuple[Step, Phases]:
     """The program's own `update` on random text, and the times of its phases."""
     keep_freed_memory()
@@ -102,10 +110,7 @@ def _our_step(config: TrainConfig, vocab_size: int, device: torch.device) -> tup
 
     def step() -> None:
         phases.begin()
-        if (window := next(run.windows, None)) is None:
-            run.windows.rewind()
-            window = next(run.windows)
-        update(run, window)
+        endless_update(run)
 
     return step, phases
 

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 
 from lm.base.device import pick_device
-from lm.bench import random_run
+from lm.bench import endless_update, random_run
 from lm.config.values import make_config
 from lm.text.cards import known_corpora
-from lm.train import update
 from lm.training.run import Run
+from tests.gpu_lstm import TINY
 from tests.mps import mps
 
 logger = logging.getLogger("gpu_lanes")
@@ -35,16 +35,12 @@ MOMENT_S = 2.5  # that a company trains for with a kernel
 PAUSE_S = 0.3  # of it in which nothing runs, so that moments do not overlap
 READY_S = 120.0  # to build two models, compile kernels and record graphs
 STEPS = 20  # between two looks at the clock
-TINY: dict[str, Any] = {"emsize": 6, "nhid": 8, "nlayers": 2, "batch_size": 3, "bptt": 4, "eval_batch_size": 2}
 
 
 def steps(run: Run, count: int) -> None:
     """Some updates, and what they have a GPU do."""
     for _ in range(count):
-        if (window := next(run.windows, None)) is None:
-            run.windows.rewind()
-            window = next(run.windows)
-        update(run, window)
+        endless_update(run)
     if run.device.type == "cuda":
         torch.cuda.synchronize()
 

@@ -51,7 +51,7 @@ logger = logging.getLogger("gpu_lstm")
 SIZES = [(inputs, hidden, batch, 70) for batch in (20, 80) for inputs, hidden in ((1150, 1150), (1150, 400))]
 SIZES += [(hidden, hidden, batch, 35) for batch in (20, 80) for hidden in (650, 200)]
 OVERLAP_S = 150.0  # of all that is done with tiles that overlap
-TINY = {"emsize": 6, "nhid": 8, "nlayers": 2, "batch_size": 3, "bptt": 4, "eval_batch_size": 2}
+TINY: dict[str, Any] = {"emsize": 6, "nhid": 8, "nlayers": 2, "batch_size": 3, "bptt": 4, "eval_batch_size": 2}
 
 
 def check(sizes: list[Size], device: torch.device) -> Iterator[dict[str, Any]]:
@@ -63,8 +63,8 @@ def check(sizes: list[Size], device: torch.device) -> Iterator[dict[str, Any]]:
 
         def run(case: Any = case, dtype: torch.dtype = dtype) -> dict[str, torch.Tensor]:
             found = results(lambda *arguments: TritonLSTM.apply(*arguments, dtype, True), case)
-            return {name: value.detach() for name, value in found.items()}  # a graph that lives on ties its leaves to
-            # the stream it was made on, which breaks recording on another
+            # An autograd graph that lives on ties its leaves to its stream, which breaks recording on another.
+            return {name: value.detach() for name, value in found.items()}
 
         first, again = run(), run()
         places = {name: torch.empty_like(value) for name, value in first.items()}
@@ -167,13 +167,12 @@ def text(found: dict[str, Any]) -> str:
         for row in found.get(f"check{stage}", []):
             cells = " ".join(f"{name} {value}" for name, value in row.items() if name != "errors")
             lines.append(f"check{stage}: {cells}")
-        for row in found.get(f"loss{stage}", []):
-            lines.append(
-                "loss: " + " ".join(f"{k} {v if isinstance(v, str) else round(v, 3)};" for k, v in row.items())
-            )
         for row in found.get(f"compare{stage}", []):
             cells = " ".join(f"{k}: {v if isinstance(v, str | list | tuple) else round(v, 2)};" for k, v in row.items())
             lines.append(f"compare{stage}: {cells}")
+    for row in found.get("loss", []):
+        cells = " ".join(f"{k} {v if isinstance(v, str) else round(v, 3)};" for k, v in row.items())
+        lines.append(f"loss: {cells}")
     tuned = found.get("tune", []) + found.get("tune, overlap", [])
     for row in sorted(tuned, key=lambda r: (r["hidden"], r["batch"], r["kernel"], r["us_a_step"] or 1e9)):
         figure = f"{row['us_a_step']:8.2f} us" if row["us_a_step"] else row["problem"]

@@ -68,7 +68,7 @@ def page(found: dict[str, Any]) -> str:
         "Microseconds of one layer, bf16, in a CUDA graph of 70 steps (`tests/gpu_tiles.py`). *Taken* is the tile that "
         "`choose_tiles` returns now, *fastest* the fastest of those tried.", "",
         *table(
-            "units x rows of the batch|forward: taken|fastest|tried|backward: taken|fastest|tried",
+            "units x rows of the batch | forward: taken | fastest | tried | backward: taken | fastest | tried",
             tile_rows(found["tune"]),
         ), "",
         "## Runs side by side", "",
@@ -76,7 +76,7 @@ def page(found: dict[str, Any]) -> str:
         "70, random words) for each of the runs that share the GPU under MPS, by kernel: Triton, and cuDNN in bf16. A "
         "figure is the mean over 2.2 seconds. The tiles were the fastest of those tried, and the code that of "
         "07f93088. `python3 -m tests.gpu_lanes` measures the same.", "",
-        *table("runs: of which|Triton|cuDNN|ratio", lane_rows(found["lanes"])), "",
+        *table("runs: of which | Triton | cuDNN | ratio", lane_rows(found["lanes"])), "",
         "A step alone on the GPU, and beside plain PyTorch (`python -m lm.bench --device cuda`), has not been measured "
         "with these kernels.", "",
     ]  # fmt: skip

@@ -129,7 +129,7 @@ class Sitting:
             most = jobs[study].config.epochs
             starts = 3 if self.args.then else 1
             seconds = (self.left() + 60 * self.args.then) / len(groups)
-            seconds -= starts * START_S + sum(scoring_seconds(*self.tokens[study]))
+            seconds -= starts * START_S + scoring_seconds(*self.tokens[study])
             epochs = choose_epochs(seconds, epoch, most)
             logger.info("%s: %.2f s an epoch, %.0f s for them: %d of %d epochs", study, epoch, seconds, epochs, most)
             text = with_epochs(self.asked(study), epochs)

@@ -6,6 +6,7 @@ with its source in the same paragraph or row. Blocks of code show what a command
 has the figures that pages under docs/ take from ledgers; other figures there are not looked for.
 """
 
+import json
 import re
 import tomllib
 from statistics import fmean
@@ -15,6 +16,7 @@ import pytest
 
 from lm.scoring import pairs_difference
 from lm.tables.published import per_target
+from tests import gpu_page
 from tests.figures import digits, dropout_0_2, full_size, others, small_text
 from tests.figures.reading import ROOT, THREE, activation, bracket, gain, mean_sd, only, runs, values
 
@@ -112,6 +114,11 @@ def test_a_page_has_no_figure_that_is_neither_recomputed_nor_quoted_with_its_sou
             if figure not in SETTINGS and (source is None or source not in block):
                 left.append(f"{figure} in: {block[:100]}")
     assert not left
+
+
+def test_the_page_on_the_triton_lstm_is_what_its_figures_make():
+    folder = ROOT / "results/speed"
+    assert (folder / "gpu-lstm.md").read_text() == gpu_page.page(json.loads((folder / "gpu-lstm.json").read_text()))
 
 
 def test_the_page_on_minimal_pairs_has_the_table_of_the_committed_scores():

@@ -179,6 +179,11 @@ class OptimConfig:
     update on, ends where NT-ASGD would start averaging; with another corpus its vocabulary grows by the words of that
     corpus, and training is that of the flags"""
 
+    @property
+    def nt_asgd(self) -> bool:
+        """Whether valid decides when weights are averaged."""
+        return self.optimizer == "sgd" and self.nonmono > 0
+
 
 @dataclass(frozen=True)
 class ComputeConfig:
@@ -237,15 +242,15 @@ class TrainConfig(ComputeConfig, OptimConfig, RegularizationConfig, ModelConfig,
             )
 
     def _check_validations(self) -> None:
-        averages = self.optimizer == "sgd" and self.nonmono > 0
-        if self.validate_epochs > 1 and (averages or self.schedule == "plateau" or self.patience or self.finetune):
+        steered = self.nt_asgd or self.schedule == "plateau" or self.patience or self.finetune
+        if self.validate_epochs > 1 and steered:
             raise ConfigError(
                 "--validate-epochs: works where valid steers nothing; leave it out with --schedule plateau, --patience "
                 "and --finetune, and with SGD add --nonmono 0"
             )
 
     def _check_annealing(self) -> None:
-        if self.average_last and self.optimizer == "sgd" and self.nonmono:
+        if self.average_last and self.nt_asgd:
             raise ConfigError("--average-last: NT-ASGD averages already; add --nonmono 0, or leave it out")
         for name in ("trapezoid_rise", "trapezoid_flat", "trapezoid_fall", "trapezoid_beta1"):
             if self.schedule != "trapezoid" and getattr(self, name) != getattr(OptimConfig, name):

@@ -96,8 +96,8 @@ def is_open_ended(config: TrainConfig) -> bool:
 def resume_conflicts(now: TrainConfig, before: Mapping[str, Any]) -> list[str]:
     """Flags whose values forbid that `now` continues a run configured as `before`, with both values.
 
-    `--epochs` and `--max-steps` may change where the learning rate does not depend on them, `--patience` may too, and
-    `--min-lr` may fall: they only end a run. `--lr` may change, which result.json tells. Where the corpus lies, and
+    `--epochs` and `--max-steps` may change where nothing else depends on them (`is_open_ended`), `--patience` may too,
+    and `--min-lr` may fall: they only end a run. `--lr` may change, which result.json tells. Where the corpus lies, and
     its name, may change: a checkpoint has the checksums of its text.
     """
     values = as_plain(now)

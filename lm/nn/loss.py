@@ -116,7 +116,7 @@ def nats_and_gradients(
         dweight_VE: zeros, to write the gradient by W into. The weights are not packed then, as few rows do not pay for
             the three copies of them which that takes.
     """
-    (N, _), V = h_NE.shape, len(weight_VE)
+    N, V = len(h_NE), len(weight_VE)
     exact = weight_VE.dtype
     h, w, b = h_NE.to(dtype), weight_VE.to(dtype), bias_V.to(dtype)
     if padding := _padding(weight_VE, dtype):

@@ -40,7 +40,7 @@ LOCK = "search.lock"
 # From rung to rung, runs get this many times as long and about this many times fewer (Hyperband's eta).
 _REDUCTION = 3
 # Fields by which a run may depend on its length (`is_open_ended`), or end before it.
-_ENDS = ("schedule", "max_steps", "average_last")
+_ENDS = ("schedule", "max_steps", "average_last", "validate_epochs")
 # Rounds, points and trials: more would be listed before anything runs.
 _MOST = 1_000_000
 _KEYS: dict[str, type] = {
@@ -85,8 +85,8 @@ def check_settings(study: Study, settings: dict[str, Any], config: TrainConfig) 
     ends = not is_open_ended(config) or config.max_steps or not space.keys().isdisjoint(_ENDS)
     if settings["search"] == "hyperband" and ends:
         raise ConfigError(
-            f"{file}: refine.search: hyperband lengthens runs: a schedule without end, no --max-steps and no "
-            "--average-last, nor any of these three in the space"
+            f"{file}: refine.search: hyperband lengthens runs: a schedule without end, no --max-steps, "
+            "--average-last and --validate-epochs, nor any of these four in the space"
         )
     for name, values in space.items():
         ranged = isinstance(values, dict) and {"low", "high"} <= values.keys() <= {"low", "high", "log"}

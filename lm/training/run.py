@@ -62,7 +62,7 @@ class Run:
         self.model.share_masks(self.columns)
         self.forward: nn.Module = self.model
         self.optimizer = build_optimizer(self.model, config)
-        self.averaging = NTASGD(config.nonmono if config.optimizer == "sgd" or self.finetunes else 0)
+        self.averaging = NTASGD(config.nonmono if config.nt_asgd or self.finetunes else 0)
         trapezoid = trapezoid_of(config) if config.schedule == "trapezoid" else None
         self.learning_rate = LearningRate(config.schedule, config.lr, config.when, trapezoid)
         self.momentum = trapezoid if config.optimizer != "sgd" else None

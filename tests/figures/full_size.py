@@ -1,24 +1,22 @@
 """AWD-LSTM at its full size: the short recipe, what AR and TAR are worth in it, and the runs on a GPU side by side."""
 
-import itertools
 import json
 import math
 from statistics import fmean
 
-from tests.figures.reading import ROOT, adapted, gain, ledger, only, pair, runs, values
-from tests.figures.small_text import sides
+from tests.figures.reading import ROOT, adapted, gain, only, pair, runs, values
+from tests.figures.small_text import by_seed
 from tests.gpu_page import lane_rows
 
 
-def _ptb() -> tuple[dict, dict]:
-    """The records of the recipe and of the same without penalties."""
-    by_alpha = {record["config"]["alpha"]: record for record in ledger("ptb-fast") if record["seed"] == 141}
-    return by_alpha[3.0], by_alpha[0.0]
+def recipe(alpha: float = 3, beta: float = 1.5) -> dict:
+    """The record of the short recipe on PTB, with the recipe's penalties or others."""
+    return runs(alpha, beta, study="ptb-fast")[141]
 
 
 def readme() -> list[str]:
     """Rows of the README's table, and its finding."""
-    ours, without = _ptb()
+    ours, without = recipe(), recipe(0, 0)
     wt2 = only("wikitext-2-fast")
     return [
         f"PTB: 100 epochs of Adam | 1 | {ours['test_ppl']:.2f} | 58.8",
@@ -30,7 +28,7 @@ def readme() -> list[str]:
 
 def results() -> list[str]:
     """The section of results/README.md and its row of the first table."""
-    ours, without = _ptb()
+    ours, without = recipe(), recipe(0, 0)
     wt2 = only("wikitext-2-fast")
     rows = [
         f"| {name} | {record['epochs']} | {pair(record, sign=' | ')} | {record['train_ppl']:.2f} | "
@@ -47,16 +45,13 @@ def results() -> list[str]:
     by_epoch = {epoch: math.log(curves[1][epoch] / curves[0][epoch]) for epoch in (20, 70, 100)}
     gaps = [record["valid_loss"] - record["train_loss"] for record in (without, ours)]
     ratios = [record["activation"]["rms"] for record in (without, ours)]
-    assert max(ours["valid_ppl"] / 61.2, ours["test_ppl"] / 58.8, 2 - ours["valid_ppl"] / 61.2) < 1.002
+    assert all(abs(ours[f"{split}_ppl"] / there - 1) < 0.002 for split, there in (("valid", 61.2), ("test", 58.8)))
     assert (ours["averaged"], without["averaged"], wt2["averaged"]) == (True, True, False)
-    small = [{r["seed"]: r for r in side} for side in sides("ptb-60k-final")]
-    by_optimizer = [
-        [fmean(values(side, "train_ppl")) for side in pair_]
-        for pair_ in ((runs(1, 1), runs(0, 0)), small[::-1], ({141: ours}, {141: without}))
-    ]
+    by_optimizer = ((runs(1, 1), runs(0, 0)), by_seed("ptb-60k-final")[::-1], ({141: ours}, {141: without}))
+    on_train = [fmean(values(side, "train_ppl")) for two in by_optimizer for side in two]
     return rows + [
         "`ptb-200/`, SGD, the pair: {:.2f} and {:.2f}; `ptb-60k-final/`, AdamW: {:.2f} and {:.2f}; `ptb-fast/`, Adam, "
-        "n = 1: {:.2f} and {:.2f}".format(*itertools.chain(*by_optimizer)),
+        "n = 1: {:.2f} and {:.2f}".format(*on_train),
         f"`ptb-fast/`: {pair(ours)} in 100 epochs, published 61.2 / 58.8; "
         f"`wikitext-2-fast/`: {pair(wt2)} in {wt2['epochs']}, published 68.7 / 65.6 (README of awd-lstm-lm); n = 1",
         "on PTB within 0.2 % on both splits; on WikiText-2 "

@@ -20,6 +20,11 @@ def sides(study: str) -> tuple[list[dict], list[dict]]:
     return tuple([r for r in found if bool(r["config"]["alpha"]) == on] for on in (False, True))
 
 
+def by_seed(study: str) -> list[dict[int, dict]]:
+    """The same two sides, seed -> record."""
+    return [{r["seed"]: r for r in side} for side in sides(study)]
+
+
 def setting(config: dict) -> str:
     return f"dropout {config['dropout']:g}, rate {config['lr']:g}, weight decay {config['wdecay']:g}"
 
@@ -28,7 +33,7 @@ def tuned() -> list[str]:
     """The search on 60,000 words, and the seeds that took no part in it."""
     tried, rows = sides("ptb-60k-budget"), []
     best = [min(side, key=lambda r: r["valid_loss"]) for side in tried]
-    fresh = [{r["seed"]: r for r in side} for side in sides("ptb-60k-final")]
+    fresh = by_seed("ptb-60k-final")
     for name, side, chosen, again in zip(("no penalty", "alpha 2, beta 1"), tried, best, fresh, strict=True):
         rows.append(f"| {name} | {len(side)} | {setting(chosen['config'])} | {pair(chosen, sign=' | ')} |")
         rows.append(
@@ -61,14 +66,14 @@ def shown(p: float) -> str:
 
 def tuned_gain() -> tuple[str, float]:
     """What alpha 2 and beta 1 gain over the best settings without them, on seeds that chose nothing, and p."""
-    return gained_over(*({r["seed"]: r for r in side} for side in sides("ptb-60k-final")))
+    return gained_over(*by_seed("ptb-60k-final"))
 
 
 def transferred() -> list[str]:
     """The tuned pair of PTB at 200 units on another corpus and at another width, where nothing was tuned."""
-    rows, gains, p_values, best = [], [], [], {}
+    rows, gains, p_values = [], [], []
     for name, study in (("WikiText-2, 2x200", "wikitext-2-60k"), ("PTB, 2x650", "ptb-60k-650")):
-        base, ours = ({r["seed"]: r for r in side} for side in sides(study))
+        base, ours = by_seed(study)
         assert base.keys() == ours.keys()
         gained, p = gained_over(base, ours)
         cells = [mean_sd(side, "test_ppl", interval=True) for side in (base, ours)]
@@ -76,9 +81,8 @@ def transferred() -> list[str]:
         rows.append(f"| {name} | {len(base)} | {' | '.join(cells)} | {gained.replace(' nats', '')} |")
         gains.append(gained)
         p_values.append(p)
-        best[study] = sorted({r["best_epoch"] for side in (base, ours) for r in side.values()})
     wt2, wide = (shown(p) for p in holm(p_values))
-    assert best["wikitext-2-60k"] == [4, 5]
+    assert {record["best_epoch"] for record in ledger("wikitext-2-60k")} == {4, 5}
     return [
         *rows,
         f"{gains[0]} on WikiText-2 ({wt2}) and {gains[1]} at 650 units ({wide})",
@@ -176,9 +180,9 @@ def width() -> list[str]:
             f"| {units} | {len(base.keys() & ours.keys())} | {mean_sd(base, 'test_ppl')} | {mean_sd(ours, 'test_ppl')} "
             f"| {activation(base, 'rms'):.3f} | {activation(ours, 'rms'):.3f} | {gained.replace(' nats', '')} |"
         )
-        by_seed = [gain(ours[seed], base[seed], "test") for seed in sorted(base.keys() & ours.keys())]
-        doublings += [math.log2(units)] * len(by_seed)
-        gains += by_seed
+        paired = [gain(ours[seed], base[seed], "test") for seed in sorted(base.keys() & ours.keys())]
+        doublings += [math.log2(units)] * len(paired)
+        gains += paired
         means[units] = mean_gain(base, ours)
     line = stats.linregress(doublings, gains)
     reach = stats.t.ppf(0.975, len(gains) - 2) * line.stderr

@@ -48,7 +48,8 @@ def softmax_gradient(z, target, nats, P, BLOCK: tl.constexpr):
 
 def softmax_gradient_(z_NP: Tensor, target_N: Tensor) -> Tensor:
     """Turn contiguous logits z, whose padding is -inf, into dz in place; return fp32 nats (N,)."""
-    (N, P), nats = z_NP.shape, z_NP.new_empty(len(z_NP), dtype=torch.float32)
+    N, P = z_NP.shape
+    nats = z_NP.new_empty(N, dtype=torch.float32)
     with torch.cuda.device_of(z_NP):
         softmax_gradient[N,](z_NP, target_N, nats, P, BLOCK=BLOCK, num_warps=WARPS)
     return nats
