@@ -48,7 +48,7 @@ def readme_rows() -> list[str]:
         f"Training without it costs {-gain(runs(0, 0, 0)[1111], base[1111], 'test'):.3f} nats on test",
         f"At dropout 0.2 the pair gains {gain(both[1111], base[1111], 'test'):.3f} nats (one seed)",
         f"{100 * activation(runs(0.8, 0, 0.2, 'l1'), 'frac_small'):.1f} % of the activations nearly zero "
-        f"({100 * activation(base, 'frac_small'):.1f} % without a penalty)",
+        f"({100 * base[1111]['activation']['frac_small']:.1f} % without a penalty)",
     ]
 
 

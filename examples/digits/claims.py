@@ -108,7 +108,8 @@ def autoencoder_claims(runs: Runs) -> list[tuple[str, str, str]]:
         ),
         (
             "0.0001 to 0.1 on a log scale is where to look",
-            "best for a linear probe on valid: " + ", ".join(f"{l1:g} (code {code})" for code, l1 in best.items()),
+            "best above 0 for a linear probe on valid: "
+            + ", ".join(f"{l1:g} (code {code})" for code, l1 in best.items()),
             "holds" if inside else "depends on the size of the code",
         ),
         (

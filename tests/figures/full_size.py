@@ -5,7 +5,7 @@ import math
 from statistics import fmean
 
 from tests.figures.reading import ROOT, adapted, gain, only, pair, runs, values
-from tests.figures.small_text import by_seed
+from tests.figures.small_text import by_seed, of_width
 from tests.gpu_page import lane_rows
 
 
@@ -47,11 +47,17 @@ def results() -> list[str]:
     ratios = [record["activation"]["rms"] for record in (without, ours)]
     assert all(abs(ours[f"{split}_ppl"] / there - 1) < 0.002 for split, there in (("valid", 61.2), ("test", 58.8)))
     assert (ours["averaged"], without["averaged"], wt2["averaged"]) == (True, True, False)
-    by_optimizer = ((runs(1, 1), runs(0, 0)), by_seed("ptb-60k-final")[::-1], ({141: ours}, {141: without}))
+    by_optimizer = (
+        (runs(0, 0), runs(1, 1)), by_seed("ptb-60k-final"), by_seed("ptb-60k-650"), of_width(800),
+        ({141: without}, {141: ours}),
+    )  # fmt: skip
+    assert all(on["train_ppl"] > off["train_ppl"] for off, on in zip(*map(dict.values, of_width(800)), strict=True))
     on_train = [fmean(values(side, "train_ppl")) for two in by_optimizer for side in two]
     return rows + [
-        "`ptb-200/`, SGD, the pair: {:.2f} and {:.2f}; `ptb-60k-final/`, AdamW: {:.2f} and {:.2f}; `ptb-fast/`, Adam, "
-        "n = 1: {:.2f} and {:.2f}".format(*on_train),
+        "`ptb-200/`, SGD, the pair: {:.2f} and {:.2f}; AdamW: `ptb-60k-final/` {:.2f} and {:.2f}, `ptb-60k-650/` {:.2f} "
+        "and {:.2f}, `ptb-width/` with 800 units {:.2f} and {:.2f}; Adam: `ptb-fast/`, n = 1, {:.2f} and {:.2f}".format(
+            *on_train
+        ),
         f"`ptb-fast/`: {pair(ours)} in 100 epochs, published 61.2 / 58.8; "
         f"`wikitext-2-fast/`: {pair(wt2)} in {wt2['epochs']}, published 68.7 / 65.6 (README of awd-lstm-lm); n = 1",
         "on PTB within 0.2 % on both splits; on WikiText-2 "

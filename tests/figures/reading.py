@@ -67,8 +67,8 @@ def welch(base: dict[int, dict], ours: dict[int, dict]):
     return stats.ttest_ind(values(base, "test_loss"), values(ours, "test_loss"), equal_var=False)
 
 
-def mean_gain(base: dict[int, dict], ours: dict[int, dict]) -> float:
-    return fmean(values(base, "test_loss")) - fmean(values(ours, "test_loss"))
+def mean_gain(base: dict[int, dict], ours: dict[int, dict], loss: str = "test_loss") -> float:
+    return fmean(values(base, loss)) - fmean(values(ours, loss))
 
 
 def adapted(study: str) -> dict[str, dict[tuple[str, str], float]]:

@@ -45,12 +45,14 @@ def tuned() -> list[str]:
         assert chosen["seed"] not in again
     runs_, hours = len(tried[0]) + len(tried[1]), sum(r["seconds"] for side in tried for r in side) / 3600
     lost = max(tried[1], key=lambda r: r["train_ppl"])
+    narrow = of_width(400)[1][1]
     gained, p = tuned_gain()
     return [
         *rows,
         f"{runs_} runs and {hours:.1f} hours of one core",
         f"{gained} on test (n = {len(fresh[0])}, Welch, {shown(p)})",
         f"has a perplexity of {lost['train_ppl']:,.0f} on train, {pair(lost)} on valid and test",
+        f"and seed 1 has {narrow['train_ppl']:,.0f} and {pair(narrow)}",
     ]
 
 
@@ -82,10 +84,13 @@ def transferred() -> list[str]:
         gains.append(gained)
         p_values.append(p)
     wt2, wide = (shown(p) for p in holm(p_values))
+    base, ours = by_seed("ptb-60k-650")
+    on_train = stats.ttest_1samp([gain(ours[seed], base[seed], "train") for seed in base], 0)
     assert {record["best_epoch"] for record in ledger("wikitext-2-60k")} == {4, 5}
     return [
         *rows,
         f"{gains[0]} on WikiText-2 ({wt2}) and {gains[1]} at 650 units ({wide})",
+        f"better by {mean_gain(base, ours, 'train_loss'):.3f} nats {bracket(*on_train.confidence_interval(), 3)} (n = 3, paired)",
         f"{gains[0]} on WikiText-2 and {gains[1]} at 650 units (n = 3 each)",
     ]
 
@@ -133,13 +138,23 @@ def norms() -> list[str]:
     return [*rows, *norm_gains(), *norm_gains("RNN_RELU"), *norm_advice()]
 
 
+def losses(records: dict[int, dict]) -> list[float]:
+    return values(records, "test_loss")
+
+
 def norm_gains(model: str = "LSTM") -> list[str]:
     """What L1 and L2 gain on test over no penalty, and L2 over L1, on seeds that chose nothing."""
     fresh = ledger(FRESH_NORMS[model])
     of = {name: {r["seed"]: r for r in of_norm(fresh, model, norm)} for name, norm in NORMS.items()}
     pairs = (("no penalty", "L1"), ("no penalty", "L2"), ("L1", "L2"))
     gains, p_values = zip(*(gained_over(of[base], of[name]) for base, name in pairs), strict=True)
-    return [f"{text} ({shown(p)})" for text, p in zip(gains, holm(p_values), strict=True)]
+    by_seed_too = holm([float(stats.ttest_rel(losses(of[name]), losses(of[base])).pvalue) for base, name in pairs])
+    if model == "LSTM":
+        assert [p < 0.05 for p in by_seed_too] == [p < 0.05 for p in holm(p_values)]
+    return [
+        *(f"{text} ({shown(p)})" for text, p in zip(gains, holm(p_values), strict=True)),
+        "p = {1:.3f}, {2:.3f} and {0:.3f}".format(*by_seed_too) * (model != "LSTM"),
+    ]
 
 
 def norm_advice() -> list[str]:
@@ -153,14 +168,20 @@ def norm_advice() -> list[str]:
     def zero(model: str, norm: str | None) -> str:
         return f"{100 * best(model, norm)['activation']['frac_zero']:.1f} %"
 
-    strength = [f"{best('LSTM', norm)['config']['alpha'] / 200:.2g} ({norm.upper()})" for norm in ("l1", "l2")]
+    strength = [
+        f"{best(model, norm)['config']['alpha'] / 200:.2g} ({norm.upper()})"
+        for model in ("LSTM", "RNN_RELU")
+        for norm in ("l1", "l2")
+    ]
+    strongest = best("LSTM", "l2", alphas=(20,))
     coarse, fine = best("LSTM", "l1", alphas=(0.02, 0.2, 2, 20)), best("LSTM", "l1")
     decayed = [gain(best("LSTM", "l1", 0.1), best("LSTM", None, 0.1), split) for split in ("valid", "test")]
     against = gain(best("LSTM", None, 0.1), best("LSTM", None), "test")
     hours = sum(r["seconds"] for r in tried) / 3600
     return [
         f"{len(tried)} runs and {hours:.1f} hours of one core",
-        f"best per unit for an LSTM: {', '.join(strength)}",
+        "best per unit: LSTM {}, {}, ReLU {}, {}".format(*strength),
+        f"which still gains {gain(strongest, best('LSTM', None), 'test'):.3f} nats on test",
         "valid perplexity with L1: "
         + ", ".join(f"{r['valid_ppl']:.2f} at {r['config']['alpha']:g}" for r in (coarse, fine)),
         f"exact zeros: LSTM {zero('LSTM', 'l1')} with L1; ReLU {zero('RNN_RELU', None)} without a penalty, "
@@ -170,11 +191,17 @@ def norm_advice() -> list[str]:
     ]
 
 
+def of_width(units: int) -> tuple[dict[int, dict], dict[int, dict]]:
+    """Seed -> record without and with the penalties, at one width of the layers."""
+    base, ours = ({r["seed"]: r for r in side if r["config"]["nhid"] == units} for side in sides("ptb-width"))
+    return base, ours
+
+
 def width() -> list[str]:
     """What AR and TAR gain over the width of the layer, and by how much that changes with each doubling."""
     found, rows, doublings, gains, means = sides("ptb-width"), [], [], [], {}
     for units in (100, 200, 400, 800):
-        base, ours = ({r["seed"]: r for r in side if r["config"]["nhid"] == units} for side in found)
+        base, ours = of_width(units)
         gained, _ = gained_over(base, ours)
         rows.append(
             f"| {units} | {len(base.keys() & ours.keys())} | {mean_sd(base, 'test_ppl')} | {mean_sd(ours, 'test_ppl')} "
