@@ -54,8 +54,8 @@ def results() -> list[str]:
     assert all(on["train_ppl"] > off["train_ppl"] for off, on in zip(*map(dict.values, of_width(800)), strict=True))
     on_train = [fmean(values(side, "train_ppl")) for two in by_optimizer for side in two]
     return rows + [
-        "`ptb-200/`, SGD, the pair: {:.2f} and {:.2f}; AdamW: `ptb-60k-final/` {:.2f} and {:.2f}, `ptb-60k-650/` {:.2f} "
-        "and {:.2f}, `ptb-width/` with 800 units {:.2f} and {:.2f}; Adam: `ptb-fast/`, n = 1, {:.2f} and {:.2f}".format(
+        "`ptb-200/`, SGD, the pair: {:.2f} and {:.2f}; AdamW: `ptb-60k-final/` {:.2f} and {:.2f}, `ptb-60k-650/` "
+        "{:.2f} and {:.2f}, `ptb-width/` with 800 units {:.2f} and {:.2f}; Adam: `ptb-fast/`, n = 1, {:.2f} and {:.2f}".format(
             *on_train
         ),
         f"`ptb-fast/`: {pair(ours)} in 100 epochs, published 61.2 / 58.8; "

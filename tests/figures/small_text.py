@@ -90,7 +90,8 @@ def transferred() -> list[str]:
     return [
         *rows,
         f"{gains[0]} on WikiText-2 ({wt2}) and {gains[1]} at 650 units ({wide})",
-        f"better by {mean_gain(base, ours, 'train_loss'):.3f} nats {bracket(*on_train.confidence_interval(), 3)} (n = 3, paired)",
+        f"better by {mean_gain(base, ours, 'train_loss'):.3f} nats {bracket(*on_train.confidence_interval(), 3)} "
+        "(n = 3, paired)",
         f"{gains[0]} on WikiText-2 and {gains[1]} at 650 units (n = 3 each)",
     ]
 
