@@ -55,9 +55,8 @@ def results() -> list[str]:
     on_train = [fmean(values(side, "train_ppl")) for two in by_optimizer for side in two]
     return rows + [
         "`ptb-200/`, SGD, the pair: {:.2f} and {:.2f}; AdamW: `ptb-60k-final/` {:.2f} and {:.2f}, `ptb-60k-650/` "
-        "{:.2f} and {:.2f}, `ptb-width/` with 800 units {:.2f} and {:.2f}; Adam: `ptb-fast/`, n = 1, {:.2f} and {:.2f}".format(
-            *on_train
-        ),
+        "{:.2f} and {:.2f}, `ptb-width/` with 800 units {:.2f} and {:.2f}; Adam: `ptb-fast/`, n = 1, {:.2f} and "
+        "{:.2f}".format(*on_train),
         f"`ptb-fast/`: {pair(ours)} in 100 epochs, published 61.2 / 58.8; "
         f"`wikitext-2-fast/`: {pair(wt2)} in {wt2['epochs']}, published 68.7 / 65.6 (README of awd-lstm-lm); n = 1",
         "on PTB within 0.2 % on both splits; on WikiText-2 "
