@@ -42,7 +42,7 @@ from lm.config.values import make_config
 from lm.nn.kernels.choose import check_device, choose_kernel
 from lm.nn.plain import PlainLM, plain_step
 from lm.nn.products import pack_linear
-from lm.tables.speed import read_measurements, text, write_table
+from lm.tables.speed import measurement, read_measurements, text, write_table
 from lm.text.cards import known_corpora
 from lm.text.corpus import Corpus
 from lm.text.layout import SPLITS
@@ -283,18 +283,19 @@ def main() -> None:
         raise ConfigError("--turns and --threads: must be at least 1, threads at most 1024")
     check_device(arguments.kernel, pick_device(arguments.device))
     measured: list[Benchmark] = [(arguments.preset, arguments.preset, arguments.dataset, {})]
+    earlier: list[dict[str, Any]] = []
     if arguments.table:
-        read_measurements(Path(arguments.table))  # better to hear of damage now than after an hour
+        earlier = read_measurements(Path(arguments.table))
         measured = _GROWTH
     rows: dict[str, dict[str, Any]] = {}
     for label, preset, dataset, changes in measured:
         config = make_config(preset, dataset, **changes, precision=arguments.precision, kernel=arguments.kernel)
         vocab_size = known_corpora()[dataset].vocab_size
         rows[label] = measure(config, vocab_size, arguments.turns, arguments.threads, arguments.device)
+        if arguments.table:  # after each row, so that a measurement cut short loses none
+            write_table(Path(arguments.table), [*earlier, measurement(rows)])
         if not arguments.json:
             show(text(label, rows[label]) + "\n")
-    if arguments.table:
-        write_table(Path(arguments.table), rows)
     if arguments.json:
         show(json.dumps(rows if arguments.table else rows[arguments.preset]) + "\n")
 

@@ -16,7 +16,7 @@ from lm.config.values import make_config
 from lm.nn.model import AWDLSTM
 from lm.nn.plain import PlainLM
 from lm.nn.regularization import regularization_terms
-from lm.tables.speed import text, write_table
+from lm.tables.speed import measurement, text, write_table
 from tests.nn.test_model import NO_DROPOUT
 
 CONFIG = make_config(emsize=8, nhid=12, nlayers=2, batch_size=3, bptt=5)
@@ -82,8 +82,7 @@ def test_a_measurement_has_the_documented_figures_and_makes_a_table_and_a_plot(t
     assert list(row["phases"]) == ["masks", "forward", "loss", "backward", "update", "rest"]
     assert abs(sum(row["phases"].values()) - row["seconds_per_step"]) < 1e-9
     assert min(row["phases"].values()) > 0
-    for turns in (2, 3):
-        write_table(tmp_path, {"tiny": row | {"turns": turns}})
+    write_table(tmp_path, [measurement({"tiny": row | {"turns": turns}}) for turns in (2, 3)])
     assert [m["rows"]["tiny"]["turns"] for m in json.loads((tmp_path / "speed.json").read_text())] == [2, 3]
     table = (tmp_path / "README.md").read_text()
     assert table.index("3 turns") < table.index("2 turns")
@@ -93,19 +92,41 @@ def test_a_measurement_has_the_documented_figures_and_makes_a_table_and_a_plot(t
     assert "tokens/s" in text("tiny", row)
 
 
-def test_a_measurement_on_a_gpu_has_its_own_memory_and_plot_and_no_products(tmp_path):
+def test_a_measurement_on_a_gpu_has_its_own_memory_and_plot(tmp_path):
     row = {
         "tokens_per_s": 500_000, "seconds_per_step": 0.0014, "plain_tokens_per_s": 100_000,
-        "plain_seconds_per_step": 0.007, "ratio": 5.0, "precision": "bf16", "cpu": "some CPU", "gpu": "some GPU",
-        "torch": "2.13.0", "turns": 3, "peak_rss_mb": 1300, "plain_peak_rss_mb": 1400, "peak_gpu_mb": 115,
-        "plain_peak_gpu_mb": 172,
+        "plain_seconds_per_step": 0.007, "ratio": 5.0, "kernel": "triton", "precision": "bf16", "cpu": "some CPU",
+        "gpu": "some GPU", "torch": "2.13.0", "turns": 3, "peak_rss_mb": 1300, "plain_peak_rss_mb": 1400,
+        "peak_gpu_mb": 115, "plain_peak_gpu_mb": 172,
     }  # fmt: skip
-    write_table(tmp_path, {"tiny": row})
-    table = (tmp_path / "README.md").read_text()
-    assert "| tiny | 1.40 | 500,000 | 100,000 | 5.00 | 115 | 172 |" in table
-    assert "some GPU" in table and "products alone" not in table
+    with_products = row | {
+        "gemm_seconds": 0.0007, "gemm_ratio": 2.0, "gemm_gflop": 70.0, "phases": {"masks": 0.0001, "rest": 0.0013},
+    }  # fmt: skip
+    write_table(tmp_path, [measurement({"tiny": row}), measurement({"tiny": with_products})])
+    newer, _, older = (tmp_path / "README.md").read_text().rpartition("## ")
+    assert "| tiny | triton | 1.40 | 500,000 | 100,000 | 5.00 | 115 | 172 |" in older
+    assert "some GPU" in older and "products alone" not in older
+    assert "| tiny | triton | 1.40 | 500,000 | 100,000 | 5.00 | 0.70 | 100,000 | 2.00 | 115 | 172 |" in newer
+    assert "| ms | masks | rest |" in newer and "| tiny | 0.10 | 1.30 |" in newer
     assert (tmp_path / "speed-gpu.png").exists() and not (tmp_path / "speed.png").exists()
-    assert "products" not in text("tiny", row)
+    assert "products" not in text("tiny", row) and "products alone" in text("tiny", with_products)
+
+
+def test_a_table_cut_short_keeps_the_rows_it_has(tmp_path, main_here, monkeypatch):
+    measured = measure(CONFIG, 50, turns=1, threads=1)
+    (tmp_path / "speed.json").write_text(json.dumps([{"date": "2026-01-01", "rows": {"old": measured}}]))
+    answers = iter([measured, measured])
+
+    def third_fails(*arguments):
+        if (answer := next(answers, None)) is None:
+            raise LMError("no memory")
+        return answer
+
+    monkeypatch.setattr(lm.bench, "measure", third_fails)
+    with pytest.raises(LMError, match="no memory"):
+        main_here(lm.bench, "--table", tmp_path)
+    old, new = json.loads((tmp_path / "speed.json").read_text())
+    assert list(old["rows"]) == ["old"] and list(new["rows"]) == ["awd-lstm, PTB", "awd-lstm, WT2"]
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '[{"rows": {"a": 1}}]', '{"mine": 1}'])
@@ -137,7 +158,7 @@ def test_a_full_disk_leaves_the_old_table(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left") as caught:
-        write_table(tmp_path, {"a": {}})
+        write_table(tmp_path, [measurement({"a": {}})])
     assert caught.value.filename == str(tmp_path / "speed.json")
     assert (tmp_path / "speed.json").read_text() == "[]"
 

@@ -46,11 +46,14 @@ def read_measurements(folder: Path) -> list[dict[str, Any]]:
     return measured
 
 
-def write_table(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
-    """Add a measurement to `speed.json` in `folder`; write README.md with a table for each, and a plot of the new."""
+def measurement(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Today's, from rows by their label."""
+    return {"date": time.strftime("%Y-%m-%d"), "rows": rows}
+
+
+def write_table(folder: Path, measured: list[dict[str, Any]]) -> None:
+    """Write measurements, the newest last: `speed.json`, README.md with a table for each, and a plot of the newest."""
     folder.mkdir(parents=True, exist_ok=True)
-    measured = read_measurements(folder)
-    measured.append({"date": time.strftime("%Y-%m-%d"), "rows": rows})
     write_bytes(folder / "speed.json", (json.dumps(measured, indent=1) + "\n").encode())
     lines = [
         "# Speed of a training step\n",
@@ -60,44 +63,46 @@ def write_table(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
         "for large pages (`lm/base/memory.py`), a part of the gain that any program could have.\n",
         "*Products alone* are the step's matrix products, at their shapes, with nothing else. Their GFLOP/s show what "
         "a CPU gives, and decide most of the ratio: virtual machines of one name have CPUs of several generations. "
-        "Where bf16 products gain less over fp32, so do we. *Phases* are those of our step: the masks of weight drop, "
+        "Where bf16 products gain less over fp32, so do we. *Kernel* is what computes our LSTM (`--kernel`): native is "
+        "PyTorch's own, on a GPU cuDNN's. *Phases* are those of our step: the masks of weight drop, "
         "the forward pass without them, and so on (`lm/training/phases.py`), on a CPU of all steps, those with cold "
         "caches at the start of a turn too, on a GPU of the last of each turn: *rest*, what "
         "they leave of the step, can come out below 0.",
     ]
     plotted: set[str] = set()
-    for measurement in reversed(measured):
-        lines += ["", *_section(measurement)]
-        name = _plot_name(measurement["rows"])
+    for one in reversed(measured):
+        lines += ["", *_section(one)]
+        name = _plot_name(one["rows"])
         if name not in plotted:  # the newest of its kind
             plotted.add(name)
             lines += ["", f"![tokens per second]({name})"]
     write_bytes(folder / "README.md", ("\n".join(lines) + "\n").encode())
-    _plot(folder / _plot_name(rows), rows)
+    newest = measured[-1]["rows"]
+    _plot(folder / _plot_name(newest), newest)
 
 
 def _plot_name(rows: dict[str, dict[str, Any]]) -> str:
     return "speed-gpu.png" if "gpu" in next(iter(rows.values())) else "speed.png"
 
 
-def _section(measurement: dict[str, Any]) -> list[str]:
-    rows = measurement["rows"]
+def _section(one: dict[str, Any]) -> list[str]:
+    rows = one["rows"]
     first = next(iter(rows.values()))
     gpu = "gpu" in first
     machine = first["gpu"] if gpu else f"{first['cpu']}, {first['threads']} threads"
     digits = 2 if gpu else 0
-    columns = ["", "ms a step", "tokens/s", "plain: tokens/s", "ratio"]
+    columns = ["", "kernel", "ms a step", "tokens/s", "plain: tokens/s", "ratio"]
     if products := "gemm_seconds" in first:  # older measurements on GPUs lack them
         columns += ["products alone: ms", "GFLOP/s", "step / products"]
     columns += ["peak MB", "plain: peak MB"]
     lines = [
-        f"## {measurement['date']}\n",
+        f"## {one['date']}\n",
         f"{machine}, PyTorch {first['torch']}; ours in {first['precision']}, plain in fp32; {first['turns']} turns.\n",
         "| " + " | ".join(columns) + " |",
-        f"|---|{'--:|' * (len(columns) - 1)}",
+        f"|---|---|{'--:|' * (len(columns) - 2)}",
     ]
     for label, row in rows.items():
-        entries = [label, f"{row['seconds_per_step'] * 1e3:.{digits}f}", f"{row['tokens_per_s']:,}"]
+        entries = [label, row["kernel"], f"{row['seconds_per_step'] * 1e3:.{digits}f}", f"{row['tokens_per_s']:,}"]
         entries += [f"{row['plain_tokens_per_s']:,}", f"{row['ratio']:.2f}"]
         if products:
             rate = row["gemm_gflop"] / row["gemm_seconds"]
