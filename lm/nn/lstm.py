@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lm.nn.dropout import keep_mask, keep_probability
-from lm.nn.kernels.choose import check_names, choose_kernel
+from lm.nn.kernels.choose import check_names, choose_kernel, untraced
 from lm.nn.kernels.cudnn import FlatWeights
 from lm.nn.kernels.fused import FusedLSTM
 from lm.nn.kernels.triton_lstm import TritonLSTM
@@ -36,6 +36,7 @@ class WeightDropLSTM(nn.Module):
         ValueError: the cell, kernel or precision is unknown, the kernel is not for the cell, or `weight_drop` is not in
             [0, 1) or so near to 1 that it would keep nothing.
         ConfigError: in a forward pass on a device that the kernel is not for.
+        RuntimeError: within `torch.export`, for the Triton kernel.
     """
 
     def __init__(
@@ -99,8 +100,8 @@ class WeightDropLSTM(nn.Module):
         if kernel == "native":
             return self._native(x_TBI, state, mask, scale, dtype)
         weights = (self.weight_ih_l0, weight, self.bias_ih_l0, self.bias_hh_l0)
-        function = FusedLSTM if kernel == "fused" else TritonLSTM
-        out, *after = function.apply(x_TBI, *state, *weights, mask, scale, dtype, torch.is_grad_enabled())
+        apply = FusedLSTM.apply if kernel == "fused" else untraced(TritonLSTM.apply)
+        out, *after = apply(x_TBI, *state, *weights, mask, scale, dtype, torch.is_grad_enabled())
         return out, tuple(after)
 
     def _native(

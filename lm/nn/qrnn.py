@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lm.base.ranks import Columns
 from lm.nn.dropout import columns_mask, keep_mask, keep_probability
-from lm.nn.kernels.choose import check_names, choose_kernel
+from lm.nn.kernels.choose import check_names, choose_kernel, untraced
 from lm.nn.kernels.qrnn import QRNNFunction
 from lm.nn.lstm import State
 
@@ -35,6 +35,7 @@ class WeightDropQRNN(nn.Module):
         ValueError: the window is neither 1 nor 2, the kernel or precision is unknown, the kernel is not for QRNNs, or
             `weight_drop` or `zoneout` is not in [0, 1) or so near to 1 that it would keep nothing.
         ConfigError: in a forward pass on a device that the kernel is not for.
+        RuntimeError: within `torch.export`, for the Triton kernel.
     """
 
     def __init__(
@@ -96,7 +97,8 @@ class WeightDropQRNN(nn.Module):
         x = x_TBI
         if before:
             x = torch.cat([x_TBI, torch.cat([before[0].unsqueeze(0), x_TBI[:-1]])], 2)
-        out, c_BH = QRNNFunction.apply(
+        apply = untraced(QRNNFunction.apply) if kernel == "triton" else QRNNFunction.apply
+        out, c_BH = apply(
             x, c_BH, weight, self.linear.bias, mask, scale, zone, k, dtype, torch.is_grad_enabled(), kernel
         )
         return out, (c_BH, x_TBI[-1]) if before else (c_BH,)

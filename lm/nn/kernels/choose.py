@@ -6,6 +6,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from lm.base.device import has_native_bf16
@@ -64,22 +68,31 @@ def choose_kernel(
     fp32. A QRNN's kernels have no products, and run in fp32 too; "auto" leaves them, which no GPU has measured, alone.
     On CPU Triton's interpreter computes in fp32.
 
-    Raises ValueError for an unknown name and a kernel that is not for the cell; ConfigError for one not for the device.
+    Raises ValueError for an unknown name and a kernel that is not for the cell; ConfigError for one not for the device;
+    RuntimeError for "triton" within `torch.export`, which would have to trace its launches. `torch.compile` leaves the
+    layer as it is: `untraced`.
     """
     check_names(kernel, cell, precision)
     check_device(kernel, device)
     can_fuse = cell == "LSTM" and device.type == "cpu"
+    on_cuda = device.type == "cuda"
     bf16 = precision == "bf16" and dtype == torch.float32
-    if kernel == "auto" and cell == "LSTM" and bf16 and device.type == "cuda" and hidden_size >= _TRITON_FROM_UNITS:
+    if kernel == "auto" and cell == "LSTM" and bf16 and on_cuda and hidden_size >= _TRITON_FROM_UNITS:
         # torch.compile cannot trace a loop of launches, and on AMD's GPUs the kernels were never tried.
         tried = not torch.compiler.is_compiling() and torch.version.hip is None
         kernel = "triton" if tried and available(device) else "native"
-    if kernel == "triton" and dtype == torch.float32:
-        if device.type == "cuda" and bf16:
-            return "triton", torch.bfloat16
-        return ("native" if device.type == "cuda" and cell == "LSTM" else "triton"), dtype
+    if kernel == "triton" and dtype == torch.float32 and (bf16 or cell == "QRNN" or not on_cuda):
+        if torch.compiler.is_compiling():
+            raise RuntimeError('the Triton kernels are launched in a loop, which cannot be traced; use kernel="native"')
+        return "triton", torch.bfloat16 if on_cuda and bf16 else dtype
     fused = kernel == "fused" or (
         kernel == "auto" and can_fuse and bf16 and hidden_size >= _FUSED_FROM_UNITS and has_native_bf16()
     )
-    has_bf16 = fused or device.type == "cuda" or (cell == "QRNN" and has_native_bf16())
+    has_bf16 = fused or on_cuda or (cell == "QRNN" and has_native_bf16())
     return ("fused" if fused else "native"), (torch.bfloat16 if bf16 and has_bf16 else dtype)
+
+
+def untraced(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """`apply` of a function whose kernels are launched in a loop, called in plain Python under `torch.compile`, too."""
+    # Without the condition every command would load the compiler.
+    return torch.compiler.disable(apply) if "torch._dynamo" in sys.modules else apply

@@ -244,8 +244,6 @@ class TritonLSTM(torch.autograd.Function):
 
 def _check(x: Tensor, weight: Tensor, dtype: torch.dtype) -> None:
     """Raise where the kernels cannot run, rather than let Triton say so in its terms."""
-    if torch.compiler.is_compiling():
-        raise RuntimeError('the Triton LSTM is a loop of launches, which cannot be traced; use kernel="native"')
     if weight.dtype != torch.float32 or dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise TypeError(
             f"the Triton LSTM has fp32 weights and fp32, bf16 or fp16 products, not {weight.dtype}, {dtype}"

@@ -13,6 +13,7 @@ from lm.base.errors import ConfigError
 from lm.nn.kernels import triton_lstm
 from lm.nn.kernels.triton_lstm import Tile, TritonLSTM, available, masked_copy
 from lm.nn.lstm import WeightDropLSTM
+from lm.nn.qrnn import WeightDropQRNN
 from tests.conftest import TINY
 from tests.nn.kernels.reference import beyond_rounding, draw_case, largest_error, plain_lstm, results
 
@@ -139,12 +140,25 @@ def test_what_the_kernels_cannot_do_is_refused(monkeypatch):
         _layer(BF16)(*case.arguments, None, 1.0)
     with pytest.raises(TypeError, match="fp32 weights"):
         _layer()(*case.to(torch.float64).arguments, None, 1.0)
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="traced"):
-        patch.setattr(torch.compiler, "is_compiling", lambda: True)
-        _layer()(*case.arguments, None, 1.0)
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(RuntimeError, match="needs CUDA"):
         _layer()(*case.arguments, None, 1.0)
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+@pytest.mark.parametrize(("kind", "name"), [(WeightDropLSTM, "LSTM"), (WeightDropQRNN, "QRNN")])
+def test_torch_compile_leaves_the_layer_as_it_is_and_torch_export_refuses_it(kind, name):
+    torch.manual_seed(0)
+    layer = kind(*["LSTM"] * (name == "LSTM"), 3, 5, kernel="triton")
+    x, state = torch.randn(2, 2, 3), layer.initial_state(2)
+    gradients = []
+    for call in (layer, torch.compile(layer, backend="eager")):
+        out, _ = call(x, state)
+        gradients.append([out, *torch.autograd.grad(out.square().sum(), [*layer.parameters()])])
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+    torch.backends.cudnn.allow_tf32 = True  # torch.export refuses to start after `pick_device`, which sets a part of it
+    with pytest.raises(RuntimeError, match="cannot be traced"):
+        torch.export.export(layer, (x, state))
 
 
 def test_available_where_triton_is_new_enough_and_can_run(monkeypatch):
