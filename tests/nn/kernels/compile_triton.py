@@ -22,11 +22,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from lm.nn.kernels import triton_loss, triton_qrnn, triton_steps
-from lm.nn.kernels.triton_lstm import Tile, choose_tiles, padded_size
+from lm.nn.kernels.triton_lstm import _COPY_BLOCK, Tile, choose_tiles, padded_size
 
 _H100 = GPUTarget("cuda", 90, 32)
 _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-_SIZES = [f"{hidden}x{batch}" for hidden in (1150, 650, 400, 200) for batch in (20, 80)]
+_SIZES = [f"{hidden}x{batch}" for hidden in (1150, 650, 400, 200) for batch in (20, 40, 80, 100)]
 _POINTERS = {
     "forward_step": {
         "w": "*bf16", "z": "*bf16", "h": "*bf16", "c": "*fp32", "gates": "*fp32", "out": "*fp32"
@@ -38,6 +38,10 @@ _POINTERS = {
     "pool_forward": {"y": "*bf16", "c": "*fp32", "out": "*fp32"},
     "pool_backward": {
         "dout": "*fp32", "dc_end": "*fp32", "y": "*bf16", "c": "*fp32", "dy": "*bf16", "dc": "*fp32"
+    },
+    "masked_copy": {
+        "source": "*fp32", "mask": "*bf16", "copy": "*bf16", "copy_t": "*bf16", "scale": "fp32", "rows": "i32",
+        "columns": "i32", "to_rows": "i32", "to_columns": "i32",
     },
     "softmax_gradient": {"z": "*bf16", "target": "*i64", "nats": "*fp32", "P": "i32"},
 }  # fmt: skip
@@ -64,6 +68,14 @@ def compile_loss() -> dict[str, Any]:
     options = {"num_warps": triton_loss.WARPS}
     types = _POINTERS["softmax_gradient"]
     return _compile(triton_loss.softmax_gradient, types, {"BLOCK": triton_loss.BLOCK}, options)
+
+
+def compile_copy(*, masked: bool, transposed: bool) -> dict[str, Any]:
+    """The same for the kernel that masks, pads and casts weights, as the forward pass with or without weight drop."""
+    constants: dict[str, Any] = {"MASKED": masked, "TRANSPOSED": transposed, "BLOCK": _COPY_BLOCK}
+    constants |= {} if masked else {"mask": None}
+    constants |= {} if transposed else {"copy_t": None}
+    return _compile(triton_steps.masked_copy, _POINTERS["masked_copy"], constants, {})
 
 
 def _compile(
@@ -123,6 +135,9 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=_SIZES, metavar="UNITSxBATCH")
     arguments = parser.parse_args()
     sys.stdout.write(json.dumps({"kernel": "loss"} | compile_loss()) + "\n")
+    for masked, transposed in ((False, False), (False, True), (True, False), (True, True)):
+        line = {"kernel": "copy", "masked": masked, "transposed": transposed}
+        sys.stdout.write(json.dumps(line | compile_copy(masked=masked, transposed=transposed)) + "\n")
     for size in arguments.sizes:
         hidden, batch = map(int, size.split("x"))
         for kernel in ("pool_forward", "pool_backward"):
