@@ -31,10 +31,11 @@ logger = logging.getLogger("gpu_lanes")
 CORPORA = ["ptb", "ptb", "wikitext-2", "wikitext-2"]
 COMPANIES = [[0, 1], [0, 1, 2], [0, 1, 2, 3]]
 KERNELS = ["triton", "native"]
-MOMENT_S = 2.5  # that a company trains for with a kernel
+MOMENT_S, TINY_MOMENT_S = 2.5, 0.5  # that a company trains for with a kernel
 PAUSE_S = 0.3  # of it in which nothing runs, so that moments do not overlap
 READY_S = 120.0  # to build two models, compile kernels and record graphs
-STEPS = 20  # between two looks at the clock
+STEPS = 5  # between two looks at the clock: less than PAUSE_S, at 30 to 45 ms an update of four runs side by side
+END_S = 30.0  # beyond the last moment, for a lane to end
 
 
 def steps(run: Run, count: int) -> None:
@@ -57,7 +58,7 @@ def milliseconds(run: Run, seconds: float) -> float:
 def lane(index: int, place: Path, *, tiny: bool) -> None:
     """Build a run for each kernel, say so, and train in those companies that the run is part of."""
     device = pick_device("cpu" if tiny else "cuda")
-    kernels = KERNELS[1:] if tiny else KERNELS
+    kernels, lasting = (KERNELS[1:], TINY_MOMENT_S) if tiny else (KERNELS, MOMENT_S)
     vocabulary = 30 if tiny else known_corpora()[CORPORA[index]].vocab_size
     runs = {}
     for kernel in kernels:
@@ -71,10 +72,10 @@ def lane(index: int, place: Path, *, tiny: bool) -> None:
     for kernel in kernels:
         for company in COMPANIES:
             time.sleep(max(0.0, moment - time.time()))
-            moment += MOMENT_S
+            moment += lasting
             if index in company:
                 row = {"kernel": kernel, "runs": [CORPORA[each] for each in company], "run": index}
-                row["ms_an_update"] = round(milliseconds(runs[kernel], MOMENT_S - PAUSE_S), 2)
+                row["ms_an_update"] = round(milliseconds(runs[kernel], lasting - PAUSE_S), 2)
                 sys.stdout.write(json.dumps(row) + "\n")
     time.sleep(max(0.0, moment - time.time()))  # whoever ends early under MPS could disturb the others
 
@@ -96,7 +97,14 @@ def measure(place: Path, *, tiny: bool) -> list[dict[str, Any]]:
         time.sleep(0.05)
     (place / "new").write_text(str(time.time() + PAUSE_S))
     (place / "new").rename(place / "start")
-    return [json.loads(line) for process in lanes for line in process.communicate()[0].splitlines()]
+    limit = len(KERNELS) * len(COMPANIES) * MOMENT_S + END_S
+    try:
+        return [json.loads(line) for process in lanes for line in process.communicate(timeout=limit)[0].splitlines()]
+    except subprocess.TimeoutExpired:
+        raise SystemExit("a lane hangs; nothing was measured") from None
+    finally:
+        for process in lanes:
+            process.kill()
 
 
 def main() -> None:

@@ -2,13 +2,15 @@
 
     check     errors against float64 in units of those that rounding makes; the same bits again, and in a CUDA graph
     compare   a whole layer against cuDNN in bf16 and in fp32
-    loss      milliseconds of the loss with its gradients: as it is, without alignment, with the Triton softmax
     profile   what the kernels of training steps of AWD-LSTM take
     tune      microseconds a time step, forward and backward, of a handful of tiles for each size
+    loss      milliseconds of the loss with its gradients: as it is, without alignment, with the Triton softmax
+    overlap   tune, check, compare and profile with tiles whose steps overlap
 
-First come check, compare, loss and profile on the tiles that the program would take, then tune, then all but the loss
-on the fastest tiles. Tiles whose steps overlap are the likeliest to wait for ever or to take the GPU's context along:
-they come last, in a process of their own that has a time limit.
+First come check, compare and profile on the tiles that the program would take, then tune, then those three on the
+fastest tiles. What never ran on a GPU may take its context along: the loss comes after them, and tiles that overlap,
+which may also wait for ever, come last, in a process of their own that has a time limit. `--stages check compare` takes
+a minute.
 
 DIR/gpu_lstm.json is written after each figure, so that a sitting that ends early loses none; DIR/gpu_lstm.txt is for
 reading. All times are of CUDA graphs, as in training. `--tiny` runs every line in Triton's interpreter:
@@ -48,8 +50,9 @@ from tests.nn.kernels.reference import beyond_rounding, draw_case, results
 
 logger = logging.getLogger("gpu_lstm")
 # Input, units, batch and length of the window: the layers of the presets, on PTB and on WikiText-2.
-SIZES = [(inputs, hidden, batch, 70) for batch in (20, 80) for inputs, hidden in ((1150, 1150), (1150, 400))]
-SIZES += [(hidden, hidden, batch, 35) for batch in (20, 80) for hidden in (650, 200)]
+SIZES = [(inputs, hidden, batch, 70) for batch in (20, 40, 80, 100) for inputs, hidden in ((1150, 1150), (1150, 400))]
+SIZES += [(hidden, hidden, 20, 35) for hidden in (650, 200)]
+STAGES = ("check", "compare", "profile", "tune", "loss", "overlap")
 OVERLAP_S = 150.0  # of all that is done with tiles that overlap
 TINY: dict[str, Any] = {"emsize": 6, "nhid": 8, "nlayers": 2, "batch_size": 3, "bptt": 4, "eval_batch_size": 2}
 
@@ -214,39 +217,51 @@ class Record:
         self._text.write_text(text(self.found))
 
 
-def judge(record: Record, stage: str, sizes: list[Size], device: torch.device, *, tiny: bool) -> None:
-    """Check, compare and profile on the tiles that the layers take now."""
-    record.keep(f"check{stage}", check(sizes, device))
-    record.keep(f"compare{stage}", compare(sizes, device))
-    table, problem = attempt(lambda: profiled(device, tiny))
-    record.found[f"profile{stage}"] = table or problem
-    record.write()
+def judge(record: Record, name: str, asked: argparse.Namespace, sizes: list[Size], device: torch.device) -> None:
+    """Check, compare and profile, what is asked for of these, on the tiles that the layers take now."""
+    if "check" in asked.stages:
+        record.keep(f"check{name}", check(sizes, device))
+    if "compare" in asked.stages:
+        record.keep(f"compare{name}", compare(sizes, device))
+    if "profile" in asked.stages:
+        table, problem = attempt(lambda: profiled(device, asked.tiny))
+        record.found[f"profile{name}"] = table or problem
+        record.write()
+
+
+def tune_and_judge(
+    record: Record, name: str, asked: argparse.Namespace, sizes: list[Size], device: torch.device
+) -> None:
+    """Time the tiles to try, then judge the fastest of all that were timed."""
+    trials = all_trials(sizes, overlap=asked.overlap, tiny=asked.tiny)
+    record.keep("tune, overlap" if asked.overlap else "tune", tune(sizes, trials, device))
+    with using(best_tiles(record.found.get("tune", []) + record.found.get("tune, overlap", []))):
+        judge(record, name, asked, sizes, device)
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="what to do (default: all)")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes on the CPU, in Triton's interpreter")
-    parser.add_argument("--overlap", action="store_true", help="only the tiles that overlap, after all else")
+    parser.add_argument("--overlap", action="store_true", help="how the program starts itself for tiles that overlap")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(level=logging.INFO, format="%(relativeCreated)7d ms  %(message)s")
     device = pick_device("cpu" if arguments.tiny else "cuda")
     sizes = [(6, 10, 3, 2)] if arguments.tiny else SIZES
     record = Record(arguments.out, device)
-    stage = ", overlap" if arguments.overlap else ""
     if arguments.overlap:
         record.read()
-    else:
-        judge(record, stage, sizes, device, tiny=arguments.tiny)
+        tune_and_judge(record, ", overlap", arguments, sizes, device)
+        return
+    judge(record, "", arguments, sizes, device)
+    if "tune" in arguments.stages:
+        tune_and_judge(record, ", fastest tiles", arguments, sizes, device)
+    if "loss" in arguments.stages:
         record.keep("loss", losses(device, tiny=arguments.tiny))
-    trials = all_trials(sizes, overlap=arguments.overlap, tiny=arguments.tiny)
-    record.keep(f"tune{stage}", tune(sizes, trials, device))
-    rows = record.found["tune"] + record.found.get("tune, overlap", [])
-    with using(best_tiles(rows)):
-        judge(record, stage or ", fastest tiles", sizes, device, tiny=arguments.tiny)
-    if not arguments.overlap:
+    if "overlap" in arguments.stages:
         command = [sys.executable, "-m", "tests.gpu_lstm", "--overlap", *sys.argv[1:]]
         with suppress(subprocess.TimeoutExpired):
             subprocess.run(command, check=False, timeout=OVERLAP_S)

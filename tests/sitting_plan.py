@@ -14,7 +14,7 @@ from lm.base.files import ROOT
 from lm.study.executors import Job
 
 PTB = "ptb-fast"
-WT2 = "wikitext-2-fast"
+WT2 = "wikitext-2-fast-90"
 # Study, alpha, beta, seed, the most important first: the recipe, what AR and TAR are worth in it, seeds, other values.
 PLAN = [
     (PTB, 3, 1.5, 141), (PTB, 0, 0, 141),
