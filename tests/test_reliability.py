@@ -14,7 +14,7 @@ from lm.training.log import RunLog, log_to
 from tests import trials as cases
 from tests.conftest import TINY, write_corpus
 from tests.forks import THREADS
-from tests.rundir import event_steps, same, weights
+from tests.rundir import checkpoint, event_steps, same, weights
 from tests.trials import SHORT, SIGNALS, SWITCH, Trials
 
 
@@ -126,15 +126,27 @@ def test_deterministic_runs_on_cuda_end_in_the_same_bits(cli, corpus_dir, tmp_pa
     assert same(weights(runs[0]), weights(runs[1]))
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("kernel", ["native", "triton"])
-def test_a_cuda_run_that_stops_and_goes_on_ends_in_the_bits_of_one_that_does_not(kernel, cli, corpus_dir, tmp_path):
-    common = ["train", "--data", corpus_dir, *TINY, "--device=cuda", "--precision=bf16", f"--kernel={kernel}"]
-    common += ["--deterministic", "--no-tensorboard", "--resume=auto"]
-    for run, epochs in (("whole", 2), ("parts", 1), ("parts", 2)):
-        done = cli(*common, f"--epochs={epochs}", "--out-dir", tmp_path / run)
+@pytest.mark.parametrize(
+    ("device", "kernel"),
+    [
+        ("cpu", "native"),
+        pytest.param("cuda", "native", marks=pytest.mark.gpu),
+        pytest.param("cuda", "triton", marks=pytest.mark.gpu),
+    ],
+)
+def test_the_short_recipe_killed_within_an_epoch_ends_in_the_same_bits(device, kernel, faults, corpus_dir, tmp_path):
+    flags = ["train", "--data", corpus_dir, *TINY, f"--device={device}", f"--kernel={kernel}", "--deterministic"]
+    flags += ["--optimizer=adam", "--lr=4e-3", "--schedule=trapezoid", "--average-last=0.3", "--epochs=12"]
+    flags += ["--precision=bf16", "--no-tensorboard", "--save-every=3", "--resume=auto"]
+    killed = RunDir(tmp_path / "killed")
+    faults.run(*flags, "--out-dir", killed.path, folder=tmp_path, action="kill", at=150)
+    saved = checkpoint(killed.path, "last")["progress"]["step"]
+    for run in ("killed", "whole"):
+        done = faults.run(*flags, "--out-dir", tmp_path / run, folder=tmp_path)
         assert done.returncode == 0, done.stderr
-    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    steps = json.loads((tmp_path / "whole" / "result.json").read_text())["steps"]
+    assert saved % (steps // 12) and saved < steps
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
 
 
 def test_resuming_with_another_number_of_threads_says_that_rounding_differs(faults, trials, tmp_path):
