@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lm.base.plotting import BASELINE, CHOSEN, OTHER, PALE, house_style, place_labels, save_png
 from lm.config.schema import TrainConfig
-from lm.study.records import curve_of, show
+from lm.study.records import curve_of, histogram_of, show
 from lm.tables.analysis import Analysis
 from lm.tables.axes import (
     NAMES,
@@ -53,12 +53,14 @@ def draw_plots(analysis: Analysis, folder: Path) -> list[tuple[str, str]]:
     with house_style():
         plots = {f"{name}.png": _over_field(analysis, name) for name in analysis.fields}
         plots |= {"heatmap.png": _heatmap(analysis), "activations.png": _activations(analysis)}
+        plots |= {"distribution.png": _distribution(analysis)}
         for name, plot in (plots | {"curves.png": _curves(analysis)}).items():
             if plot is not None:
                 figure, caption = plot
                 save_png(figure, folder / name)
                 drawn.append((name, caption))
-    possible = (*(field.name for field in dataclasses.fields(TrainConfig)), "heatmap", "activations", "curves")
+    possible = [field.name for field in dataclasses.fields(TrainConfig)]
+    possible += ["heatmap", "activations", "distribution", "curves"]
     for name in {f"{name}.png" for name in possible} - {name for name, _ in drawn}:
         (folder / name).unlink(missing_ok=True)
     return drawn
@@ -223,6 +225,53 @@ def _short(analysis: Analysis, configuration: Configuration, main: Sequence[str]
     return " ".join([text, *(f"{name} {show(value)}" for name, value in others.items())])
 
 
+def _label(analysis: Analysis, configuration: Configuration) -> str:
+    marks = {BASELINE: " (baseline)", CHOSEN: " (chosen)"}
+    return configuration.label + marks.get(colour_of(analysis, configuration), "")
+
+
+def _histogram(configuration: Configuration) -> list[float]:
+    """Shares of h in bins from -1 to 1, means over the runs that have them; empty where none has."""
+    known = [found for record in configuration.runs.values() if (found := histogram_of(record))]
+    return [statistics.fmean(shares) for shares in zip(*known, strict=True)]
+
+
+def _distribution(analysis: Analysis) -> Plot | None:
+    """How the activations spread: the baseline, and of each norm of AR the strength that is best on valid."""
+    if "ar_norm" not in analysis.fields or analysis.base is None:
+        return None
+    ranked = [c for c in analysis.configurations if not differing(analysis, c, "alpha", "ar_norm") and _histogram(c)]
+    ranked.sort(key=lambda configuration: (configuration.diverged, configuration.mean("valid_ppl")))
+    best: dict[str, Configuration] = {}
+    for configuration in ranked:
+        penalised = configuration.values.get("alpha") != 0
+        best.setdefault(str(configuration.values["ar_norm"]) if penalised else "none", configuration)
+    if len(best) < 2:
+        return None
+    figure, (ax,) = new_panels(1, (7.6, 4.2))
+    more = iter(_MORE)
+    for configuration in best.values():
+        shares = _histogram(configuration)
+        colour = colour_of(analysis, configuration, "")
+        edges = [2 * at / len(shares) - 1 for at in range(len(shares) + 1)]
+        ax.stairs(
+            shares,
+            edges,
+            baseline=None,
+            color=colour or next(more),
+            linewidth=1.5,
+            label=_label(analysis, configuration),
+        )
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
+    ax.set(xlabel="activation h of the last layer on valid", ylabel="share of the activations")
+    figure.legend(loc="outside right upper", title="best of each norm")
+    caption = (
+        "Activations of the last layer by their size, the outermost bins with all beyond: the baseline and, of each"
+    )
+    return figure, f"{caption} norm of AR, the best strength."
+
+
 def _curve(configuration: Configuration) -> tuple[list[float], list[float]]:
     """Epochs and the mean over seeds of valid perplexity, where all seeds have it."""
     values: dict[float, list[float]] = {}
@@ -252,11 +301,7 @@ def _curves(analysis: Analysis) -> Plot | None:
     ax.set_ylim(min(values) - 0.05 * (top - min(values)), top)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="epoch", ylabel="perplexity", title="valid")
-    marks = {BASELINE: " (baseline)", CHOSEN: " (chosen)"}
-    shown = [
-        (configuration.label + marks.get(colours[id(configuration)], ""), colours[id(configuration)])
-        for configuration in ranked
-    ]
+    shown = [(_label(analysis, configuration), colours[id(configuration)]) for configuration in ranked]
     handles = [Line2D([], [], color=colour, label=text) for text, colour in shown if colour != PALE]
     if pale := sum(colour == PALE for _, colour in shown):
         handles.append(Line2D([], [], color=PALE, label=f"{pale} more"))

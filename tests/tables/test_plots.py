@@ -3,7 +3,7 @@
 import json
 
 from lm.tables.page import report
-from lm.tables.plots import _over_field
+from lm.tables.plots import _distribution, _over_field
 from tests.ledgers import analysis_of, record
 
 
@@ -28,3 +28,24 @@ def test_a_plot_that_has_no_data_any_more_is_deleted_and_no_other_picture(tmp_pa
     report(str(tmp_path))
     assert not {"beta.png", "heatmap.png"} & {path.name for path in tmp_path.glob("*.png")}
     assert {"alpha.png", "mine.png"} <= {path.name for path in tmp_path.glob("*.png")}
+
+
+def test_the_distribution_has_the_baseline_and_the_best_of_each_norm(tmp_path):
+    settings = [(0, "l2", 4.5), (1, "l2", 4.4), (2, "l2", 4.3), (1, "l1", 4.45), (2, "l1", 4.6)]
+    lines = []
+    for alpha, norm, loss in settings:
+        for seed in (1, 2):
+            line = record(seed, loss, test=loss, config={"alpha": alpha, "ar_norm": norm})
+            line["activation"]["histogram"] = [0.25 * seed / 2, 0.75 * seed / 2]
+            lines.append(line)
+    body = '[[grid]]\nalpha = [0, 1, 2]\nar_norm = ["l2", "l1"]\n[baseline]\nalpha = 0\nar_norm = "l2"\n'
+    figure, caption = _distribution(analysis_of(tmp_path, lines, seeds=[1, 2], body=body))
+    shown = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert shown == {"alpha 0, ar_norm l2 (baseline)", "alpha 2 (chosen)", "alpha 1, ar_norm l1"}
+    for stairs in figure.axes[0].patches:
+        assert stairs.get_data().values.tolist() == [0.1875, 0.5625]
+        assert stairs.get_data().edges.tolist() == [-1, 0, 1]
+    assert "each norm" in caption
+    for line in lines:
+        del line["activation"]["histogram"]
+    assert _distribution(analysis_of(tmp_path / "older", lines, seeds=[1, 2], body=body)) is None
