@@ -43,7 +43,7 @@ def readme_rows() -> list[str]:
         f"The other two alone give {held:.3f} nats (Holm-adjusted p = {p:.3f})",
         f"gains {elsewhere[0]:.3f} nats on WikiText-2 and {elsewhere[1]:.3f} at 650 units",
         small_text.transferred()[-1],
-        small_text.tuned_gain()[0],
+        small_text.tuned_gain(),
         small_text.norm_gains()[1].partition(" (")[0],
         f"Training without it costs {-gain(runs(0, 0, 0)[1111], base[1111], 'test'):.3f} nats on test",
         f"At dropout 0.2 the pair gains {gain(both[1111], base[1111], 'test'):.3f} nats (one seed)",
@@ -61,7 +61,7 @@ EXPECTED = {
     "results/README.md": [
         *others.baselines(), *dropout_0_2.three_seeds(), *dropout_0_2.strengths(), *dropout_0_2.noise(),
         *dropout_0_2.activations(), dropout_0_2.own_page(), dropout_0_2.beside_a_cache(), *dropout_0_2.elsewhere(),
-        *small_text.tuned(), *small_text.norms(), *small_text.width(),
+        *small_text.searched("ptb-60k-budget", "ptb-60k-final"), *small_text.unreadable(), *small_text.norms(), *small_text.width(),
         *small_text.transferred()[:-1], *others.others(),
         *full_size.results(), full_size.side_by_side(),
         *others.beside_the_lstm_of_words(), others.speed(), *digits.claims(), others.grammar()[0],

@@ -26,14 +26,15 @@ def by_seed(study: str) -> list[dict[int, dict]]:
 
 
 def setting(config: dict) -> str:
-    return f"dropout {config['dropout']:g}, rate {config['lr']:g}, weight decay {config['wdecay']:g}"
+    text = f"dropout {config['dropout']:g}, rate {config['lr']:g}"
+    return text + (f", weight decay {config['wdecay']:g}" if config["wdecay"] else "")
 
 
-def tuned() -> list[str]:
-    """The search on 60,000 words, and the seeds that took no part in it."""
-    tried, rows = sides("ptb-60k-budget"), []
+def searched(search: str, final: str) -> list[str]:
+    """A search, and the seeds that took no part in it: what was best on each side, and what it gains or loses."""
+    tried, rows = sides(search), []
     best = [min(side, key=lambda r: r["valid_loss"]) for side in tried]
-    fresh = by_seed("ptb-60k-final")
+    fresh = by_seed(final)
     for name, side, chosen, again in zip(("no penalty", "alpha 2, beta 1"), tried, best, fresh, strict=True):
         rows.append(f"| {name} | {len(side)} | {setting(chosen['config'])} | {pair(chosen, sign=' | ')} |")
         rows.append(
@@ -44,13 +45,19 @@ def tuned() -> list[str]:
         assert all({**r["config"], "seed": 1111} == chosen["config"] for r in again.values()), name
         assert chosen["seed"] not in again
     runs_, hours = len(tried[0]) + len(tried[1]), sum(r["seconds"] for side in tried for r in side) / 3600
-    lost = max(tried[1], key=lambda r: r["train_ppl"])
-    narrow = of_width(400)[1][1]
-    gained, p = tuned_gain()
+    gained, p = gained_over(*fresh)
     return [
         *rows,
         f"{runs_} runs and {hours:.1f} hours of one core",
         f"{gained} on test (n = {len(fresh[0])}, Welch, {shown(p)})",
+    ]
+
+
+def unreadable() -> list[str]:
+    """The runs that cannot read their own training text."""
+    lost = max(ledger("ptb-60k-budget"), key=lambda r: r["train_ppl"])
+    narrow = of_width(400)[1][1]
+    return [
         f"has a perplexity of {lost['train_ppl']:,.0f} on train, {pair(lost)} on valid and test",
         f"and seed 1 has {narrow['train_ppl']:,.0f} and {pair(narrow)}",
     ]
@@ -66,9 +73,9 @@ def shown(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def tuned_gain() -> tuple[str, float]:
-    """What alpha 2 and beta 1 gain over the best settings without them, on seeds that chose nothing, and p."""
-    return gained_over(*by_seed("ptb-60k-final"))
+def tuned_gain(final: str = "ptb-60k-final") -> str:
+    """What alpha 2 and beta 1 gain over the best settings without them, on seeds that chose nothing."""
+    return gained_over(*by_seed(final))[0]
 
 
 def transferred() -> list[str]:
