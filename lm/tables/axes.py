@@ -19,6 +19,9 @@ from lm.tables.analysis import Analysis
 from lm.tables.configurations import Configuration
 from lm.tables.stats import Estimate
 
+Plot = tuple[Figure, str]  # with its caption
+# Of the lines beside the baseline and the chosen one, best first; what is left is pale.
+MORE = (OTHER, "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 # What an axis calls a field or a metric.
 NAMES = {
     "alpha": "alpha (coefficient of AR)", "beta": "beta (coefficient of TAR)",

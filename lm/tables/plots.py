@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from lm.base.plotting import BASELINE, CHOSEN, OTHER, PALE, house_style, place_labels, save_png
+from lm.base.plotting import BASELINE, CHOSEN, OTHER, house_style, place_labels, save_png
 from lm.config.schema import TrainConfig
-from lm.study.records import curve_of, histogram_of, show
+from lm.study.records import show
 from lm.tables.analysis import Analysis
 from lm.tables.axes import (
+    MORE,
     NAMES,
+    Plot,
     ceiling,
     colour_of,
     configurations_over,
@@ -37,11 +37,8 @@ from lm.tables.axes import (
     slices_over,
 )
 from lm.tables.configurations import Configuration
+from lm.tables.lines import curves, distribution
 from lm.tables.text import number
-
-# Of the curves behind the baseline and the chosen one, best first; what is left is pale.
-_MORE = (OTHER, "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-Plot = tuple[Figure, str]
 
 
 def draw_plots(analysis: Analysis, folder: Path) -> list[tuple[str, str]]:
@@ -53,8 +50,8 @@ def draw_plots(analysis: Analysis, folder: Path) -> list[tuple[str, str]]:
     with house_style():
         plots = {f"{name}.png": _over_field(analysis, name) for name in analysis.fields}
         plots |= {"heatmap.png": _heatmap(analysis), "activations.png": _activations(analysis)}
-        plots |= {"distribution.png": _distribution(analysis)}
-        for name, plot in (plots | {"curves.png": _curves(analysis)}).items():
+        plots |= {"distribution.png": distribution(analysis), "curves.png": curves(analysis)}
+        for name, plot in plots.items():
             if plot is not None:
                 figure, caption = plot
                 save_png(figure, folder / name)
@@ -72,7 +69,7 @@ def _over_field(analysis: Analysis, name: str) -> Plot | None:
     done = [configuration for configuration in configurations if configuration.mean("valid_ppl") is not None]
     if len({configuration.values[name] for configuration in done}) < 2:
         return None
-    slices = slices_over(analysis, name, len(_MORE) - 1)
+    slices = slices_over(analysis, name, len(MORE) - 1)
     beside = [configuration for line in slices.values() for configuration in line]
     splits = [split for split in ("valid", "test") if any(configuration.mean(f"{split}_ppl") for configuration in done)]
     figure, axes = new_panels(len(splits), (1.0 + 4.4 * len(splits), 3.8 + 0.25 * bool(slices)))
@@ -87,7 +84,7 @@ def _over_field(analysis: Analysis, name: str) -> Plot | None:
     figure.suptitle(caption, fontsize=12)
     more = [
         Line2D([], [], color=colour, marker="o", linewidth=1, label=label)
-        for label, colour in zip(slices, _MORE[1:], strict=False)
+        for label, colour in zip(slices, MORE[1:], strict=False)
     ]
     others = f"; beside it {'; '.join(slices)}" if slices else ""
     return figure, caption + others + legend_below(figure, analysis, [*done, *beside], "--", more)
@@ -107,7 +104,7 @@ def _panel(
         ax.axhline(base.mean, color=BASELINE, linestyle="--", linewidth=1)
         ax.axhspan(base.mean - (base.sd or 0), base.mean + (base.sd or 0), color=BASELINE, alpha=0.1, linewidth=0)
     drawn = []
-    for line, colour in zip(lines, _MORE, strict=False):
+    for line, colour in zip(lines, MORE, strict=False):
         known = sorted((c for c in line if c.mean(metric)), key=lambda configuration: configuration.values[name])
         points = [(places[c.values[name]], c.estimated(metric), colour_of(analysis, c, colour)) for c in known]
         ax.plot([x for x, _, _ in points], [e.mean for _, e, _ in points], color=colour, zorder=2)
@@ -223,87 +220,3 @@ def _short(analysis: Analysis, configuration: Configuration, main: Sequence[str]
     text = "/".join(show(configuration.values.get(name)) for name in main)
     others = differing(analysis, configuration, *main)
     return " ".join([text, *(f"{name} {show(value)}" for name, value in others.items())])
-
-
-def _label(analysis: Analysis, configuration: Configuration) -> str:
-    marks = {BASELINE: " (baseline)", CHOSEN: " (chosen)"}
-    return configuration.label + marks.get(colour_of(analysis, configuration), "")
-
-
-def _histogram(configuration: Configuration) -> list[float]:
-    """Shares of h in bins from -1 to 1, means over the runs that have them; empty where none has."""
-    known = [found for record in configuration.runs.values() if (found := histogram_of(record))]
-    return [statistics.fmean(shares) for shares in zip(*known, strict=True)]
-
-
-def _distribution(analysis: Analysis) -> Plot | None:
-    """How the activations spread: the baseline, and of each norm of AR the strength that is best on valid."""
-    if "ar_norm" not in analysis.fields or analysis.base is None:
-        return None
-    ranked = [c for c in analysis.configurations if not differing(analysis, c, "alpha", "ar_norm") and _histogram(c)]
-    ranked.sort(key=lambda configuration: (configuration.diverged, configuration.mean("valid_ppl")))
-    best: dict[str, Configuration] = {}
-    for configuration in ranked:
-        penalised = configuration.values.get("alpha") != 0
-        best.setdefault(str(configuration.values["ar_norm"]) if penalised else "none", configuration)
-    if len(best) < 2:
-        return None
-    figure, (ax,) = new_panels(1, (7.6, 4.2))
-    more = iter(_MORE)
-    for configuration in best.values():
-        shares = _histogram(configuration)
-        colour = colour_of(analysis, configuration, "")
-        edges = [2 * at / len(shares) - 1 for at in range(len(shares) + 1)]
-        ax.stairs(
-            shares,
-            edges,
-            baseline=None,
-            color=colour or next(more),
-            linewidth=1.5,
-            label=_label(analysis, configuration),
-        )
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
-    ax.set(xlabel="activation h of the last layer on valid", ylabel="share of the activations")
-    figure.legend(loc="outside right upper", title="best of each norm")
-    caption = (
-        "Activations of the last layer by their size, the outermost bins with all beyond: the baseline and, of each"
-    )
-    return figure, f"{caption} norm of AR, the best strength."
-
-
-def _curve(configuration: Configuration) -> tuple[list[float], list[float]]:
-    """Epochs and the mean over seeds of valid perplexity, where all seeds have it."""
-    values: dict[float, list[float]] = {}
-    curves = [curve_of(record) for record in configuration.runs.values()]
-    for epoch, ppl in (row for curve in curves for row in curve):
-        values.setdefault(epoch, []).append(ppl)
-    full = {epoch: statistics.fmean(found) for epoch, found in sorted(values.items()) if len(found) == len(curves)}
-    return list(full), list(full.values())
-
-
-def _curves(analysis: Analysis) -> Plot | None:
-    """Valid perplexity over epochs: baseline, chosen and the best others in colour, the rest pale."""
-    ranked = [configuration for configuration in analysis.configurations if len(_curve(configuration)[0]) > 1]
-    ranked.sort(key=lambda configuration: (configuration.diverged, configuration.mean("valid_ppl")))
-    if not ranked:
-        return None
-    others = [configuration for configuration in ranked if colour_of(analysis, configuration) == OTHER]
-    colours = {id(configuration): colour_of(analysis, configuration, PALE) for configuration in ranked}
-    colours |= {id(configuration): colour for configuration, colour in zip(others, _MORE, strict=False)}
-    figure, (ax,) = new_panels(1, (7.6, 4.2))
-    lines = [(_curve(configuration), colours[id(configuration)]) for configuration in reversed(ranked)]
-    for curve, colour in lines:
-        front = colour in (BASELINE, CHOSEN)
-        ax.plot(*curve, color=colour, linewidth=2 if front else 1.2, zorder=3 if front else 2)
-    values = [value for (_, ys), _ in lines for value in ys]
-    top = min(max(values), 1.3 * statistics.median(ys[-1] for (_, ys), _ in lines))
-    ax.set_ylim(min(values) - 0.05 * (top - min(values)), top)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set(xlabel="epoch", ylabel="perplexity", title="valid")
-    shown = [(_label(analysis, configuration), colours[id(configuration)]) for configuration in ranked]
-    handles = [Line2D([], [], color=colour, label=text) for text, colour in shown if colour != PALE]
-    if pale := sum(colour == PALE for _, colour in shown):
-        handles.append(Line2D([], [], color=PALE, label=f"{pale} more"))
-    figure.legend(handles=handles, loc="outside right upper", title="best first")
-    return figure, "Learning curves, means over seeds; the start is cut off."

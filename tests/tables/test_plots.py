@@ -2,8 +2,11 @@
 
 import json
 
+import pytest
+
+from lm.tables.lines import curves, distribution
 from lm.tables.page import report
-from lm.tables.plots import _distribution, _over_field
+from lm.tables.plots import _over_field
 from tests.ledgers import analysis_of, record
 
 
@@ -39,7 +42,7 @@ def test_the_distribution_has_the_baseline_and_the_best_of_each_norm(tmp_path):
             line["activation"]["histogram"] = [0.25 * seed / 2, 0.75 * seed / 2]
             lines.append(line)
     body = '[[grid]]\nalpha = [0, 1, 2]\nar_norm = ["l2", "l1"]\n[baseline]\nalpha = 0\nar_norm = "l2"\n'
-    figure, caption = _distribution(analysis_of(tmp_path, lines, seeds=[1, 2], body=body))
+    figure, caption = distribution(analysis_of(tmp_path, lines, seeds=[1, 2], body=body))
     shown = {text.get_text() for text in figure.legends[0].get_texts()}
     assert shown == {"alpha 0, ar_norm l2 (baseline)", "alpha 2 (chosen)", "alpha 1, ar_norm l1"}
     for stairs in figure.axes[0].patches:
@@ -48,4 +51,21 @@ def test_the_distribution_has_the_baseline_and_the_best_of_each_norm(tmp_path):
     assert "each norm" in caption
     for line in lines:
         del line["activation"]["histogram"]
-    assert _distribution(analysis_of(tmp_path / "older", lines, seeds=[1, 2], body=body)) is None
+    assert distribution(analysis_of(tmp_path / "older", lines, seeds=[1, 2], body=body)) is None
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"lr": (20, 30), "clip": (0.25, 0.5), "dropout": (0.2, 0.3), "wdrop": (0.4, 0.5)}]
+)
+def test_names_too_long_to_stand_beside_the_curves_stand_below_them(more, tmp_path):
+    fields = {"alpha": (0, 1), **more}
+    configs = [{name: values[at] for name, values in fields.items()} for at in (0, 1)]
+    lines = [record(1, loss, config=config) for loss, config in zip((4.5, 4.4), configs, strict=True)]
+    for line in lines:
+        line["curve"] = [[1, 100.0], [2, 90.0]]
+    body = "\n".join(f"[[grid]]\n{''.join(f'{n} = [{v}]' + chr(10) for n, v in c.items())}" for c in configs)
+    figure, _ = curves(analysis_of(tmp_path, lines, seeds=[1], body=body))
+    figure.canvas.draw()
+    names, axes = figure.legends[0].get_window_extent(), figure.axes[0].get_window_extent()
+    assert axes.width > 0.4 * figure.bbox.width
+    assert names.y1 < axes.y0 if more else names.x0 > axes.x1
