@@ -61,7 +61,7 @@ EXPECTED = {
     "results/README.md": [
         *others.baselines(), *dropout_0_2.three_seeds(), *dropout_0_2.strengths(), *dropout_0_2.noise(),
         *dropout_0_2.activations(), dropout_0_2.own_page(), dropout_0_2.beside_a_cache(), *dropout_0_2.elsewhere(),
-        *small_text.searched("ptb-60k-budget", "ptb-60k-final"), *small_text.unreadable(),
+        *small_text.searched("ptb-60k-budget", "ptb-60k-final"), *small_text.pilot(), *small_text.unreadable(),
         *small_text.norms(), *small_text.width(), *small_text.transferred()[:-1], *others.others(),
         *full_size.results(), full_size.side_by_side(),
         *others.beside_the_lstm_of_words(), others.speed(), *digits.claims(), others.grammar()[0],

@@ -53,6 +53,25 @@ def searched(search: str, final: str) -> list[str]:
     ]
 
 
+def pilot() -> list[str]:
+    """Six epochs on all of PTB, by two optimizers."""
+    found = ledger("ptb-200-pilot")
+    rows = []
+    for optimizer, name in (("sgd", "SGD"), ("adamw", "AdamW")):
+        for r in sorted((r for r in found if r["config"]["optimizer"] == optimizer), key=lambda r: r["valid_loss"]):
+            config = r["config"]
+            penalties = f"alpha {config['alpha']:g}, beta {config['beta']:g}" if config["alpha"] else "no penalty"
+            rows.append(
+                f"| {name}, rate {config['lr']:g}, dropout {config['dropout']:g}, {penalties} | {pair(r, sign=' | ')} "
+                f"| {r['train_ppl']:.2f} |"
+            )
+    at = {(r["config"]["optimizer"], r["config"]["lr"], r["config"]["dropout"], r["config"]["alpha"]): r for r in found}
+    gains = [
+        gain(at[name, rate, 0.2, 2], at[name, rate, 0.2, 0], "test") for name, rate in (("adamw", 8e-3), ("sgd", 20))
+    ]
+    return [*rows, f"gain {gains[0]:.3f} nats on test with AdamW and cost {-gains[1]:.3f} with SGD"]
+
+
 def unreadable() -> list[str]:
     """The runs that cannot read their own training text."""
     lost = max(ledger("ptb-60k-budget"), key=lambda r: r["train_ppl"])
