@@ -96,10 +96,10 @@ def noise() -> list[str]:
     single = {split: stats.t.ppf(0.975, 2) * sd for split, sd in differences.items()}
     return [
         f"standard deviation of up to {sds['valid']:.4f} nats on valid and {sds['test']:.4f} on test",
-        f"the difference on valid has a standard deviation of {differences['valid']:.4f}, which is "
-        f"±{single['valid'] / math.sqrt(3):.3f} for a mean of three seeds",
-        f"For single runs it is ±{single['valid']:.3f} on valid and, from a standard deviation of "
-        f"{differences['test']:.4f}, ±{single['test']:.3f} on test",
+        *(
+            f"| {split} | {sd:.4f} | ±{single[split] / math.sqrt(3):.3f} | ±{single[split]:.3f} |"
+            for split, sd in differences.items()
+        ),
         f"±{single['valid']:.3f} nats on valid and ±{single['test']:.3f} on test, both gains stand out on test",
     ]
 

@@ -65,7 +65,9 @@ def results() -> list[str]:
         f"they gain {gain(ours, without, 'valid'):.3f} nats on valid and {gain(ours, without, 'test'):.3f} on test",
         f"(60.0 / 57.3) that is {math.log(60.3 / 57.3):.3f} nats on test, beside the one not fine-tuned (60.7 / 58.8) "
         f"{math.log(60.3 / 58.8):.3f}",
-        f"{by_epoch[20]:.3f} nats on valid after 20 epochs, {by_epoch[70]:.3f} after 70, {by_epoch[100]:.3f} after 100",
+        f"{by_epoch[20]:.3f} nats on valid after 20 epochs, {by_epoch[70]:.3f} after 70, {by_epoch[100]:.3f} after 100 "
+        f"(the gain of {gain(ours, without, 'valid'):.3f} is between the best checkpoints, of epochs "
+        f"{ours['best_epoch']} and {without['best_epoch']})",
         f"with penalties is {gain(ours, without, 'train'):.3f} nats better, on valid "
         f"{gain(ours, without, 'valid'):.3f}, and the gap between the two grows from {gaps[0]:.3f} to "
         f"{gaps[1]:.3f} nats",

@@ -65,8 +65,8 @@ def others() -> list[str]:
         f"ends at {pair(cuda['fp32'])} in fp32 and {pair(cuda['bf16'])} in bf16 on an H100, against "
         f"{pair(runs(0, 0)[1111])} on a CPU",
         f"{pair(short)} from epoch {short['best_epoch']}",
-        f"60.3 instead of 57.3 on PTB test, {math.log(60.3 / 57.3):.3f} nats, "
-        f"and 70.1 instead of 65.8 on WikiText-2 test, {math.log(70.1 / 65.8):.3f} nats "
+        f"60.3 without them on PTB test, 57.3 with, {math.log(60.3 / 57.3):.3f} nats; "
+        f"70.1 and 65.8 on WikiText-2 test, {math.log(70.1 / 65.8):.3f} nats "
         f"or {100 * (70.1 / 65.8 - 1):.1f} %",
     ]
 
@@ -134,8 +134,8 @@ def presets_reach() -> list[str]:
     slow, quick, on_gpu = (minutes(base[seed]) for seed in (1111, 1112, 1113))
     assert [record["versions"]["threads"] for record in (base[1111], base[1112], onecycle)] == [1, 1, 2]
     return [
-        f"| {fmean(values(base, 'test_ppl')):.1f} (n = {len(base)}) | {quick} and {slow} on one thread of an AMD EPYC, "
-        f"{on_gpu} on an H100 |",
+        f"| {fmean(values(base, 'test_ppl')):.1f} (n = {len(base)}) | {slow} and {quick} on one thread of an AMD EPYC "
+        f"(seeds 1111 and 1112), {on_gpu} on an H100 (seed 1113) |",
         f"| {wide['test_ppl']:.1f} | {minutes(wide)} on an H100 |",
         f"| {awd['test_ppl']:.1f} after {awd['epochs']} of 500 epochs | {minutes(awd)} on an H100 |",
         f"| {fast['test_ppl']:.1f} | {minutes(fast)} on an H200, beside two other runs |",
