@@ -96,7 +96,7 @@ def train_epoch(
     """The rest of the current epoch, with its log records and checkpoints."""
     progress = run.progress
     max_steps = run.config.max_steps or math.inf
-    done = progress.tokens - (progress.epoch - 1) * run.targets_per_epoch
+    done = run.windows.rows_read * run.columns.total
     log.start_epoch(progress.epoch, run.config.epochs, run.targets_per_epoch, done)
     logged_tokens = progress.tokens
     seconds = 0.0  # of training since then, without validations
@@ -136,10 +136,8 @@ def check_run(run: Run) -> None:
     check_weights(run.model.parameters(), run.means.finite(), run.progress.step)
 
 
-def score_valid(
-    run: Run, writer: RunWriter, log: RunLog, stop: StopSignals, *, in_epoch: bool, save: bool = False
-) -> None:
-    """Validate, keep the best (`save`: at once on the disk), and let the loss steer learning rate and averaging."""
+def score_valid(run: Run, writer: RunWriter, log: RunLog, stop: StopSignals, *, in_epoch: bool) -> None:
+    """Validate, keep the best, and let the loss steer learning rate and averaging."""
     progress = run.progress
     started = time.perf_counter()
     check_run(run)
@@ -157,8 +155,7 @@ def score_valid(
         progress.best_loss = valid.loss
         progress.best_activation = valid.activation
         progress.best_averaged = better == "averaged"
-        keep = writer.save_best if save else writer.keep_best
-        keep(run, run.candidates()[better])
+        writer.keep_best(run, run.candidates()[better])
     run.learning_rate.after_validation(valid.loss)
     if run.averaging.after_validation(valid.loss) and not run.finetunes:
         run.averaging.start(run.model)
@@ -169,7 +166,7 @@ def end_epoch(run: Run, writer: RunWriter, log: RunLog, stop: StopSignals, saves
     """Validate, where it is due, and go to the top of the text."""
     progress = run.progress
     if run.validates_epoch():
-        score_valid(run, writer, log, stop, in_epoch=False, save=saves.at_epochs)
+        score_valid(run, writer, log, stop, in_epoch=False)
     else:
         started = time.perf_counter()
         check_run(run)
@@ -191,7 +188,8 @@ def keep_starting_point(run: Run, writer: RunWriter, log: RunLog, stop: StopSign
     better, valid = next(iter(validate(run, f"valid of {run.config.finetune}", stop).items()))
     progress.best_loss = valid.loss
     progress.best_activation = valid.activation
-    writer.save_best(run, run.candidates()[better])
+    writer.keep_best(run, run.candidates()[better])
+    writer.save_kept()
     log.message(f"fine-tuning {run.config.finetune}: valid {valid.loss:.4f}  ppl {valid.perplexity:8.2f} at the start")
 
 

@@ -232,6 +232,7 @@ def test_an_unusable_checkpoint_exits_with_5_whoever_reads_it_and_runs_no_code(d
             2,
             "is for --dynamic-rule rms",
         ),
+        (evaluate, ["run", "--adapt=dynamic", "--dynamic-epsilon=0"], 2, "--dynamic-epsilon: must be above 0"),
         (evaluate, ["run", "--adapt=dynamic", "--dynamic-lr=1e38", "--json"], 4, "--dynamic-lr"),
         (evaluate, ["run", "--adapt=dynamic+cache", "--dynamic-lr=1e38", "--json"], 4, "--dynamic-lr"),
         (train, ["--data=own", "--dataset=../own"], 2, "--dataset '../own' is not the name of a corpus"),

@@ -223,6 +223,8 @@ class TrainConfig(ComputeConfig, OptimConfig, RegularizationConfig, ModelConfig,
             raise ConfigError("--init-vectors: fine-tuning starts from the weights of a run; leave it out")
         if self.min_lr and self.schedule != "plateau":
             raise ConfigError("--min-lr: works with --schedule plateau only")
+        if self.min_lr > self.lr:
+            raise ConfigError("--min-lr: the run would end before its first update; it must not be above --lr")
         self._check_annealing()
 
     def _check_vocabulary(self) -> None:

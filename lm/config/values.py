@@ -88,7 +88,10 @@ def config_id(config: TrainConfig) -> str:
 
 
 def is_open_ended(config: TrainConfig) -> bool:
-    """Whether a run computes the same however long it is to be, so that it can be made longer."""
+    """Whether a run computes the same however many epochs it is to have, so that it can be made longer.
+
+    After a --max-steps that ended it within an epoch it goes on with the next, which result.json tells.
+    """
     fixed = config.average_last or config.validate_epochs > 1  # the last epoch has a validation of its own
     return config.schedule in ("constant", "plateau") and not fixed
 

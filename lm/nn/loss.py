@@ -112,6 +112,7 @@ def nats_and_gradients(
     """Nats of every row (N,), and the gradients of their sum by h, W and b.
 
     Args:
+        target_N: int64.
         dtype: of the products' inputs, see `compute_dtype`.
         dweight_VE: zeros, to write the gradient by W into. The weights are not packed then, as few rows do not pay for
             the three copies of them which that takes.
@@ -134,7 +135,7 @@ def nats_and_gradients(
         nats[rows] = softmax(z, target_N[rows], exact, db)
         dh[rows] = hidden_gradient(z)
         if dtype == exact:
-            dw.addmm_(z.t(), h[rows])
+            dw.addmm_(z.t()[:V], h[rows])
         else:
             dw.add_((z.t() @ h[rows])[:V])
         del z  # or the next block would be computed beside it

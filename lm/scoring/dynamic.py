@@ -51,9 +51,11 @@ class Dynamic:
             raise ConfigError(f"--dynamic-rule: must be rms or sgd; got {self.rule!r}")
         if not 1 <= self.segment < 2**31:
             raise ConfigError(f"--dynamic-segment: must be at least 1 and below 2^31; got {self.segment}")
-        for name in ("lr", "decay", "epsilon"):
+        for name in ("lr", "decay"):
             if not 0 <= getattr(self, name) <= _LARGEST:
                 raise ConfigError(f"--dynamic-{name}: must be at least 0 and at most {_LARGEST:g}")
+        if not 0 < self.epsilon <= _LARGEST:  # an element without gradient on train would move by 0 / 0
+            raise ConfigError(f"--dynamic-epsilon: must be above 0 and at most {_LARGEST:g}")
         if not self.decay <= 1:
             raise ConfigError(f"--dynamic-decay: must be at most 1; got {self.decay}")
 
@@ -62,11 +64,15 @@ def _gradient(model: AWDLSTM, output: Output, targets_TB: Tensor) -> list[Tensor
     """Gradient of the mean loss of a window by each parameter."""
     model.zero_grad()
     model.loss(output, targets_TB).backward()
-    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    found = [parameter.grad for parameter in model.parameters()]
+    return [gradient for gradient in found if gradient is not None]  # every parameter has one; for the type checker
 
 
 def gradient_rms(model: AWDLSTM, ids: np.ndarray, batch_size: int, bptt: int, most: int | None = None) -> list[Tensor]:
-    """Root mean square of the gradient by each parameter over windows of a text, at most `most` from its start."""
+    """Root mean square of the gradient by each parameter over windows of a text, at most `most` from its start.
+
+    Returns a tensor for each of `model.parameters()`, of its shape. Raises CorpusError for a text of too few tokens.
+    """
     model = model.without_dropout()
     columns_NB = batchify(ids, batch_size, model.decoder.bias.device)
     squares = [torch.zeros_like(parameter) for parameter in model.parameters()]
@@ -92,7 +98,7 @@ class Learner:
     """A copy of a model that learns from each segment after it was scored; the model itself is never changed."""
 
     def __init__(self, model: AWDLSTM, dynamic: Dynamic, rms: Sequence[Tensor] | None = None) -> None:
-        """`rms`: of the gradients on train, from `gradient_rms`; needed by the rule of that name."""
+        """`rms`: of the gradients on train, from `gradient_rms`; ValueError where the rule of that name lacks it."""
         self.model = model.without_dropout()
         self.dynamic = dynamic
         self._parameters: list[Tensor] = list(self.model.parameters())
@@ -105,7 +111,7 @@ class Learner:
             self._decays: list[Tensor] = [(r * (dynamic.decay / mean).to(r.dtype)).clamp_(max=1) for r in rms]
 
     def learn(self, output: Output, targets_TB: Tensor) -> None:
-        """Make one update from the forward pass of a segment."""
+        """Make one update from the forward pass of a segment, whose targets are (T, B)."""
         dynamic = self.dynamic
         gradient = _gradient(self.model, output, targets_TB)
         with torch.no_grad():

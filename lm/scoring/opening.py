@@ -23,7 +23,7 @@ from lm.scoring.loading import load_trained
 from lm.text.finding import configured_corpus
 from lm.text.vectors import read_vectors
 from lm.training.checkpoint import check_finite, fitting, load_checkpoint, load_latest
-from lm.training.results import check_new
+from lm.training.places import check_new
 from lm.training.run import Run
 from lm.training.transfer import known_share, with_new_types
 
@@ -56,11 +56,16 @@ def open_run(config: TrainConfig, options: RunOptions, run_dir: RunDir, ranks: R
     with fitting(source):
         if not options.threads and not are_given():
             continue_with(state.get("versions") or {})
+        changes = len(state["progress"].get("changes", ()))
         run.load_state_dict(state)
         check_finite(source, run.model.state_dict())
         log_position = state["log_position"]
-    if math.isfinite(run.progress.best_loss):
-        load_checkpoint(run_dir.best)  # the end of the run needs it: better to hear of damage now
+    if math.isfinite(run.progress.best_loss) or run_dir.best.exists():
+        best = load_checkpoint(run_dir.best)  # the end of the run needs it: better to hear of damage now
+        with fitting(run_dir.best):
+            if len(run.progress.changes) > changes:
+                # Updates differ from here on, so a validation after the checkpoint is not made again.
+                run.progress.adopt_best(best["progress"])
     logger.info("resuming in epoch %d after update %d", run.progress.epoch, run.progress.step)
     return run, log_position
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lm.base.errors import CheckpointError
 from lm.base.numbers import perplexity
 from lm.base.rundir import RunDir
 from lm.base.signals import StopSignals
@@ -56,13 +57,23 @@ def log_valid(run: Run, log: RunLog, evaluations: dict[str, Evaluation], *, in_e
 
 
 def final_scores(run: Run, run_dir: RunDir, options: RunOptions, stop: StopSignals) -> dict[str, Any]:
-    """Perplexity of the best checkpoint on train (the generalisation gap) and, once, on test, if there is one."""
+    """Perplexity of the best checkpoint on train (the generalisation gap) and, once, on test, if there is one.
+
+    Returns losses (`train_loss`, ... in nats per target), perplexities (`train_ppl`, ...) and, of characters and bytes,
+    other units. Raises CheckpointError where best.pt cannot be used, or is not the best that the run speaks of.
+    """
     config = run.config
     corpus = run.corpus
     if run.ranks.first:
         best = load_checkpoint(run_dir.best)
         with fitting(run_dir.best):
+            known = best["progress"]["best_loss"]
             run.model.load_state_dict(best["model"])
+        if known != run.progress.best_loss:
+            raise CheckpointError(
+                f"{run_dir.best}: its valid loss is {known:.4f}, but the best of this run is "
+                f"{run.progress.best_loss:.4f}; continue from the last.pt beside it, or train again"
+            )
     run.ranks.tell(run.model.parameters())
 
     def score(split: str, columns: int, tokens: int | None = None) -> float:

@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 def begin_with_shorter(job: Job) -> None:
     """Copy what the longest finished run of fewer epochs left into the directory of a run that has not begun.
 
-    Run directories of a study are named after their configurations. The shorter run stays as it is. Where the learning
-    rate depends on the number of epochs nothing is copied, and the log says so.
+    Run directories of a study are named after their configurations. The shorter run stays as it is. Where what
+    a run computes depends on its number of epochs nothing is copied, and the log says so.
     """
     home = job.run_dir
     if job.rung or home.last.exists():
@@ -33,7 +33,7 @@ def begin_with_shorter(job: Job) -> None:
         if not shorter.last.exists() or finished_result(shorter, config, tested=False) is None:
             continue
         if resume_conflicts(job.config, as_plain(config)):
-            logger.info("%s: begins anew, since its learning rate depends on --epochs", job.name)
+            logger.info("%s: begins anew, since what it computes depends on --epochs", job.name)
             return
         # The checkpoint, by which a run is known to have begun, comes last.
         beside = (shorter.metrics, shorter.log, shorter.config, shorter.tokenizer, shorter.events)

@@ -4,7 +4,7 @@
 field = "alpha"
 values = [0, 0.1, 1, 10]     # first pass; default: the grid's, else 0, 0.1, 1, 10, 100 (probabilities 0, 0.2, ... 0.8)
 rounds = 2                   # finer passes after the first (default 1)
-points = 4                   # new values in each (default 4)
+points = 4                   # new values in each, half on either side of the best (default 4)
 each = ["ar_norm"]           # anew for every combination that the grid has of these fields' values
 
 [refine]                     # by Optuna

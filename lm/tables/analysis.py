@@ -246,5 +246,4 @@ def _configuration(values: dict[str, Any], records: Sequence[dict[str, Any]], se
     for seed in seeds:
         others.setdefault(seed, "not run")
     unfinished = tuple(sorted((seed, fate) for seed, fate in others.items() if seed not in runs))
-    diverged = any(fate.startswith("diverged") for _, fate in unfinished)
-    return Configuration(dict(values), dict(sorted(runs.items())), unfinished, diverged, frozenset(seeds))
+    return Configuration(dict(values), dict(sorted(runs.items())), unfinished, frozenset(seeds))

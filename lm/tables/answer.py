@@ -13,7 +13,7 @@ from lm.tables.text import interval, percent, signed, verdict
 def answer(analysis: Analysis) -> str:
     """The study's answer in words: best configuration, difference, seed noise, what became of the activations."""
     planned = len(analysis.study.runs())
-    done = sum(len(configuration.asked & configuration.runs.keys()) for configuration in analysis.configurations)
+    done = sum(len(c.asked & (c.runs.keys() | c.diverged)) for c in analysis.configurations)
     if analysis.chosen is None:
         return "Nothing has run yet." if not analysis.records else "No run has finished with a usable result yet."
     unfinished = "" if done >= planned else f" So far {done} of {planned} runs are finished."
@@ -63,6 +63,8 @@ def _effect(configuration: Configuration, analysis: Analysis) -> str:
         return "no seed has finished in both, so there is no paired difference."
     text = f"{interval(difference)} nats per {analysis.unit} on {analysis.split}"
     text += f" ({percent(difference.mean)} perplexity)"
+    if configuration.diverged or (analysis.base and analysis.base.diverged):
+        return f"{text}, not tested: a run of one of the two diverged."
     if difference.n > 1:
         text = text.replace("[", "[95 %: ")
         return f"{text}, {verdict(difference)}."

@@ -136,7 +136,7 @@ def _against(row: Row, first: Row) -> Row:
     if other or row.configuration.diverged or first.configuration.diverged:
         difference = difference.untested()
     change = fmean(map(perplexity, a.values())) - fmean(map(perplexity, b.values()))
-    lost = first.configuration.diverged
+    lost = bool(first.configuration.diverged)
     return replace(
         row, reference_diverged=lost, split=split, difference=difference, ppl_difference=change, other_protocol=other
     )
@@ -189,7 +189,7 @@ def _quoted_against(quoted: Row, first: Row | None) -> Row:
     if quoted.other_protocol or first.configuration.diverged:
         difference = difference.untested()
     change = quoted.configuration.estimated(f"{split}_ppl").mean - first.configuration.estimated(f"{split}_ppl").mean
-    lost = first.configuration.diverged
+    lost = bool(first.configuration.diverged)
     return replace(quoted, reference_diverged=lost, split=split, difference=difference, ppl_difference=change)
 
 

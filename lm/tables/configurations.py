@@ -21,11 +21,15 @@ class Configuration:
     values: dict[str, Any]
     runs: dict[int, dict[str, Any]] = field(default_factory=dict)
     others: tuple[tuple[int, str], ...] = ()
-    diverged: bool = False
     asked: frozenset[int] = frozenset()
     estimates: dict[str, Estimate | None] = field(default_factory=dict)
     differences: dict[str, Difference | None] = field(default_factory=dict)
     label: str = ""
+
+    @property
+    def diverged(self) -> frozenset[int]:
+        """Seeds whose runs diverged."""
+        return frozenset(seed for seed, fate in self.others if fate.startswith("diverged"))
 
     def by_seed(self, metric: str) -> dict[int, float]:
         """Seed -> finite value of the metric."""

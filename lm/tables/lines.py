@@ -46,7 +46,7 @@ def distribution(analysis: Analysis) -> Plot | None:
     if "ar_norm" not in analysis.fields or analysis.base is None:
         return None
     ranked = [c for c in analysis.configurations if not differing(analysis, c, "alpha", "ar_norm") and _histogram(c)]
-    ranked.sort(key=lambda configuration: (configuration.diverged, configuration.mean("valid_ppl")))
+    ranked.sort(key=lambda configuration: (bool(configuration.diverged), configuration.mean("valid_ppl")))
     best: dict[str, Configuration] = {}
     for configuration in ranked:
         penalised = configuration.values.get("alpha") != 0
@@ -82,7 +82,7 @@ def _curve(configuration: Configuration) -> tuple[list[float], list[float]]:
 def curves(analysis: Analysis) -> Plot | None:
     """Valid perplexity over epochs: baseline, chosen and the best others in colour, the rest pale."""
     ranked = [configuration for configuration in analysis.configurations if len(_curve(configuration)[0]) > 1]
-    ranked.sort(key=lambda configuration: (configuration.diverged, configuration.mean("valid_ppl")))
+    ranked.sort(key=lambda configuration: (bool(configuration.diverged), configuration.mean("valid_ppl")))
     if not ranked:
         return None
     others = [configuration for configuration in ranked if colour_of(analysis, configuration) == OTHER]

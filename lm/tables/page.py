@@ -205,6 +205,8 @@ def _differences(analysis: Analysis) -> str:
 def _choice(analysis: Analysis) -> str:
     """How the configuration marked *chosen* was chosen, and what that flatters."""
     several = analysis.base is not None and len(analysis.base.runs) > 1
+    if analysis.base is not None and analysis.base.diverged:
+        return "*Chosen* is the configuration with the lowest loss on valid; the baseline diverged on some seed."
     text = f"*Chosen* is the configuration with the lowest difference on valid{_AMONG if several else ''}."
     if analysis.chosen == analysis.baseline:
         return text

@@ -118,6 +118,11 @@ class BPTTWindows:
         """Whether no window is left in this epoch."""
         return self._position >= len(self._columns) - 1
 
+    @property
+    def rows_read(self) -> int:
+        """Targets of each column that this epoch's windows have had."""
+        return self._position
+
     def rewind(self) -> None:
         """Go to the top of the text, for another epoch; lengths go on from where the generator is."""
         self._position = 0

@@ -100,7 +100,7 @@ class SilentWriter(RunWriter):
     def _nothing(self, *arguments: Any, **keywords: Any) -> None:
         """Of what the first process alone does."""
 
-    prepare = save_best = keep_best = save_kept = copy_best = _nothing
+    prepare = keep_best = save_kept = copy_best = _nothing
 
     def save_last(self, run: Run, log_position: int) -> None:
         """Give the first process the hidden state of this one's columns."""

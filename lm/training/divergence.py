@@ -1,6 +1,6 @@
-"""When a run has diverged: one rule for an update, for the weights that updates leave, and for an evaluation.
+"""When a run has diverged: where a loss, a gradient, a weight or an activation is not finite.
 
-A value has diverged if it is not finite, or is a loss above `LARGEST_LOSS`, whose perplexity no record could hold.
+An evaluation has diverged with a loss above `LARGEST_LOSS`, too, whose perplexity no record could hold.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,3 +31,9 @@ class Progress:
     """--init-vectors: `types` that the file has, their share of all, and the share of train's tokens"""
     from_run: dict[str, float] = field(default_factory=dict)
     """--finetune on another text: how much of it the run knew, see `lm.training.transfer.known_share`"""
+
+    def adopt_best(self, saved: Mapping[str, Any]) -> None:
+        """Take the best validation from the progress that `best.pt` holds, where it is better than the one known."""
+        if saved["best_loss"] < self.best_loss:
+            self.best_loss, self.best_epoch = saved["best_loss"], saved["best_epoch"]
+            self.best_activation, self.best_averaged = saved["best_activation"], saved["best_averaged"]

@@ -225,10 +225,13 @@ class Run:
             raise ConfigError(f"--epochs: this run is in epoch {begun} already; give at least as many")
         if 0 < self.config.max_steps < self.progress.step:
             raise ConfigError(f"--max-steps: this run has made {self.progress.step} updates already; give as many")
+        begins = f"from update {self.progress.step} on with"
         if old_rate != self.config.lr:
-            self.progress.changes.append(
-                f"from update {self.progress.step} on with --lr {self.config.lr:g} (was {old_rate:g})"
-            )
+            self.progress.changes.append(f"{begins} --lr {self.config.lr:g} (was {old_rate:g})")
+        epochs_read = (self.progress.epoch - 1) * self.targets_per_epoch
+        if self.progress.finished and self.progress.tokens < epochs_read and not self.is_over():
+            old = state["config"]["max_steps"]  # it ended an epoch early, with a validation there
+            self.progress.changes.append(f"{begins} --max-steps {self.config.max_steps} (was {old}), in the next epoch")
         self.progress.finished = self.has_stalled() or (self.windows.at_start and self.is_over())
         set_rng_state(state["rng"], self.device)
         now, before = self.versions(), {"processes": 1} | state.get("versions", {})

@@ -118,18 +118,12 @@ class RunWriter:
         if run.ranks.any(not self._directory.last.exists()):
             self.save_last(run, log.sync())
 
-    def save_best(self, run: Run, model: AWDLSTM) -> None:
-        """Write best.pt, and the copy that `--save` asks for."""
-        self._check_owner()
-        save_checkpoint(self._directory.best, run.best_state(model))
-        self.copy_best()
-
     def keep_best(self, run: Run, model: AWDLSTM) -> None:
         """Take the best weights down, for best.pt to be written beside the next last.pt, which knows of them."""
         self._kept = copy.deepcopy(run.best_state(model))
 
     def save_kept(self) -> None:
-        """Write what `keep_best` took down, if anything."""
+        """Write what `keep_best` took down last, if anything, and the copy that `--save` asks for."""
         if self._kept:
             self._check_owner()
             save_checkpoint(self._directory.best, self._kept)

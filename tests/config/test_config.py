@@ -105,6 +105,7 @@ def test_cuda_flag_is_ignored_with_a_warning():
         ("--preset none", "--preset"), ("--log-interval 0", "--log-interval"), ("--nlayers 1", "--nhid"),
         ("--tokenizer subword", "--tokenizer"), ("--bpe-vocab-size 300", "--bpe-vocab-size"),
         ("--tokenizer bpe --bpe-vocab-size 256", "--bpe-vocab-size"),
+        ("--schedule plateau --nonmono 0 --lr 1 --min-lr 2", "--min-lr"),
     ],
 )  # fmt: skip
 def test_a_bad_value_is_refused_with_the_flags_name(line, flag):

@@ -60,6 +60,19 @@ def test_ties_are_broken_by_the_order_of_the_study(tmp_path):
     assert "No configuration beats the baseline" in answer(analysis)
 
 
+def test_beside_a_baseline_that_diverged_on_a_seed_nothing_is_tested_and_nothing_is_left_to_run(tmp_path):
+    losses = {0: (4.5, 4.52), 1: (4.4, 4.43, 4.41)}
+    lines = [
+        record(seed, loss, test=loss, config={"alpha": alpha})
+        for alpha, found in losses.items()
+        for seed, loss in enumerate(found, 1)
+    ]
+    lines.append(record(3, None, status="diverged", config={"alpha": 0}, error="non-finite loss"))
+    text = answer(analysis_of(tmp_path, lines, seeds=(1, 2, 3), body="[[grid]]\nalpha = [0, 1]\n"))
+    assert "not tested: a run of one of the two diverged" in text
+    assert "no spread" not in text and "So far" not in text and "  " not in text
+
+
 def test_a_configuration_that_diverged_on_one_seed_is_not_chosen(tmp_path):
     lines = records_of({**LOSSES, (2, 0): (4.2, 4.2)})
     lines.append(record(3, None, status="diverged", config={"alpha": 2.0}, error="non-finite loss"))

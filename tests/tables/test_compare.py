@@ -103,11 +103,11 @@ def test_runs_on_another_text_of_the_same_name_are_set_apart_and_not_tested(tmp_
     assert row.difference.p is None
 
 
-def test_a_diverged_run_has_nothing_to_compare(tmp_path):
+def test_a_diverged_run_is_told_as_such(tmp_path):
     a = write_run(tmp_path / "x", record(1, 4.5, test=4.45))
     b = write_run(tmp_path / "y", record(1, None, status="diverged"))
     rows = compare([a, b])
-    assert rows[1].verdict == "nothing to compare"
+    assert rows[1].verdict == "diverged on some seed"
     assert "without a result: seed 1: diverged\n" in compare_text(rows)
 
 

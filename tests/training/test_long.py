@@ -6,11 +6,11 @@ import json
 import pytest
 
 import lm.train
-from lm.base.errors import ConfigError, Interrupted
+from lm.base.errors import CheckpointError, ConfigError, Interrupted
 from lm.config.schema import TrainConfig
 from lm.config.values import config_id, is_open_ended
 from tests.conftest import TINY
-from tests.rundir import records, same, weights
+from tests.rundir import checkpoint, records, same, weights
 
 FLAGS = [*TINY, "--no-tensorboard", "--no-eval-test", "--eval-train-tokens=20", "--log-interval=1", "--save-every=5"]
 
@@ -158,6 +158,53 @@ def test_another_learning_rate_is_taken_from_where_the_run_is_and_told(run_with,
     assert result["changes"] == [f"from update {result['steps'] // 2} on with --lr 3 (was 5)"]
     assert result["changes"][0] in (tmp_path / "run/train.log").read_text()
     assert json.loads((tmp_path / "run/config.json").read_text())["lr"] == 3
+
+
+def best_loss(run):
+    """The valid loss of what best.pt holds."""
+    return checkpoint(run, "best")["progress"]["best_loss"]
+
+
+def test_the_best_checkpoint_is_that_of_the_last_best_validation_within_an_epoch_or_at_its_end(
+    run_with, losses, tmp_path
+):
+    losses(5.0, 4.0, 3.0)  # the second one after the last save within the epoch
+    result = run_with("run", "--epochs=1", "--validate-every=5", "--save-every=7", "--nonmono=0")
+    assert [kind for kind, _ in validations(tmp_path / "run")] == ["valid", "valid", "epoch"]
+    assert best_loss(tmp_path / "run") == result["valid_loss"] == pytest.approx(3.0)
+    assert same(weights(tmp_path / "run", "best"), weights(tmp_path / "run"))  # of the end of the epoch
+
+
+def test_a_best_checkpoint_of_other_weights_is_not_scored_as_the_runs_best(run_with, losses, tmp_path):
+    losses(5.0, 4.0)
+    run_with("run", "--epochs=1", "--nonmono=0")
+    other = tmp_path / "run/ckpt/best.pt"
+    kept = other.read_bytes()
+    run_with("run", "--epochs=2", "--nonmono=0")
+    other.write_bytes(kept)
+    (tmp_path / "run/result.json").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"best\.pt: its valid loss is 5\.0000, but the best of this run is 4\.0000"
+    ):
+        run_with("run", "--epochs=2", "--nonmono=0")
+
+
+def test_with_another_learning_rate_the_best_so_far_is_what_best_pt_holds(run_with, losses, tmp_path):
+    losses(5.0, 3.0, 4.0)
+    run_with("run", "--epochs=1", "--nonmono=0")
+    early = (tmp_path / "run/ckpt/last.pt").read_bytes()
+    run_with("run", "--epochs=2", "--nonmono=0")
+    (tmp_path / "run/ckpt/last.pt").write_bytes(early)  # as a user would who goes back
+    result = run_with("run", "--epochs=2", "--nonmono=0", "--lr=3")
+    assert result["valid_loss"] == best_loss(tmp_path / "run") == pytest.approx(3.0)
+    assert result["best_epoch"] == 2
+
+
+def test_more_updates_than_ended_a_run_within_an_epoch_are_told(run_with):
+    run_with("run", "--epochs=3", "--max-steps=5", "--nonmono=0")
+    result = run_with("run", "--epochs=3", "--max-steps=9", "--nonmono=0")
+    assert result["changes"] == ["from update 5 on with --max-steps 9 (was 5), in the next epoch"]
+    assert "changes" not in run_with("whole", "--epochs=3", "--max-steps=9", "--nonmono=0")
 
 
 def test_more_updates_may_be_asked_for_but_not_fewer_nor_under_a_schedule_that_they_scale(run_with):

@@ -53,10 +53,14 @@ def test_a_run_whose_last_checkpoint_is_lost_is_not_begun_anew_over_what_is_left
 
 def test_a_checkpoint_to_continue_from_is_there_before_the_first_best_one(run, lengthen, monkeypatch):
     seen = []
-    real = RunWriter.save_best
-    monkeypatch.setattr(
-        RunWriter, "save_best", lambda self, *rest: (seen.append(self._directory.last.exists()), real(self, *rest))
-    )
+    real = RunWriter.save_kept
+
+    def note(self):
+        if self._kept:
+            seen.append(self._directory.last.exists())
+        real(self)
+
+    monkeypatch.setattr(RunWriter, "save_kept", note)
     lengthen(run.parent / "new", "--save-every=100000")
     lengthen(run.parent / "tuned", "--finetune", run)
     assert len(seen) > 3
@@ -145,8 +149,9 @@ def test_a_process_whose_directory_was_deleted_and_begun_anew_by_another_writes_
             with pytest.raises(LMError, match="was deleted or replaced") as caught:
                 writer.save_last(SimpleNamespace(state_dict=lambda position: {}), 0)
             assert caught.value.exit_code == 1
+            writer.keep_best(SimpleNamespace(best_state=lambda model: {"model": {}}), None)
             with pytest.raises(LMError):
-                writer.save_best(None, None)
+                writer.save_kept()
             with pytest.raises(LMError):
                 writer.write_result(None, "completed", {})
             other = take_lock(run / "train.lock", wait=False)

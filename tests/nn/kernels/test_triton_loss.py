@@ -72,6 +72,17 @@ def test_a_padded_vocabulary_changes_nothing_but_the_order_of_sums(monkeypatch):
         assert (got - value).norm() <= 2**-8 * value.norm()
 
 
+def test_a_padded_vocabulary_is_cut_off_again_where_the_weights_have_the_type_of_the_products(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    h, w, b = (torch.randn(*shape, generator=generator).bfloat16() for shape in ((6, 8), (30, 8), (30,)))
+    case = h, w, b, torch.randint(30, (6,), generator=generator), torch.bfloat16
+    expected = loss_module.nats_and_gradients(*case)
+    monkeypatch.setattr(loss_module, "_padding", lambda weight, dtype: 2)
+    for got, value in zip(loss_module.nats_and_gradients(*case), expected, strict=True):
+        assert got.shape == value.shape
+        assert (got - value).norm() <= 2**-6 * value.norm()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("vocabulary", [10_000, 33_278])
 def test_on_a_gpu_it_is_that_of_pytorchs_operators_and_repeats_to_the_bit(vocabulary, monkeypatch):
