@@ -38,7 +38,7 @@ def test_a_run_of_more_epochs_goes_on_from_a_copy_of_the_shorter_and_ends_as_if_
     assert before == {path: path.read_bytes() for path in short.run_dir.path.rglob("*") if path.is_file()}
 
 
-def test_where_the_rate_depends_on_the_number_of_epochs_a_run_begins_anew_and_says_so(
+def test_where_what_is_computed_depends_on_the_number_of_epochs_a_run_begins_anew_and_says_so(
     train_here, small_dir, tmp_path, caplog
 ):
     short, long = (job(small_dir, tmp_path / "study", epochs, schedule="linear", max_steps=2) for epochs in (1, 2))
@@ -46,7 +46,7 @@ def test_where_the_rate_depends_on_the_number_of_epochs_a_run_begins_anew_and_sa
     long.run_dir.path.mkdir()
     with caplog.at_level("INFO"):
         begin_with_shorter(long)
-    assert "a run: begins anew, since its learning rate depends on --epochs" in caplog.text
+    assert "a run: begins anew, since what it computes depends on --epochs" in caplog.text
     assert not [*long.run_dir.path.iterdir()]
 
 
