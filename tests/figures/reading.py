@@ -74,10 +74,11 @@ def mean_gain(base: dict[int, dict], ours: dict[int, dict], loss: str = "test_lo
 def adapted(study: str) -> dict[str, dict[tuple[str, str], float]]:
     """Run -> (split, mode) -> perplexity, from the kept output of lm.evaluate."""
     text = (ROOT / "results" / study / "adapt.txt").read_text()
-    found = {}
+    found: dict[str, dict[tuple[str, str], float]] = {}
     for block in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
         rows = re.findall(r"^(valid|test) +(\S+) +([\d.]+)", block, re.MULTILINE)
-        found[re.search(r"runs/[\w-]+/(\w+)", block)[1]] = {(split, mode): float(ppl) for split, mode, ppl in rows}
+        of_run = found.setdefault(re.search(r"runs/[\w-]+/(\w+)", block)[1], {})
+        of_run |= {(split, mode): float(ppl) for split, mode, ppl in rows}
     return found
 
 
