@@ -64,8 +64,7 @@ def _gradient(model: AWDLSTM, output: Output, targets_TB: Tensor) -> list[Tensor
     """Gradient of the mean loss of a window by each parameter."""
     model.zero_grad()
     model.loss(output, targets_TB).backward()
-    found = [parameter.grad for parameter in model.parameters()]
-    return [gradient for gradient in found if gradient is not None]  # every parameter has one; for the type checker
+    return [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
 
 
 def gradient_rms(model: AWDLSTM, ids: np.ndarray, batch_size: int, bptt: int, most: int | None = None) -> list[Tensor]:
