@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
@@ -35,6 +35,11 @@ def _label(analysis: Analysis, configuration: Configuration) -> str:
     return configuration.label + marks.get(colour_of(analysis, configuration), "")
 
 
+def _best_first(configurations: Iterable[Configuration]) -> list[Configuration]:
+    """Finished configurations by their valid perplexity, those that diverged on some seed last."""
+    return sorted(configurations, key=lambda c: (bool(c.diverged), c.mean("valid_ppl")))
+
+
 def _histogram(configuration: Configuration) -> list[float]:
     """Shares of h in bins from -1 to 1, means over the runs that have them; empty where none has."""
     known = [found for record in configuration.runs.values() if (found := histogram_of(record))]
@@ -45,10 +50,9 @@ def distribution(analysis: Analysis) -> Plot | None:
     """How the activations spread: the baseline, and of each norm of AR the strength that is best on valid."""
     if "ar_norm" not in analysis.fields or analysis.base is None:
         return None
-    ranked = [c for c in analysis.configurations if not differing(analysis, c, "alpha", "ar_norm") and _histogram(c)]
-    ranked.sort(key=lambda configuration: (bool(configuration.diverged), configuration.mean("valid_ppl")))
+    known = [c for c in analysis.configurations if not differing(analysis, c, "alpha", "ar_norm") and _histogram(c)]
     best: dict[str, Configuration] = {}
-    for configuration in ranked:
+    for configuration in _best_first(known):
         penalised = configuration.values.get("alpha") != 0
         best.setdefault(str(configuration.values["ar_norm"]) if penalised else "none", configuration)
     if len(best) < 2:
@@ -81,8 +85,7 @@ def _curve(configuration: Configuration) -> tuple[list[float], list[float]]:
 
 def curves(analysis: Analysis) -> Plot | None:
     """Valid perplexity over epochs: baseline, chosen and the best others in colour, the rest pale."""
-    ranked = [configuration for configuration in analysis.configurations if len(_curve(configuration)[0]) > 1]
-    ranked.sort(key=lambda configuration: (bool(configuration.diverged), configuration.mean("valid_ppl")))
+    ranked = _best_first(c for c in analysis.configurations if len(_curve(c)[0]) > 1)
     if not ranked:
         return None
     others = [configuration for configuration in ranked if colour_of(analysis, configuration) == OTHER]

@@ -34,7 +34,7 @@ from torch.autograd.function import once_differentiable
 # The kernels are tested with 3.6 and 3.7, which come with PyTorch 2.11 to 2.13 for CUDA.
 _OLDEST_TRITON = (3, 6)
 # A copy's programs take 64 x 64 numbers: rows of 128 bytes or more, read and, transposed, written.
-_COPY_BLOCK = 64
+COPY_BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -137,11 +137,11 @@ def masked_copy(
     G, R, C = source_GRC.shape
     copy = source_GRC.new_empty(G, rows, columns, dtype=dtype)
     copy_t = source_GRC.new_empty(columns, G * rows, dtype=dtype) if transposed else None
-    grid = (-(-rows // _COPY_BLOCK), -(-columns // _COPY_BLOCK), G)
+    grid = (-(-rows // COPY_BLOCK), -(-columns // COPY_BLOCK), G)
     with torch.cuda.device_of(copy):
         _steps().masked_copy[grid](
             source_GRC.contiguous(), mask, copy, copy_t, scale, R, C, rows, columns,
-            MASKED=mask is not None, TRANSPOSED=transposed, BLOCK=_COPY_BLOCK,
+            MASKED=mask is not None, TRANSPOSED=transposed, BLOCK=COPY_BLOCK,
         )  # fmt: skip
     return copy, copy_t
 

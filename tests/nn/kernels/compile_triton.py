@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from lm.nn.kernels import triton_loss, triton_qrnn, triton_steps
-from lm.nn.kernels.triton_lstm import _COPY_BLOCK, Tile, choose_tiles, padded_size
+from lm.nn.kernels.triton_lstm import COPY_BLOCK, Tile, choose_tiles, padded_size
 
 _H100 = GPUTarget("cuda", 90, 32)
 _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -72,7 +72,7 @@ def compile_loss() -> dict[str, Any]:
 
 def compile_copy(*, masked: bool, transposed: bool) -> dict[str, Any]:
     """The same for the kernel that masks, pads and casts weights, as the forward pass with or without weight drop."""
-    constants: dict[str, Any] = {"MASKED": masked, "TRANSPOSED": transposed, "BLOCK": _COPY_BLOCK}
+    constants: dict[str, Any] = {"MASKED": masked, "TRANSPOSED": transposed, "BLOCK": COPY_BLOCK}
     constants |= {} if masked else {"mask": None}
     constants |= {} if transposed else {"copy_t": None}
     return _compile(triton_steps.masked_copy, _POINTERS["masked_copy"], constants, {})

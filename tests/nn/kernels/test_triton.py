@@ -30,7 +30,7 @@ def _layer(dtype=FP32):
 
 @pytest.fixture
 def large_copies(monkeypatch):
-    monkeypatch.setattr(triton_lstm, "_COPY_BLOCK", 512)
+    monkeypatch.setattr(triton_lstm, "COPY_BLOCK", 512)
 
 
 def _with_tiles(monkeypatch, *tiles):
@@ -190,16 +190,8 @@ def test_available_where_triton_is_new_enough_and_can_run(monkeypatch):
 def compiled():
     """What `python -m tests.nn.kernels.compile_triton` reports, in a process where kernels are not interpreted."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [
-        sys.executable,
-        "-m",
-        "tests.nn.kernels.compile_triton",
-        "--sizes",
-        "1150x20",
-        "400x80",
-        "1150x40",
-        "1150x100",
-    ]
+    sizes = ["1150x20", "400x80", "1150x40", "1150x100"]
+    command = [sys.executable, "-m", "tests.nn.kernels.compile_triton", "--sizes", *sizes]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
