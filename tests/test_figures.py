@@ -77,7 +77,7 @@ QUOTED = {
     "60.3": "Merity et al. 2018", "57.3": "Merity et al. 2018",
     "70.1": "Merity et al. 2018", "65.8": "Merity et al. 2018", "87.17": "pytorch/examples",
     "69.8": "Warstadt et al. 2020", "65.5": "sgugger/Adam-experiments", "62.7": "Merity et al. 2018",
-    "60.7": "Merity et al. 2018", "60.0": "Merity et al. 2018",
+    "60.7": "Merity et al. 2018", "60.0": "Merity et al. 2018", "51.1": "Krause et al. 2018",
 }  # fmt: skip
 # Coefficients, dropouts, thresholds and versions.
 SETTINGS = {
